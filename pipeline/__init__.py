@@ -1,0 +1,1 @@
+"""Photographs and annotations in, batches out. Imports neither `model` nor `export`."""

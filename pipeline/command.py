@@ -1,0 +1,139 @@
+"""What all commands share: flags, help, one-line errors, progress.
+
+A command file defines its flags in a `flags.FlagValues` of its own, and ends with `command.run(main, FLAGS, __doc__)`.
+TensorFlow is imported inside `main`, so that `--help` and a mistyped flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from absl import flags
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A wrong input that a person can give. The message is one line: the value, the rule, the way out."""
+
+
+def run(
+    main: Callable[[list[str]], None], flag_values: flags.FlagValues, doc: str | None, *, passes_unknown_flags: bool = False
+) -> NoReturn:
+    """Parses the command line, calls `main` and ends the process.
+
+    Args:
+      main: takes the arguments that are not flags of this command (empty unless `passes_unknown_flags`).
+      flag_values: the command's flags.
+      doc: the module's docstring, shown by `--help`.
+      passes_unknown_flags: whether `main` knows what to do with other flags (those of Beam).
+
+    Ends with status 0; with 1 and one line on stderr for a `UserError`; with 130 after Ctrl-C.
+    """
+    try:
+        if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
+            flags_help = flag_values.get_help(prefix="  ", include_special_flags=False).strip()
+            print(f"{(doc or '').strip()}\n\nFlags:\n{flags_help}", flush=True)
+            sys.exit(0)
+        main(flag_values(sys.argv, known_only=True)[1:] if passes_unknown_flags else _parse_all(flag_values))
+    except (UserError, flags.Error) as error:
+        _fail(str(error).removeprefix("FATAL Flags parsing error: "))
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C; the same command goes on from what is finished", status=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+    sys.exit(0)
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow without the dozen lines that it prints about this machine's libraries before its log levels hold.
+
+    To see them, and TensorFlow's own warnings later, set TF_CPP_MIN_LOG_LEVEL=0.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _parse_all(flag_values: flags.FlagValues) -> list[str]:
+    try:
+        rest = flag_values(sys.argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(flag_values), n=1, cutoff=0.6)
+        hint = f"did you mean --{near[0]}? " if near else ""
+        raise UserError(f"--{error.flagname}: no such flag; {hint}--help lists them") from None
+    if rest:
+        raise UserError(f"{rest[0]!r}: every argument is a flag --name=value; --help lists them")
+    return list(rest)
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
+    sys.stdout.flush()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+class Progress:
+    """A bar on a terminal, a plain line every ten seconds elsewhere.
+
+    with Progress(total=1000, title="train images", unit="image") as progress:
+        progress.advance(8, note="loss 1.23")
+    """
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, total: int, title: str, unit: str, *, done: int = 0) -> None:
+        self._total, self._title, self._unit = total, title, unit
+        self._done = self._first = done
+        self._start = self._last_line = time.monotonic()
+        self._note = ""
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, leave=True)
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self.SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._print_line(now)
+
+    def _print_line(self, now: float) -> None:
+        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
+        parts = [f"{self._title}: {self._done}/{self._total}", f"{rate:.1f} {self._unit}s/s", left, self._note]
+        print(", ".join(part for part in parts if part), flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()

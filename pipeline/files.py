@@ -1,0 +1,34 @@
+"""Files that are whole or absent: written under another name, brought to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def publish(written: Path, final: Path) -> None:
+    """Moves a finished file to its final name, such that after a power cut the name holds all of it or is not there.
+
+    Both names must be on the same file system.
+    """
+    descriptor = os.open(written, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    written.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a small file whole or not at all; an older one of the same name stays until then."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

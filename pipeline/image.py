@@ -1,0 +1,92 @@
+"""From a file's bytes to the pixels that the model sees: one preprocessing for training, evaluation and exported models.
+
+Everything here is TensorFlow and runs alike in tf.data, in a SavedModel and eagerly. Pixels stay uint8.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG or PNG file to RGB.
+
+    Grey pictures become three equal channels, CMYK is converted, an alpha channel is dropped, 16 bits become 8. A stored
+    rotation (EXIF) is not applied. JPEGs are decoded with libjpeg's accurate method, to the same pixels as in Pillow.
+
+    Args:
+      image_bytes: scalar string, the file. What does not begin like a PNG is taken for a JPEG.
+
+    Returns:
+      uint8 [h, w, 3].
+
+    Raises:
+      tf.errors.InvalidArgumentError: neither, or a broken file.
+    """
+    image = tf.cond(
+        tf.strings.substr(image_bytes, 0, len(PNG_SIGNATURE)) == PNG_SIGNATURE,
+        lambda: tf.io.decode_png(image_bytes, channels=3),
+        lambda: tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE"),
+    )
+    image.set_shape([None, None, 3])
+    return image
+
+
+def resized_size_tf(
+    height: tf.Tensor, width: tf.Tensor, short_edge: tf.Tensor | int, max_edge: tf.Tensor | int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The size at which a picture is seen: `anchors.resized_size` in TensorFlow, equal to it everywhere.
+
+    Args:
+      height, width: pixels, integer tensors of one shape.
+      short_edge: pixels that the shorter side shall have.
+      max_edge: pixels that the longer side may have; it wins over `short_edge`.
+
+    Returns:
+      int32 height and width, at least 1.
+    """
+    # float64, and the operations in the other one's order: a product close to a half would otherwise fall either way.
+    height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    short_edge, max_edge = tf.cast(short_edge, tf.float64), tf.cast(max_edge, tf.float64)
+    scale = tf.minimum(short_edge / tf.minimum(height, width), max_edge / tf.maximum(height, width))
+    resized = [tf.maximum(tf.cast(side * scale + 0.5, tf.int32), 1) for side in (height, width)]
+    return resized[0], resized[1]
+
+
+def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """Bilinear, half-pixel centres, no antialiasing, rounded to the nearest integer.
+
+    Args:
+      image: uint8 [h, w, 3].
+      height, width: integer scalars.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    # Weights sum to one, so that half added to the small source instead of the large result rounds it just as well; and the
+    # kernel is much faster on floats than on bytes.
+    resized = tf.image.resize(tf.cast(image, tf.float32) + 0.5, tf.stack([height, width]))
+    return tf.cast(resized, tf.uint8)
+
+
+def flip(image: tf.Tensor) -> tf.Tensor:
+    """Left becomes right; [h, w, 3]. Before `resize`, where there is less to move."""
+    return tf.reverse(image, axis=[1])
+
+
+def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -> tf.Tensor:
+    """Puts a picture at the top left of a canvas of zeros.
+
+    Args:
+      image: uint8 [h, w, 3], not larger than the canvas.
+      canvas_height, canvas_width: integer scalars.
+
+    Returns:
+      uint8 [canvas_height, canvas_width, 3].
+    """
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    rows = tf.reshape(image, [height, 3 * width])  # padding in two dimensions is several times faster than in three
+    rows = tf.pad(rows, [[0, canvas_height - height], [0, 3 * (canvas_width - width)]])
+    return tf.reshape(rows, [canvas_height, canvas_width, 3])

@@ -1,0 +1,206 @@
+"""An epoch's plan: which images make up each batch, at which short edge, flipped or not, on which canvas.
+
+A plan is computed in NumPy from (seed, epoch) in milliseconds, and records are read by their offset: the batch of any step is
+known without reading what comes before, and there is no buffer of records that a checkpoint would have to carry. What an
+image draws is keyed by (seed, epoch, image id), never by worker, replica or position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import anchors, canvases
+from pipeline.command import UserError
+
+Ints = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+
+class NoImagesError(UserError):
+    """A split without an image that may be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The images that an epoch goes through, and the canvases that were chosen for them.
+
+    Attributes:
+      rows: int64 [N] rows of the split's index.
+      image_ids: int64 [N].
+      canvas_of: int32 [N, S] index of the image's canvas at each short edge.
+      canvases: their sizes, and the share of padding if each short edge is as frequent.
+      flip: whether images are flipped half of the time.
+      left_out: number of images of the split that have no labelled person, where those are not wanted.
+      dropped_boxes: number of boxes that are more than an image may have.
+    """
+
+    rows: Ints
+    image_ids: Ints
+    canvas_of: npt.NDArray[np.int32]
+    canvases: canvases.Canvases
+    flip: bool
+    left_out: int
+    dropped_boxes: int
+
+    def __str__(self) -> str:
+        without = f" ({self.left_out} without labelled persons left out)" if self.left_out else ""
+        dropped = f", {self.dropped_boxes} boxes more than images may have left out" if self.dropped_boxes else ""
+        return f"{len(self.rows)} images{without}{dropped}, {self.canvases}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The batches of one epoch.
+
+    Attributes:
+      canvas: int32 [T] index of each batch's canvas.
+      rows: int64 [T, B] rows of the split's index; −1 for a padding image.
+      variants: int32 [T, B], 2 · (index of the short edge) + flipped; 0 for a padding image.
+    """
+
+    canvas: npt.NDArray[np.int32]
+    rows: Ints
+    variants: npt.NDArray[np.int32]
+
+
+def make_pool(
+    index: npt.NDArray[Any],
+    *,
+    short_edges: Sequence[int],
+    max_edge: int,
+    num_canvases: int,
+    max_boxes: int,
+    flip: bool,
+    require_keypoints: bool,
+    split: str,
+) -> Pool:
+    """Chooses images and canvases for them.
+
+    Args:
+      index: the split's index, one row per record (`records.py`).
+      split: its name, for the error.
+
+    Raises:
+      UserError: no image is left.
+    """
+    keep = index["labelled_persons"] > 0 if require_keypoints else np.ones(len(index), bool)
+    rows = np.flatnonzero(keep)
+    if not len(rows):
+        if not len(index):
+            raise NoImagesError(f"split {split!r} has no images: convert some with pipeline.make_tfrecords")
+        raise NoImagesError(
+            f"split {split!r}: none of its {len(index)} images has a person with a labelled keypoint, and training takes only "
+            "such images; check the annotations, or set data.require_keypoints=false"
+        )
+    sizes = _resized_sizes(index["height"][rows], index["width"][rows], short_edges, max_edge)
+    chosen = canvases.choose(sizes[0].ravel(), sizes[1].ravel(), num_canvases)
+    return Pool(
+        rows=rows,
+        image_ids=index["image_id"][rows].astype(np.int64),
+        canvas_of=canvases.assign(chosen.sizes, sizes[0], sizes[1]),
+        canvases=chosen,
+        flip=flip,
+        left_out=len(index) - len(rows),
+        dropped_boxes=int(np.maximum(index["persons"][rows] + index["crowds"][rows] - max_boxes, 0).sum()),
+    )
+
+
+def _resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_edge: int) -> Ints:
+    """[N], [N] → [2, N, S] heights and widths as images are seen; each distinct size is worked out once."""
+    distinct, image = np.unique((heights.astype(np.int64) << 32) + widths, return_inverse=True)  # [D], [N]
+    resized = [
+        [anchors.resized_size(size >> 32, size & 0xFFFFFFFF, edge, max_edge) for edge in short_edges]
+        for size in distinct.tolist()
+    ]
+    return np.moveaxis(np.array(resized, np.int64), -1, 0)[:, image]
+
+
+def plan_epoch(pool: Pool, *, seed: int, epoch: int, global_batch_size: int) -> Plan:
+    """Plans an epoch: every image once, in batches of one canvas each, in random order.
+
+    What is left of a canvas at the end is filled up with padding images, and the order of batches is shuffled, so that canvases
+    alternate.
+    """
+    generator = np.random.Generator(np.random.Philox(key=epoch_key(seed, epoch)))
+    order = generator.permutation(len(pool.rows))
+    variants = _draw(pool, epoch_key(seed, epoch))[order]
+    canvas = pool.canvas_of[order, variants // 2]
+    plan = _in_batches(pool.rows[order], variants, canvas, len(pool.canvases.sizes), global_batch_size)
+    shuffled = generator.permutation(len(plan.canvas))
+    return Plan(plan.canvas[shuffled], plan.rows[shuffled], plan.variants[shuffled])
+
+
+def plan_evaluation(pool: Pool, *, batch_size: int) -> Plan:
+    """Every image of the pool once, unflipped at the first short edge, canvas by canvas, in the order of the index."""
+    variants = np.zeros(len(pool.rows), np.int32)
+    return _in_batches(pool.rows, variants, pool.canvas_of[:, 0], len(pool.canvases.sizes), batch_size)
+
+
+def epochs_from(pool: Pool, *, seed: int, global_batch_size: int, step: int) -> Iterator[tuple[int, int]]:
+    """The epochs from the one that `step` falls into, without end: number of the epoch, and the step that it begins with.
+
+    Epochs differ in length, as their draws leave more or fewer padding images. So the epochs before are counted:
+    about a millisecond each for COCO, and more and more at a time where they are short.
+    """
+    count = len(pool.canvases.sizes)
+    epoch, first, at_a_time = 0, 0, 1
+    while True:
+        keys = _epoch_keys(seed, np.arange(epoch, epoch + at_a_time))
+        canvas = pool.canvas_of[np.arange(len(pool.rows)), _draw(pool, keys[:, None]) // 2]  # [E, N]
+        number = np.bincount((canvas + count * np.arange(at_a_time)[:, None]).ravel(), minlength=count * at_a_time)
+        lengths = -(-number.reshape(at_a_time, count) // global_batch_size).sum(axis=1)
+        for length in lengths.tolist():
+            if first + length > step:
+                yield epoch, first
+            epoch, first = epoch + 1, first + length
+        at_a_time = max(1, min(2 * at_a_time, 1_000_000 // (len(pool.rows) + count)))
+
+
+def epoch_key(seed: int, epoch: int) -> np.uint64:
+    """64 bits that every draw of an epoch is keyed with, together with the image's id."""
+    return np.uint64(_epoch_keys(seed, np.array([epoch]))[0])
+
+
+def _epoch_keys(seed: int, epochs: Ints) -> Keys:
+    return _mix(_mix(np.array([seed], np.int64).view(np.uint64)) ^ epochs.astype(np.uint64))
+
+
+def _draw(pool: Pool, key: np.uint64 | Keys) -> npt.NDArray[np.int32]:
+    """Variants that the images draw in the epoch(s) of `key`; [N], or [E, N] for keys [E, 1]."""
+    bits = _mix(_mix(pool.image_ids.view(np.uint64)) ^ key)
+    short_edge = ((bits >> np.uint64(32)) * np.uint64(pool.canvas_of.shape[1])) >> np.uint64(32)
+    flipped = bits & np.uint64(1) if pool.flip else np.uint64(0)
+    return (np.uint64(2) * short_edge + flipped).astype(np.int32)
+
+
+def _mix(bits: Keys) -> Keys:
+    """One step of SplitMix64 (Steele et al. 2014): a bijection of 64 bits in which every input bit moves every output bit."""
+    with np.errstate(over="ignore"):
+        bits = bits + np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(31))
+
+
+def _in_batches(
+    rows: Ints, variants: npt.NDArray[np.int32], canvas: npt.NDArray[np.int32], num_canvases: int, batch_size: int
+) -> Plan:
+    """Groups images by canvas, keeping their order, into batches; the last one of each canvas is filled up."""
+    number = np.bincount(canvas, minlength=num_canvases)
+    batches = -(-number // batch_size)
+    first_slot = (np.cumsum(batches) - batches) * batch_size  # where each canvas begins
+    by_canvas = np.argsort(canvas, kind="stable")
+    slot = first_slot[canvas[by_canvas]] + np.arange(len(rows)) - (np.cumsum(number) - number)[canvas[by_canvas]]
+    all_rows = np.full(batches.sum() * batch_size, -1, np.int64)
+    all_variants = np.zeros(batches.sum() * batch_size, np.int32)
+    all_rows[slot], all_variants[slot] = rows[by_canvas], variants[by_canvas]
+    return Plan(
+        canvas=np.repeat(np.arange(num_canvases, dtype=np.int32), batches),
+        rows=all_rows.reshape(-1, batch_size),
+        variants=all_variants.reshape(-1, batch_size),
+    )

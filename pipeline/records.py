@@ -1,0 +1,216 @@
+"""The record: one definition for writing, reading, TFDS metadata and documentation.
+
+A record is one `tf.train.Example` per picture, with the keys of the TF Object Detection conventions, so that it is widely read.
+`FIELDS` lists them: P objects (persons and crowds, sorted by annotation id), K keypoints, V variants. A variant is one resized
+size of the picture, flipped or not: variant = 2 · (index of the short edge) + flipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from numpy.typing import NDArray
+
+from pipeline.anchors import AnchorConfig, Matching, match_variants, resized_size, variant_boxes
+from pipeline.coco import Picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One key of the record.
+
+    Attributes:
+      shape: of the values: "[]" is a scalar, "[V, …]" a ragged list of lists, stored as TFDS stores it under two keys.
+    """
+
+    key: str
+    dtype: Literal["bytes", "float", "int64"]
+    shape: Literal["[]", "[P]", "[P·K]", "[V, …]"]
+    meaning: str
+
+
+_AXES = (("x", "width"), ("y", "height"))
+FIELDS: tuple[Field, ...] = (
+    Field("image/encoded", "bytes", "[]", "the file's own bytes, never re-encoded unless a stored rotation had to be applied"),
+    Field("image/format", "bytes", "[]", "jpeg or png"),
+    Field("image/height", "int64", "[]", "pixels of the decoded picture"),
+    Field("image/width", "int64", "[]", "pixels of the decoded picture"),
+    Field("image/filename", "bytes", "[]", "file_name of the JSON"),
+    Field("image/source_id", "bytes", "[]", "image id of the JSON, in decimal"),
+    Field("image/key/sha256", "bytes", "[]", "of image/encoded, in hexadecimal"),
+    *(
+        Field(f"image/object/bbox/{axis}{end}", "float", "[P]", f"fraction 0…1 of the picture's {side}, clipped to the picture")
+        for end in ("min", "max")
+        for axis, side in _AXES
+    ),
+    Field("image/object/class/label", "int64", "[P]", "1 = person"),
+    Field("image/object/class/text", "bytes", "[P]", "name of the category"),
+    Field("image/object/is_crowd", "int64", "[P]", "1 where the box encloses a crowd"),
+    Field("image/object/area", "float", "[P]", "of the JSON's segment, in square pixels"),
+    Field("image/object/id", "int64", "[P]", "annotation id of the JSON"),
+    *(
+        Field(
+            f"image/object/keypoint/{axis}",
+            "float",
+            "[P·K]",
+            f"fraction of the picture's {side}; the JSON's {axis} without a shift; 0 where not labelled",
+        )
+        for axis, side in _AXES
+    ),
+    Field("image/object/keypoint/visibility", "int64", "[P·K]", "0 not labelled, 1 labelled but hidden, 2 visible"),
+    Field("image/object/keypoint/num", "int64", "[P]", "number of labelled keypoints"),
+    Field("anchors/positive", "int64", "[V, …]", "names of the positive anchors, sorted, as differences"),
+    Field("anchors/positive_box", "int64", "[V, …]", "for each of them the matched object, 0…P−1, never a crowd"),
+    Field("anchors/ignored", "int64", "[V, …]", "names of the anchors neither positive nor negative, sorted, as differences"),
+)
+
+
+def ragged_keys(key: str) -> tuple[str, str]:
+    """Under which keys TFDS stores a ragged list of lists: all values, and the lengths of the lists."""
+    return f"{key}/ragged_flat_values", f"{key}/ragged_row_lengths_0"
+
+
+def features() -> tfds.features.FeaturesDict:
+    """The record as TensorFlow Datasets describes it; `image/encoded` is decoded to RGB."""
+    dtypes = {"bytes": np.str_, "float": np.float32, "int64": np.int64}
+    result: dict[str, Any] = {}
+    for field in FIELDS:
+        scalar = tfds.features.Text() if field.dtype == "bytes" else tfds.features.Scalar(dtypes[field.dtype])
+        if field.shape == "[]":
+            result[field.key] = scalar
+        elif field.shape == "[V, …]":
+            result[field.key] = tfds.features.Sequence(tfds.features.Sequence(scalar))
+        else:
+            result[field.key] = tfds.features.Sequence(scalar)
+    result["image/encoded"] = tfds.features.Image(shape=(None, None, 3))
+    return tfds.features.FeaturesDict(result)
+
+
+def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+    """A serialized record (scalar string) → its values by key: scalars, dense [P] or [P·K], ragged [V, None] int64.
+
+    Lists of names of anchors stay differences: `names_from_differences` undoes them for the one variant that is wanted.
+    """
+    dtypes = {"bytes": tf.string, "float": tf.float32, "int64": tf.int64}
+    spec: dict[str, Any] = {}
+    for field in FIELDS:
+        dtype = dtypes[field.dtype]
+        if field.shape == "[]":
+            spec[field.key] = tf.io.FixedLenFeature([], dtype)
+        elif field.shape == "[V, …]":
+            values, lengths = ragged_keys(field.key)
+            spec[field.key] = tf.io.RaggedFeature(
+                dtype, values, [tf.io.RaggedFeature.RowLengths(lengths)], row_splits_dtype=tf.int64
+            )
+        else:
+            spec[field.key] = tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+    parsed: dict[str, tf.Tensor | tf.RaggedTensor] = tf.io.parse_single_example(serialized, spec)
+    return parsed
+
+
+def differences_from_names(names: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sorted names of anchors → the first, then the steps: small numbers, which take one or two bytes each."""
+    differences = names.copy()
+    differences[1:] -= names[:-1]  # (np.diff with prepend takes ten times as long on short lists)
+    return differences
+
+
+def names_from_differences(differences: tf.Tensor) -> tf.Tensor:
+    """Undoes `differences_from_names` for one variant, int64 [N]."""
+    return tf.cumsum(differences)
+
+
+def normalised_boxes(picture: Picture) -> NDArray[np.float32]:
+    """Boxes of all objects as the record holds them: float32 [P, 4], x0, y0, x1, y1 as fractions of width and height."""
+    boxes = np.array([person.box for person in picture.persons], np.float64).reshape(-1, 4)
+    return (boxes / (picture.width, picture.height, picture.width, picture.height)).astype(np.float32)
+
+
+def match_picture(picture: Picture, config: AnchorConfig, short_edges: Sequence[int], max_edge: int) -> list[Matching]:
+    """The matching of all variants, from the very float32 boxes that a reader of the record gets.
+
+    `positive_box` counts all objects of the record, though crowds are never matched.
+    """
+    persons = np.array([i for i, person in enumerate(picture.persons) if not person.is_crowd], np.int64)
+    boxes = normalised_boxes(picture)[persons]
+    sizes, variants = [], []
+    for short_edge in short_edges:
+        height, width = resized_size(picture.height, picture.width, short_edge, max_edge)
+        for flipped in (False, True):
+            sizes.append((height, width))
+            variants.append(variant_boxes(boxes, height, width, flipped=flipped))
+    matchings = match_variants(config, np.stack(variants), sizes)
+    return [dataclasses.replace(m, positive_box=persons[m.positive_box]) for m in matchings]
+
+
+def encode(
+    picture: Picture, image_bytes: bytes, image_format: Literal["jpeg", "png"], category: str, matchings: Sequence[Matching]
+) -> bytes:
+    """Serializes one record.
+
+    Args:
+      picture: its cleaned annotations.
+      image_bytes: the encoded image, of `picture`'s height and width when decoded.
+      image_format: of `image_bytes`.
+      category: the name of the persons' category.
+      matchings: as `match_picture` gives them, one for each variant.
+    """
+    persons = picture.persons
+    boxes = normalised_boxes(picture)
+    values: dict[str, Any] = {
+        "image/encoded": [image_bytes],
+        "image/format": [image_format.encode()],
+        "image/height": [picture.height],
+        "image/width": [picture.width],
+        "image/filename": [picture.file_name.encode()],
+        "image/source_id": [str(picture.id).encode()],
+        "image/key/sha256": [hashlib.sha256(image_bytes).hexdigest().encode()],
+        "image/object/bbox/xmin": boxes[:, 0].tolist(),
+        "image/object/bbox/ymin": boxes[:, 1].tolist(),
+        "image/object/bbox/xmax": boxes[:, 2].tolist(),
+        "image/object/bbox/ymax": boxes[:, 3].tolist(),
+        "image/object/class/label": [1] * len(persons),
+        "image/object/class/text": [category.encode()] * len(persons),
+        "image/object/is_crowd": [int(person.is_crowd) for person in persons],
+        "image/object/area": [person.area for person in persons],
+        "image/object/id": [person.id for person in persons],
+        "image/object/keypoint/num": [person.num_labelled for person in persons],
+    }
+    keypoints = np.concatenate([np.zeros((0, 3)), *(person.keypoints for person in persons)])  # [P·K, 3]
+    values["image/object/keypoint/x"] = (keypoints[:, 0] / picture.width).tolist()
+    values["image/object/keypoint/y"] = (keypoints[:, 1] / picture.height).tolist()
+    values["image/object/keypoint/visibility"] = keypoints[:, 2].astype(np.int64).tolist()
+    lists = {
+        "anchors/positive": [differences_from_names(m.positive) for m in matchings],
+        "anchors/positive_box": [m.positive_box for m in matchings],
+        "anchors/ignored": [differences_from_names(m.ignored) for m in matchings],
+    }
+    for key, rows in lists.items():
+        flat_key, lengths_key = ragged_keys(key)
+        values[flat_key] = np.concatenate([np.zeros(0, np.int64), *rows]).tolist()
+        values[lengths_key] = [len(row) for row in rows]
+    return _serialize(values)
+
+
+_KINDS: Mapping[str, str] = {"bytes": "bytes_list", "float": "float_list", "int64": "int64_list"}
+_KIND_OF_KEY: Mapping[str, str] = {
+    key: _KINDS[field.dtype]
+    for field in FIELDS
+    for key in (ragged_keys(field.key) if field.shape == "[V, …]" else (field.key,))
+}
+
+
+def _serialize(values: Mapping[str, Sequence[Any]]) -> bytes:
+    example = tf.train.Example()
+    feature = example.features.feature
+    for key, kind in _KIND_OF_KEY.items():
+        getattr(feature[key], kind).value.extend(values[key])
+    # Maps have no order of their own: without this the same record could have other bytes in another process.
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized

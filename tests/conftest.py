@@ -1,0 +1,153 @@
+"""Data that several tests share: real photographs where they are there, and small pictures made on the spot.
+
+What lies beside the project is found through KEYPOINT_SHARED, `../shared` by default.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import records
+from pipeline.anchors import AnchorConfig
+from pipeline.coco import Person, Picture
+from pipeline.data_set import INDEX_DTYPE, DataSet, open_data_set
+from pipeline.skeleton import Skeleton
+
+# Two devices for tests of tf.distribute; must be said before TensorFlow looks for devices.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+SKELETON = Skeleton(
+    category="person",
+    keypoints=("nose", "left_hand", "right_hand", "left_foot", "right_foot"),
+    limbs=((0, 1), (0, 2)),
+    flip=(0, 2, 1, 4, 3),
+    sigmas=(0.05,) * 5,
+)
+COLOURS = np.array([[255, 255, 255], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 0]], np.uint8)  # of each keypoint
+MARK = 6  # half the side of a keypoint's square
+
+MakeDataSet = Callable[..., DataSet]
+
+
+def draw(picture: Picture) -> bytes:
+    """A PNG: grey noise, and a square of its colour around every labelled keypoint."""
+    pixels = np.random.default_rng(picture.id).integers(60, 120, (picture.height, picture.width, 1)).repeat(3, axis=2)
+    for person in picture.persons:
+        for (x, y, visibility), colour in zip(person.keypoints, COLOURS, strict=True):
+            if visibility:
+                pixels[max(0, int(y) - MARK) : int(y) + MARK, max(0, int(x) - MARK) : int(x) + MARK] = colour
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def random_picture(image_id: int, rng: np.random.Generator, persons: int, crowds: int = 0) -> Picture:
+    height, width = (int(side) for side in rng.integers(90, 240, 2))
+    everybody = []
+    for number in range(persons + crowds):
+        low = rng.uniform(0, 0.5, 2) * (width, height)
+        high = low + rng.uniform(0.2, 0.5, 2) * (width, height)
+        points = np.zeros((SKELETON.num_keypoints, 3))
+        if number < persons:
+            points[:, :2] = np.floor(rng.uniform(low, high, (len(points), 2)))
+            points[:, 2] = rng.integers(0, 3, len(points))
+            points[0, 2] = 2
+            points[points[:, 2] == 0] = 0
+        box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        area = float(np.prod(high - low))
+        everybody.append(Person(100 * image_id + number, box, area, is_crowd=number >= persons, keypoints=points))
+    return Picture(image_id, f"{image_id}.png", height, width, tuple(everybody))
+
+
+@pytest.fixture(scope="session")
+def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
+    """Function that writes pictures as one split, in two shards."""
+
+    def make(
+        pictures: list[Picture], *, short_edges: tuple[int, ...] = (96, 128), max_edge: int = 192, split: str = "train"
+    ) -> DataSet:
+        folder = tmp_path_factory.mktemp("records")
+        anchors = AnchorConfig()
+        index: list[tuple[int, ...]] = []
+        shards: list[dict[str, Any]] = []
+        for shard in range(2):
+            path = folder / f"small-{split}.tfrecord-{shard:05d}-of-00002"
+            offset = 0
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for p in pictures[shard::2]:
+                    record = records.encode(
+                        p, draw(p), "png", "person", records.match_picture(p, anchors, short_edges, max_edge)
+                    )
+                    writer.write(record)
+                    crowds = sum(person.is_crowd for person in p.persons)
+                    labelled = sum(person.num_labelled > 0 for person in p.persons)
+                    row = (shard, offset, len(record), p.id, p.height, p.width, len(p.persons) - crowds, crowds, labelled)
+                    index.append(row)
+                    offset += len(record) + 16
+            shards.append({"file": path.name, "bytes": path.stat().st_size})
+        np.save(folder / "index.npy", np.array(index, INDEX_DTYPE))
+        splits = {split: {"shards": shards, "images": len(pictures), "index": "index.npy"}}
+        return DataSet(folder, "small", anchors, short_edges, max_edge, SKELETON, 1, splits)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[int, Picture]:
+    """Two dozen small pictures by id: with one to four persons, three with nobody, two with crowds."""
+    rng = np.random.default_rng(7)
+    people = {5: 0, 11: 0, 17: 0}
+    return {i: random_picture(i, rng, people.get(i, 1 + i % 4), crowds=int(i in (8, 20))) for i in range(1, 25)}
+
+
+@pytest.fixture(scope="session")
+def small_data_set(make_data_set: MakeDataSet, pictures: dict[int, Picture]) -> DataSet:
+    return make_data_set(list(pictures.values()))
+
+
+@pytest.fixture(scope="session")
+def colours() -> NDArray[np.uint8]:
+    return COLOURS
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data beside the project; the test is skipped where it is missing."""
+    folder = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing (KEYPOINT_SHARED says where it is)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_sample(shared_data: Path) -> Path:
+    """A sample of COCO 2017 laid out as the data set itself: annotations/person_keypoints_*.json, train2017/, val2017/."""
+    folder = shared_data / "coco_sample"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_sample_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Both splits of the sample, `train` and `val`, as records for short edges 128 and 160."""
+    from pipeline.conversion import ConversionConfig, convert  # Beam takes seconds to import
+
+    folder = tmp_path_factory.mktemp("coco_sample")
+    config = ConversionConfig(dataset_name="coco_sample", num_shards=2, short_edges=(128, 160))
+    for split in ("train", "val"):
+        annotations = coco_sample / "annotations" / f"person_keypoints_{split}2017.json"
+        convert(annotations, coco_sample / f"{split}2017", folder, split, config)
+    return open_data_set(folder)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.coco import CocoData, read_coco
+from pipeline.command import UserError
+
+CATEGORY = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
+
+
+def annotation(number: int, image: int = 1, **changes: Any) -> dict[str, Any]:
+    entry = {
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "bbox": [10.0, 20.0, 30.0, 40.0],
+        "area": 500.0,
+        "iscrowd": 0,
+        "keypoints": [12, 22, 2, 14.5, 24, 1, 99, 99, 0],
+        "segmentation": [[1, 2, 3, 4, 5, 6]],
+        **changes,
+    }
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def image(number: int = 1, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number}.jpg", "height": 100, "width": 200, **changes}
+
+
+def read(folder: Path, images: list[Any], annotations: list[Any], categories: list[Any] | None = None) -> CocoData:
+    path = folder / "a.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories or [CATEGORY]}))
+    return read_coco(path)
+
+
+def test_persons_are_typed_and_sorted(tmp_path: Path) -> None:
+    data = read(tmp_path, [image(2), image(1)], [annotation(9), annotation(7, iscrowd=1, keypoints=[0] * 9)])
+    assert [p.id for p in data.pictures] == [1, 2]
+    assert data.skeleton.keypoints == ("nose", "left_eye", "right_eye") and data.category_id == 1
+    crowd, person = data.pictures[0].persons
+    assert (crowd.id, crowd.is_crowd, person.id, person.is_crowd) == (7, True, 9, False)
+    assert person.box == (10, 20, 40, 60) and person.area == 500 and person.num_labelled == 2
+    np.testing.assert_array_equal(person.keypoints, [[12, 22, 2], [14.5, 24, 1], [0, 0, 0]])
+    assert data.pictures[1].persons == () and not any(data.counts.values())
+
+
+def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
+    data = read(
+        tmp_path,
+        [image(), image(), image(2)],
+        [
+            annotation(1, bbox=[-5, 90, 30, 40]),
+            annotation(2, bbox=[10, 10, 0, 5]),
+            annotation(3, bbox=[10, 10, -4, 5]),
+            annotation(4, bbox=[300, 10, 5, 5]),
+            annotation(5, keypoints=[-1, 5, 2, 200, 100, 1, 201, 5, 2]),
+            annotation(6),
+            annotation(6),
+            annotation(6, bbox=[1, 1, 5, 5]),
+            annotation(7, image=3),
+            annotation(8, category_id=99),
+            annotation(9, keypoints=None, area=None, iscrowd=None),
+            annotation(10, keypoints=[]),
+        ],
+    )
+    persons = {person.id: person for person in data.pictures[0].persons}
+    assert [person.id for person in data.pictures[0].persons] == [1, 5, 6, 6, 9, 10]
+    assert persons[1].box == (0, 90, 25, 100)
+    np.testing.assert_array_equal(persons[5].keypoints, [[0, 0, 0], [200, 100, 1], [0, 0, 0]])
+    assert persons[9].area == 1200 and persons[9].num_labelled == 0 and persons[10].num_labelled == 0
+    assert data.counts == {
+        "images_twice": 1,
+        "annotations_twice": 1,
+        "annotation_ids_twice": 1,
+        "annotations_of_no_image": 1,
+        "annotations_of_other_categories": 1,
+        "boxes_clipped": 1,
+        "boxes_without_area": 3,
+        "keypoints_outside": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bbox": [1, 2, float("nan"), 4]}, "bbox holds nan"),
+        ({"bbox": [1, 2, 3]}, "bbox has 3 numbers"),
+        ({"bbox": None}, "bbox has None"),
+        ({"bbox": ["1", 2, 3, 4]}, "holds '1'"),
+        ({"keypoints": [1, 2, 2]}, "keypoints has 3 numbers, 9 are needed"),
+        ({"keypoints": [1, float("inf"), 2] + [0] * 6}, "keypoints holds inf"),
+        ({"keypoints": [1, 2, 3] + [0] * 6}, "visibilities"),
+        ({"category_id": None}, "category_id"),
+        ({"iscrowd": 2}, "iscrowd 2"),
+        ({"area": "big"}, "area holds 'big'"),
+    ],
+)
+def test_an_uncertain_annotation_makes_an_error_of_its_picture(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    data = read(tmp_path, [image(1), image(2)], [annotation(5), annotation(6, **changes), annotation(7, image=2)])
+    wrong, right = data.pictures
+    assert reason in wrong.error and "annotation 6" in wrong.error and wrong.persons == ()
+    assert right.error == "" and len(right.persons) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"file_name": None}, "no file_name"),
+        ({"file_name": "../a.jpg"}, "leads out"),
+        ({"file_name": "/a.jpg"}, "leads out"),
+        ({"file_name": "b\\..\\..\\a.jpg"}, "leads out"),
+        ({"file_name": "C:\\a.jpg"}, "leads out"),
+        ({"height": 0}, "height 0"),
+        ({"width": None}, "width None"),
+        ({"width": 20.5}, "width 20.5"),
+    ],
+)
+def test_an_unusable_image_entry_is_an_error(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    assert reason in read(tmp_path, [image(1, **changes)], [annotation(1)]).pictures[0].error
+
+
+def test_image_entries_that_differ_are_an_error(tmp_path: Path) -> None:
+    for entries in ([image(), image(file_name="b.jpg")], [image(file_name="b.jpg"), image()]):
+        assert "differ" in read(tmp_path, entries, []).pictures[0].error
+
+
+def test_nothing_depends_on_the_order_of_the_file(tmp_path: Path) -> None:
+    images = [image(i) for i in range(1, 6)] + [image(2)]
+    annotations = [annotation(i, image=1 + i % 5) for i in range(20)] + [annotation(3, image=4, area=7.0), annotation(5)]
+    first = read(tmp_path, images, annotations)
+    for seed in range(5):
+        random.Random(seed).shuffle(images)
+        random.Random(seed).shuffle(annotations)
+        again = read(tmp_path, images, annotations)
+        assert again.sha256() == first.sha256() and again.counts == first.counts
+    assert read(tmp_path, images, annotations[1:]).sha256() != first.sha256()
+
+
+def test_the_category_is_the_one_with_keypoints(tmp_path: Path) -> None:
+    dog = {"id": 2, "name": "dog", "keypoints": ["left_ear", "right_ear"]}
+    assert read(tmp_path, [], [], [{"id": 7, "name": "car"}, dict(CATEGORY, id=5)]).category_id == 5
+    assert read(tmp_path, [], [], [dog, CATEGORY]).skeleton.category == "person"
+    with pytest.raises(UserError, match="0 categories with keypoints among"):
+        read(tmp_path, [], [], [{"id": 1, "name": "person"}])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cut", "not JSON"),
+        ("empty", "not JSON"),
+        ("list", "a list"),
+        ("no_annotations", "no list of 'annotations'"),
+        ("no_categories", "no list of 'categories'"),
+        ("no_keypoint_names", "0 categories with keypoints"),
+        ("no_images", None),
+        ("bom", None),
+    ],
+)
+def test_broken_files(shared_data: Path, name: str, message: str | None) -> None:
+    path = shared_data / "bad_inputs" / "broken_json" / f"{name}.json"
+    if message is None:
+        assert len(read_coco(path).pictures) == (name == "bom")
+    else:
+        with pytest.raises(UserError, match=message) as caught:
+            read_coco(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.json: no such"):
+        read_coco(tmp_path / "absent.json")

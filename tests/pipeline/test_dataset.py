@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import anchors, coco, plan, records
+from pipeline.coco import Picture
+from pipeline.command import UserError
+from pipeline.data_set import DataSet
+from pipeline.dataset import (
+    CROWD,
+    PADDING,
+    PERSON,
+    DataConfig,
+    check_compatible,
+    evaluation_batches,
+    training_batches,
+    training_pool,
+)
+
+SMALL = DataConfig(
+    short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=64, num_canvases=3, require_keypoints=False
+)
+Arrays = dict[str, NDArray[Any]]
+
+
+def arrays(batches: Iterable[dict[str, tf.Tensor]]) -> list[Arrays]:
+    return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
+
+
+def train(data_set: DataSet, config: DataConfig, split: str = "train", **options: Any) -> list[Arrays]:
+    return arrays(training_batches(data_set, split, config, **{"global_batch_size": 4, "seed": 1, "num_steps": 12, **options}))
+
+
+def images(batches: Iterable[Arrays]) -> Iterator[tuple[int, Arrays]]:
+    """Image id and image, without padding images."""
+    for batch in batches:
+        for i, image_id in enumerate(batch["image_id"].tolist()):
+            if image_id >= 0:
+                yield image_id, {name: value[i] for name, value in batch.items()}
+
+
+def assert_same(first: list[Arrays], second: list[Arrays]) -> None:
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def length_of_epoch(data_set: DataSet, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4) -> int:
+    pool = training_pool(data_set, split, config)
+    return len(plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch).canvas)
+
+
+def variants(data_set: DataSet, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4) -> dict[int, int]:
+    """By image id the variant that it draws in the first epoch."""
+    epoch = plan.plan_epoch(training_pool(data_set, split, config), seed=seed, epoch=0, global_batch_size=batch)
+    real = epoch.rows >= 0
+    ids = data_set.index(split)["image_id"][epoch.rows[real]]
+    return dict(zip(ids.tolist(), epoch.variants[real].tolist(), strict=True))
+
+
+# Contents -----------------------------------------------------------------------------------------------------------
+
+
+def test_element_spec(small_data_set: DataSet) -> None:
+    spec = training_batches(small_data_set, "train", SMALL, global_batch_size=4, seed=1).element_spec
+    k = small_data_set.skeleton.num_keypoints
+    assert {name: (s.dtype.name, s.shape.as_list()) for name, s in spec.items()} == {
+        "image": ("uint8", [4, None, None, 3]),
+        "image_size": ("int32", [4, 2]),
+        "scale": ("float32", [4, 2]),
+        "original_size": ("int32", [4, 2]),
+        "image_id": ("int64", [4]),
+        "boxes": ("float32", [4, 8, 4]),
+        "keypoints": ("float32", [4, 8, k, 3]),
+        "box_kind": ("int32", [4, 8]),
+        "anchor_index": ("int32", [4, 64]),
+        "anchor_label": ("int32", [4, 64]),
+        "anchor_box": ("int32", [4, 64]),
+    }
+
+
+def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+    drawn = variants(small_data_set, SMALL)
+    for image_id, example in images(train(small_data_set, SMALL, num_steps=length_of_epoch(small_data_set, SMALL))):
+        picture, variant = pictures[image_id], drawn[image_id]
+        height, width = anchors.resized_size(picture.height, picture.width, SMALL.short_edges[variant // 2], 192)
+        assert example["image_size"].tolist() == [height, width]
+        assert example["original_size"].tolist() == [picture.height, picture.width]
+        np.testing.assert_allclose(example["scale"], [height / picture.height, width / picture.width], rtol=1e-6)
+        count = len(picture.persons)
+        assert example["box_kind"].tolist() == [CROWD if p.is_crowd else PERSON for p in picture.persons] + [PADDING] * (
+            8 - count
+        )
+        assert not example["boxes"][count:].any() and not example["keypoints"][count:].any()
+        scale = np.array([width / picture.width, height / picture.height])
+        for box, keypoints, person in zip(example["boxes"], example["keypoints"], picture.persons, strict=False):
+            expected_box = np.array(person.box) * np.tile(scale, 2)
+            expected = person.keypoints * [*scale, 1]
+            if variant % 2:
+                expected_box[[0, 2]] = width - expected_box[[2, 0]]
+                expected = expected[list(small_data_set.skeleton.flip)]
+                expected[:, 0] = np.where(expected[:, 2] > 0, width - expected[:, 0], 0)
+            np.testing.assert_allclose(box, expected_box, atol=1e-3)
+            np.testing.assert_allclose(keypoints, expected, atol=1e-3)
+
+
+def test_a_keypoint_lies_on_its_own_colour(make_data_set: Callable[..., DataSet], colours: NDArray[np.uint8]) -> None:
+    """Flipped, the point called left lies on the pixels that were drawn for the right one, and the other way round."""
+    rng = np.random.default_rng(0)
+    corners = np.array([[30, 30], [100, 25], [35, 90], [110, 80], [70, 120]])
+    persons = [
+        coco.Person(
+            i, (10, 10, 130, 140), 1.0, False, np.c_[rng.permutation(corners) + rng.integers(-5, 5, 2), [2, 1, 2, 2, i % 2]]
+        )
+        for i in range(12)
+    ]
+    for person in persons:
+        person.keypoints[person.keypoints[:, 2] == 0] = 0
+    data_set = make_data_set([Picture(p.id, "", 150 + p.id, 190 - p.id, (p,)) for p in persons])
+    drawn = variants(data_set, SMALL)
+    flip = data_set.skeleton.flip
+    seen = set()
+    for image_id, example in images(train(data_set, SMALL, num_steps=length_of_epoch(data_set, SMALL))):
+        flipped = bool(drawn[image_id] % 2)
+        for k, (x, y, visibility) in enumerate(example["keypoints"][0]):
+            if visibility:
+                assert np.abs(example["image"][int(y), int(x)].astype(int) - colours[flip[k] if flipped else k]).max() < 5
+                seen.add((k, flipped))
+        height, width = example["image_size"]
+        assert not example["image"][height:].any() and not example["image"][:, width:].any()
+    assert len(seen) == 2 * len(flip)
+
+
+def test_all_matched_anchors_of_every_image(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+    config = dataclasses.replace(SMALL, sampled_anchors=4000, positive_fraction=1.0)
+    assert_anchors(small_data_set, "train", config, pictures, epochs=2)
+
+
+def assert_anchors(data_set: DataSet, split: str, config: DataConfig, of: dict[int, Picture], epochs: int) -> None:
+    """With room for all positives: they are those of `anchors.match`, and no negative is positive, ignored or in a crowd."""
+    batches = train(data_set, config, split, num_steps=epochs * (length_of_epoch(data_set, config, split) + 2))
+    checked = 0
+    for image_id, example in images(batches):
+        size, canvas = tuple(example["image_size"].tolist()), example["image"].shape[:2]
+        persons = np.array([i for i, p in enumerate(of[image_id].persons) if not p.is_crowd], np.int64)
+        crowds = np.array([i for i, p in enumerate(of[image_id].persons) if p.is_crowd], np.int64)
+        matching = anchors.match(data_set.anchors, example["boxes"][persons], *size)
+        index, label = example["anchor_index"].astype(np.int64), example["anchor_label"]
+
+        positive = anchors.to_canvas(data_set.anchors, matching.positive, size, canvas)
+        order = np.argsort(index[label == 1])
+        np.testing.assert_array_equal(index[label == 1][order], np.sort(positive))
+        boxes = dict(zip(positive.tolist(), persons[matching.positive_box].tolist(), strict=True))
+        assert [boxes[i] for i in index[label == 1].tolist()] == example["anchor_box"][label == 1].tolist()
+
+        taboo = anchors.to_canvas(data_set.anchors, np.concatenate([matching.positive, matching.ignored]), size, canvas)
+        negative = index[label == 0]
+        assert len(negative) and not np.isin(negative, taboo).any()
+        own = anchors.to_canvas(data_set.anchors, np.arange(anchors.num_anchors(data_set.anchors, *size)), size, canvas)
+        assert np.isin(negative, own).all()  # none of the canvas's padding
+        grid = anchors.grid(data_set.anchors, *canvas)[negative][:, None]
+        for crowd in example["boxes"][crowds]:
+            sides = np.clip(np.minimum(grid[..., 2:], crowd[2:]) - np.maximum(grid[..., :2], crowd[:2]), 0, None)
+            assert (sides.prod(axis=-1) < 0.7 * (grid[..., 2:] - grid[..., :2]).prod(axis=-1)).all()
+        checked += 1
+    assert checked >= len(of)
+
+
+def box_of_positives(example: Arrays) -> dict[int, int]:
+    positive = example["anchor_label"] == 1
+    return dict(zip(example["anchor_index"][positive].tolist(), example["anchor_box"][positive].tolist(), strict=True))
+
+
+def test_half_of_the_anchors_are_positive_at_most(small_data_set: DataSet) -> None:
+    config = dataclasses.replace(SMALL, sampled_anchors=16, positive_fraction=0.5)
+    most = 0
+    for _, example in images(train(small_data_set, config)):
+        positives = (example["anchor_label"] == 1).sum()
+        assert positives <= 8 and (example["anchor_label"] == 0).sum() == 16 - positives
+        most = max(most, positives)
+    assert most == 8
+
+
+def test_of_too_many_boxes_the_largest_stay(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+    full = dataclasses.replace(SMALL, sampled_anchors=4000, positive_fraction=1.0)
+    few = dataclasses.replace(full, max_boxes=2)
+    steps = length_of_epoch(small_data_set, full)
+    everything = dict(images(train(small_data_set, full, num_steps=steps)))
+    dropped = 0
+    for image_id, example in images(train(small_data_set, few, num_steps=steps)):
+        whole = everything[image_id]
+        sides = whole["boxes"][:, 2:] - whole["boxes"][:, :2]
+        kept = np.sort(np.argsort(-sides.prod(axis=1), kind="stable")[:2])
+        for name in ("boxes", "keypoints", "box_kind"):
+            np.testing.assert_array_equal(example[name], whole[name][kept])
+        # Anchors of a box that is gone are neither positive nor negative; the others point to where their box is now.
+        was, now = box_of_positives(whole), box_of_positives(example)
+        assert now == {a: kept.tolist().index(b) for a, b in was.items() if b in kept}
+        gone = [a for a, b in was.items() if b not in kept]
+        assert not np.isin(example["anchor_index"][example["anchor_label"] == 0], gone).any()
+        dropped += max(0, len(pictures[image_id].persons) - 2)
+    assert dropped == training_pool(small_data_set, "train", few).dropped_boxes > 0
+
+
+# Order --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_image_once_an_epoch(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+    steps = length_of_epoch(small_data_set, SMALL)
+    assert sorted(i for i, _ in images(train(small_data_set, SMALL, num_steps=steps))) == sorted(pictures)
+
+
+def test_padding_images_are_empty(small_data_set: DataSet) -> None:
+    found = 0
+    for batch in train(small_data_set, SMALL):
+        padding = batch["image_id"] < 0
+        found += padding.sum()
+        for name in ("image", "image_size", "scale", "original_size", "boxes", "keypoints", "box_kind"):
+            assert not batch[name][padding].any()
+        assert (batch["anchor_label"][padding] == -1).all()
+    assert found
+
+
+def test_images_without_labelled_persons_are_left_out(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+    config = dataclasses.replace(SMALL, require_keypoints=True)
+    steps = length_of_epoch(small_data_set, config)
+    labelled = [i for i, p in pictures.items() if any(q.num_labelled for q in p.persons)]
+    assert sorted(i for i, _ in images(train(small_data_set, config, num_steps=steps))) == labelled
+    assert len(labelled) < len(pictures)
+
+
+@pytest.mark.parametrize("start", [1, 19])
+def test_a_restart_goes_on_with_the_same_batches(small_data_set: DataSet, start: int) -> None:
+    whole = train(small_data_set, SMALL, num_steps=24)  # three epochs
+    assert_same(whole[start:], train(small_data_set, SMALL, start_step=start, num_steps=24 - start))
+
+
+def test_other_seed_other_batches(small_data_set: DataSet) -> None:
+    first, second = ([b["image_id"].tolist() for b in train(small_data_set, SMALL, seed=seed)] for seed in (1, 2))
+    assert first != second
+
+
+def test_workers_share_the_global_batch(small_data_set: DataSet) -> None:
+    whole = train(small_data_set, SMALL)
+    slices = [train(small_data_set, SMALL, input_workers=2, input_worker=worker) for worker in (0, 1)]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*slices, strict=True)]
+    assert_same(whole, joined)
+
+
+def test_draws_do_not_depend_on_the_batch_size(small_data_set: DataSet) -> None:
+    by_size = []
+    for size in (2, 6):
+        steps = length_of_epoch(small_data_set, SMALL, batch=size)
+        by_size.append(dict(images(train(small_data_set, SMALL, global_batch_size=size, num_steps=steps))))
+    for image_id, example in by_size[0].items():
+        np.testing.assert_array_equal(example["boxes"], by_size[1][image_id]["boxes"])
+        np.testing.assert_array_equal(example["anchor_index"], by_size[1][image_id]["anchor_index"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluation_sees_every_image_once(small_data_set: DataSet, pictures: dict[int, Picture], workers: int) -> None:
+    parts = [
+        arrays(
+            evaluation_batches(
+                small_data_set,
+                "train",
+                SMALL,
+                batch_size=4,
+                short_edge=100,
+                max_edge=180,
+                input_workers=workers,
+                input_worker=w,
+            )
+        )
+        for w in range(workers)
+    ]
+    seen = list(images(itertools.chain(*parts)))
+    assert sorted(i for i, _ in seen) == sorted(pictures)
+    for image_id, example in seen:
+        picture = pictures[image_id]
+        assert example["image_size"].tolist() == list(anchors.resized_size(picture.height, picture.width, 100, 180))
+        assert "anchor_index" not in example
+    assert any((batch["image_id"] < 0).any() for batch in itertools.chain(*parts))
+
+
+# Refusals -----------------------------------------------------------------------------------------------------------
+
+
+def test_records_of_another_configuration_are_refused(small_data_set: DataSet) -> None:
+    check_compatible(small_data_set, small_data_set.anchors, SMALL, small_data_set.skeleton)
+    check_compatible(
+        small_data_set, small_data_set.anchors, dataclasses.replace(SMALL, short_edges=(128,)), small_data_set.skeleton
+    )
+    other_anchors = dataclasses.replace(small_data_set.anchors, sizes=(16.0, 32.0, 64.0, 128.0, 256.0))
+    other_skeleton = dataclasses.replace(small_data_set.skeleton, sigmas=(0.07,) * 5)
+    for given, message in (
+        ((other_anchors, SMALL, small_data_set.skeleton), r"\{'sizes': \[32.*512.*\]\}, training asks for \{'sizes': \[16"),
+        ((small_data_set.anchors, SMALL, other_skeleton), r"'sigmas': \[0\.05.*asks for \{'sigmas': \[0\.07"),
+        (
+            (small_data_set.anchors, dataclasses.replace(SMALL, short_edges=(128, 160)), small_data_set.skeleton),
+            r"short edges \[96, 128\], training asks for \[128, 160\]",
+        ),
+        (
+            (small_data_set.anchors, dataclasses.replace(SMALL, max_edge=200), small_data_set.skeleton),
+            r"max_edge 192, training asks for 200",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_compatible(small_data_set, *given)
+
+
+def test_batches_refuse_short_edges_that_the_records_lack(small_data_set: DataSet) -> None:
+    with pytest.raises(UserError, match=r"short edges \[96, 128\], training asks for \[100\]"):
+        training_batches(small_data_set, "train", dataclasses.replace(SMALL, short_edges=(100,)), global_batch_size=4, seed=1)
+
+
+def test_batch_that_workers_cannot_share(small_data_set: DataSet) -> None:
+    with pytest.raises(UserError, match=r"global batch of 3 images: .* 2 input workers"):
+        training_batches(small_data_set, "train", SMALL, global_batch_size=3, seed=1, input_workers=2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"short_edges": ()}, {"short_edges": (96, 96)}, {"max_edge": 90}, {"num_canvases": 0}, {"positive_fraction": 1.5}]
+)
+def test_wrong_configuration(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        dataclasses.replace(SMALL, **wrong)
+
+
+# Real photographs ---------------------------------------------------------------------------------------------------
+
+
+def test_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> None:
+    config = DataConfig(
+        short_edges=(128, 160),
+        max_boxes=20,
+        sampled_anchors=3000,
+        positive_fraction=1.0,
+        num_canvases=3,
+        require_keypoints=False,
+    )
+    for split in ("train", "val"):
+        data = coco.read_coco(coco_sample / "annotations" / f"person_keypoints_{split}2017.json")
+        assert_anchors(coco_sample_records, split, config, {p.id: p for p in data.pictures}, epochs=2)
+
+
+def test_pixels_of_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> None:
+    """At the size of the file, an evaluation batch holds Pillow's pixels."""
+    config = DataConfig(num_canvases=3)
+    batches = evaluation_batches(coco_sample_records, "val", config, batch_size=1, short_edge=480, max_edge=640)
+    checked = 0
+    for image_id, example in images(arrays(batches)):
+        height, width = example["original_size"].tolist()
+        if example["image_size"].tolist() == [height, width]:
+            with Image.open(coco_sample / "val2017" / f"{image_id:012d}.jpg") as file:
+                np.testing.assert_array_equal(example["image"][:height, :width], np.asarray(file.convert("RGB")))
+            checked += 1
+    assert checked >= 5
+
+
+def test_record_is_read_whole_by_its_offset(small_data_set: DataSet) -> None:
+    """The index says where; a reader of whole files finds the same records there."""
+    index = small_data_set.index("train")
+    for shard, path in enumerate(small_data_set.shards("train")):
+        ids = [int(records.parse(r)["image/source_id"].numpy()) for r in tf.data.TFRecordDataset(str(path))]
+        assert index["image_id"][index["shard"] == shard].tolist() == ids

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import image
+from pipeline.anchors import resized_size
+
+Pixels = NDArray[np.uint8]
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Pixels:
+    """Smooth colours and some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(coarse) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def encoded(pixels: Pixels, mode: str, file_format: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, file_format)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "file_format"), [("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("P", "PNG")])
+def test_decodes_to_pillows_pixels(mode: str, file_format: str) -> None:
+    data = encoded(photograph(41, 57), mode, file_format)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(image.decode(tf.constant(data)), expected)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    data = encoded(photograph(40, 56), "CMYK", "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    decoded = image.decode(tf.constant(data)).numpy()
+    assert np.abs(decoded.astype(int) - expected).max() <= 2
+
+
+def test_drops_alpha() -> None:
+    pixels = photograph(20, 30)
+    alpha = np.full((20, 30, 1), 100, np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(data, "PNG")
+    np.testing.assert_array_equal(image.decode(tf.constant(data.getvalue())), pixels)
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a....", encoded(photograph(40, 50), "RGB", "JPEG")[:300]])
+def test_other_bytes_are_an_error(data: bytes) -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        image.decode(tf.constant(data))
+
+
+def test_resized_size_is_that_of_the_records() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 1500, (5000, 2))
+    edges = np.stack([rng.integers(64, 900, 5000), rng.integers(900, 1400, 5000)], axis=1)
+    sizes[:400, 0] = sizes[:400, 1]  # squares
+    edges[400:900] = (800, 1333)
+    result = np.stack(
+        image.resized_size_tf(*(tf.constant(v) for v in (sizes[:, 0], sizes[:, 1], edges[:, 0], edges[:, 1]))), axis=1
+    )
+    expected = [resized_size(int(h), int(w), int(s), int(m)) for (h, w), (s, m) in zip(sizes, edges, strict=True)]
+    np.testing.assert_array_equal(result, expected)
+
+
+def bilinear(pixels: Pixels, height: int, width: int) -> NDArray[np.float64]:
+    """Half-pixel centres, by the formula."""
+
+    def weights(before: int, after: int) -> NDArray[np.float64]:
+        centre = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
+        return np.asarray(np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(before))))
+
+    rows, columns = weights(pixels.shape[0], height), weights(pixels.shape[1], width)
+    return np.asarray(np.einsum("ij,jkc,lk->ilc", rows, pixels, columns))
+
+
+@pytest.mark.parametrize("size", [(61, 83), (20, 30), (31, 43), (40, 200)])
+def test_resize_rounds_bilinear_to_nearest(size: tuple[int, int]) -> None:
+    pixels = photograph(31, 43)
+    exact = bilinear(pixels, *size)
+    resized = image.resize(tf.constant(pixels), *size)
+    assert resized.dtype == tf.uint8
+    assert np.abs(resized.numpy() - exact).max() < 0.5 + 1e-3
+
+
+def test_resize_keeps_white_white() -> None:
+    white = np.full((31, 43, 3), 255, np.uint8)
+    assert image.resize(tf.constant(white), 77, 99).numpy().min() == 255
+
+
+def test_flip_then_resize_is_resize_then_flip_but_for_rounding() -> None:
+    pixels = tf.constant(photograph(31, 43))
+    first = image.resize(image.flip(pixels), 61, 83).numpy().astype(int)
+    last = image.flip(image.resize(pixels, 61, 83)).numpy()
+    assert np.abs(first - last).max() <= 1
+
+
+def test_place() -> None:
+    pixels = photograph(31, 43)
+    canvas = image.place(tf.constant(pixels), 64, 96).numpy()
+    np.testing.assert_array_equal(canvas[:31, :43], pixels)
+    assert canvas.shape == (64, 96, 3) and canvas[31:].max() == 0 and canvas[:, 43:].max() == 0
+    np.testing.assert_array_equal(image.place(tf.constant(pixels), 31, 43), pixels)
+
+
+def test_one_preprocessing_in_every_place(tmp_path_factory: pytest.TempPathFactory) -> None:
+    def prepare(data: tf.Tensor) -> tf.Tensor:
+        pixels = image.decode(data)
+        size = image.resized_size_tf(tf.shape(pixels)[0], tf.shape(pixels)[1], 64, 100)
+        return image.place(image.resize(pixels, *size), 64, 128)
+
+    files = [encoded(photograph(41, 57), "RGB", "JPEG"), encoded(photograph(50, 90), "L", "PNG")]
+    eager = [prepare(tf.constant(file)).numpy() for file in files]
+    pipeline = [pixels.numpy() for pixels in tf.data.Dataset.from_tensor_slices(files).map(prepare)]
+
+    module = tf.Module()
+    module.prepare = tf.function(prepare, input_signature=[tf.TensorSpec([], tf.string)])
+    folder = str(tmp_path_factory.mktemp("saved"))
+    tf.saved_model.save(module, folder)
+    saved = [tf.saved_model.load(folder).prepare(tf.constant(file)).numpy() for file in files]
+
+    np.testing.assert_array_equal(eager, pipeline)
+    np.testing.assert_array_equal(eager, saved)
