@@ -1,0 +1,1 @@
+"""Batches in, losses or people out. Imports `pipeline`, never `export`."""

@@ -1,0 +1,129 @@
+"""The second stage's box head (Girshick 2015): sampling of RoIs, scores and deltas, losses, final detections."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from model import boxes as box_ops
+from model.config import BoxHeadConfig, InferenceConfig
+from model.layers import conv, norm
+from model.per_image import map_images
+from model.rpn import NOTHING, suppress
+from pipeline.dataset import CROWD, PERSON
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+CROWD_SHARE = 0.7  # a RoI with this share of its area inside a crowd is no negative
+
+
+def box_head(config: BoxHeadConfig, channels: int, policy: keras.DTypePolicy) -> keras.Model:
+    """Pooled features [N, S, S, C] → class logits [N, 2] (background, person) and the person's deltas [N, 4]."""
+    pooled = keras.Input([config.resolution, config.resolution, channels], name="pooled")
+    x = pooled
+    for layer in range(config.convolutions):
+        x = norm("group", 1e-5, f"box.conv{layer}.norm", policy)(conv(x, channels, 3, f"box.conv{layer}", policy))
+        x = keras.layers.ReLU(name=f"box.relu{layer}", dtype=policy)(x)
+    x = keras.layers.Flatten(name="box.flatten", dtype=policy)(x)
+    for layer in (1, 2):
+        x = keras.layers.Dense(config.channels, "relu", kernel_initializer="he_uniform", name=f"box.fc{layer}", dtype=policy)(x)
+    logits = keras.layers.Dense(
+        2, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01), name="box.class", dtype=policy
+    )(x)
+    deltas = keras.layers.Dense(
+        4, kernel_initializer=keras.initializers.RandomNormal(stddev=0.001), name="box.deltas", dtype=policy
+    )(x)
+    return keras.Model(pooled, [logits, deltas], name="box_head")
+
+
+def sample_rois(
+    config: BoxHeadConfig, proposals: tf.Tensor, scores: tf.Tensor, batch: dict[str, tf.Tensor], seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Chooses the RoIs that train the heads: a quarter positive at most, drawn at random; true boxes are proposals, too.
+
+    Args:
+      proposals: float32 [B, N, 4], canvas pixels; scores: float32 [B, N], `NOTHING` where there is none.
+      batch: `boxes` [B, G, 4], `box_kind` [B, G], `image_id` [B].
+      seed: int32 scalar, of the step. Draws depend on (seed, image id), so no split over replicas changes them.
+
+    Returns:
+      `boxes` [B, R, 4]; `label` int32 [B, R]: 1 person, 0 background, −1 unused; `match` int32 [B, R]: the true box. Positives
+      come first, in random order.
+    """
+    person, crowd = batch["box_kind"] == PERSON, batch["box_kind"] == CROWD  # [B, G]
+    candidates = tf.concat([proposals, batch["boxes"]], axis=1)  # [B, N + G, 4]
+    exists = tf.concat([scores > NOTHING, person], axis=1) & (batch["image_id"] >= 0)[:, tf.newaxis]
+    overlap = tf.where(person[:, tf.newaxis], box_ops.iou(candidates, batch["boxes"]), 0.0)  # [B, N + G, G]
+    match = tf.argmax(overlap, axis=-1, output_type=tf.int32)
+    positive = exists & (tf.reduce_max(overlap, -1) >= config.positive_iou)
+    inside = tf.where(crowd[:, tf.newaxis], box_ops.share_inside(candidates, batch["boxes"]), 0.0)
+    negative = exists & ~positive & (tf.reduce_max(inside, -1) < CROWD_SHARE)
+
+    width = candidates.shape[1]
+
+    def draw(image_id: tf.Tensor) -> tuple[tf.Tensor]:
+        key = tf.stack([seed, tf.cast(image_id & 0x7FFFFFFF, tf.int32)])
+        return (tf.random.stateless_uniform([width], key, alg="philox"),)
+
+    (order,) = map_images(draw, [batch["image_id"]], (tf.float32,))  # [B, N + G] in [0, 1)
+    most = int(config.rois * config.positive_fraction)
+    last = tf.math.top_k(tf.where(positive, order, -1.0), most).values[:, -1:]  # [B, 1]: the lowest draw that is still taken
+    chosen = positive & (order >= last)
+    rank, index = tf.math.top_k(tf.where(chosen, order + 2.0, tf.where(negative, order, -1.0)), config.rois)  # [B, R]
+    return {
+        "boxes": tf.gather(candidates, index, batch_dims=1),
+        "label": tf.where(rank >= 2.0, 1, tf.where(rank >= 0.0, 0, -1)),
+        "match": tf.gather(match, index, batch_dims=1),
+    }
+
+
+def box_losses(
+    config: BoxHeadConfig, logits: tf.Tensor, deltas: tf.Tensor, rois: dict[str, tf.Tensor], true_boxes: tf.Tensor
+) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+    """Cross entropy and smooth L1 over the sampled RoIs as (sum, count); Detectron2's fast_rcnn.py: both by the number of RoIs.
+
+    Args:
+      logits: float32 [B, R, 2]; deltas: float32 [B, R, 4]; rois: from `sample_rois`; true_boxes: float32 [B, G, 4].
+    """
+    label = rois["label"]
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(label, 0), logits)  # [B, R]
+    classes = tf.reduce_sum(tf.where(label >= 0, cross_entropy, 0.0))
+
+    positive = (label == 1)[..., tf.newaxis]  # [B, R, 1]
+    unit = tf.constant([0.0, 0.0, 1.0, 1.0])  # keeps the logarithm finite where there is nothing to learn
+    boxes = tf.where(positive, rois["boxes"], unit)
+    target_boxes = tf.where(positive, tf.gather(true_boxes, rois["match"], batch_dims=1), unit)
+    error = tf.abs(deltas - box_ops.encode(target_boxes, boxes, DELTA_WEIGHTS))
+    beta = config.smooth_l1_beta
+    smooth = tf.where(error < beta, 0.5 * tf.square(error) / beta, error - 0.5 * beta)
+    box = tf.reduce_sum(tf.where(positive, smooth, 0.0))
+    count = tf.reduce_sum(tf.cast(label >= 0, tf.float32))
+    return {"box_class": (classes, count), "box_delta": (box, count)}
+
+
+def detections(
+    config: InferenceConfig,
+    logits: tf.Tensor,
+    deltas: tf.Tensor,
+    proposals: tf.Tensor,
+    proposal_scores: tf.Tensor,
+    image_size: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The people found: boxes float32 [B, D, 4] within the picture, scores [B, D] best first, number int32 [B]; zeros behind.
+
+    Args:
+      logits: float32 [B, N, 2]; deltas: float32 [B, N, 4]; proposals: float32 [B, N, 4] and their scores [B, N];
+      image_size: int32 [B, 2].
+    """
+    boxes = box_ops.clip(box_ops.decode(deltas, proposals, DELTA_WEIGHTS), image_size)  # [B, N, 4]
+    scores = tf.nn.softmax(logits)[..., 1]  # [B, N]
+    empty = (boxes[..., 2] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 1])
+    scores = tf.where(empty | (proposal_scores <= NOTHING), NOTHING, scores)
+
+    def best_of_one(boxes: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return suppress(boxes, scores, config.max_detections, config.nms_threshold, config.score_threshold)
+
+    boxes, scores = map_images(best_of_one, [boxes, scores], (tf.float32, tf.float32))
+    number = tf.reduce_sum(tf.cast(scores > NOTHING, tf.int32), axis=1)
+    boxes = tf.reshape(boxes, [-1, config.max_detections, 4])
+    scores = tf.reshape(tf.maximum(scores, 0.0), [-1, config.max_detections])
+    return boxes, scores, number

@@ -1,0 +1,67 @@
+"""Arithmetic of boxes: areas, overlaps, deltas. Boxes are float32 x0, y0, x1, y1 in canvas pixels; no + 1 anywhere."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+# A side grows at most 1000/16-fold in one decoding (torchvision/models/detection/_utils.py, Detectron2's box_regression.py).
+MAX_LOG_SCALE = math.log(1000.0 / 16.0)
+
+
+def area(boxes: tf.Tensor) -> tf.Tensor:
+    """[..., 4] → [...], square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def intersection(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """[..., N, 4] and [..., M, 4] → [..., N, M], square pixels."""
+    a, b = a[..., :, tf.newaxis, :], b[..., tf.newaxis, :, :]
+    width = tf.minimum(a[..., 2], b[..., 2]) - tf.maximum(a[..., 0], b[..., 0])
+    height = tf.minimum(a[..., 3], b[..., 3]) - tf.maximum(a[..., 1], b[..., 1])
+    return tf.nn.relu(width) * tf.nn.relu(height)
+
+
+def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Intersection over union, [..., N, 4] and [..., M, 4] → [..., N, M]; 0 for two empty boxes."""
+    shared = intersection(a, b)
+    union = area(a)[..., :, tf.newaxis] + area(b)[..., tf.newaxis, :] - shared
+    return tf.math.divide_no_nan(shared, union)
+
+
+def share_inside(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """The share of each `a`'s area that lies in each `b`, [..., N, 4] and [..., M, 4] → [..., N, M]."""
+    return tf.math.divide_no_nan(intersection(a, b), area(a)[..., :, tf.newaxis])
+
+
+def clip(boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+    """Clips boxes [B, N, 4] to pictures of `image_size` [B, 2] (height, width)."""
+    height_width = tf.cast(image_size, boxes.dtype)[:, tf.newaxis, :]  # [B, 1, 2]
+    limit = tf.concat([height_width[..., ::-1]] * 2, axis=-1)  # [B, 1, 4]: width, height, width, height
+    return tf.clip_by_value(boxes, 0.0, limit)
+
+
+def _centre_and_size(boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def encode(boxes: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, float, float]) -> tf.Tensor:
+    """The deltas (dx, dy, dw, dh) that lead from `anchors` to `boxes` (Girshick 2015, appendix C of R-CNN), both [..., 4].
+
+    Both must have sides above 0.
+    """
+    centre, size = _centre_and_size(boxes)
+    anchor_centre, anchor_size = _centre_and_size(anchors)
+    deltas = tf.concat([(centre - anchor_centre) / anchor_size, tf.math.log(size / anchor_size)], axis=-1)
+    return deltas * tf.constant(weights)
+
+
+def decode(deltas: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, float, float]) -> tf.Tensor:
+    """Inverse of `encode`, with a side growing at most `exp(MAX_LOG_SCALE)`-fold; [..., 4]."""
+    deltas = deltas / tf.constant(weights)
+    anchor_centre, anchor_size = _centre_and_size(anchors)
+    centre = deltas[..., :2] * anchor_size + anchor_centre
+    half = 0.5 * tf.exp(tf.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size
+    return tf.concat([centre - half, centre + half], axis=-1)

@@ -1,0 +1,130 @@
+"""A model directory: `config.json`, `skeleton.json`, `checkpoints/`. Saving, resuming, and loading for inference.
+
+Checkpoints hold raw variables by path, not layer objects: a layer kept in a list would be dropped in silence, and optimizer
+slots that are numbered would not survive a change in the order of layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from model import config as config_lib
+from model.config import Config
+from model.keypoint_rcnn import KeypointRCNN
+from model.optimizer import Sgd
+from pipeline.command import UserError
+from pipeline.skeleton import Skeleton
+
+# What may change between two runs into the same directory; all else decides what the weights mean.
+FREE_SECTIONS = ("train", "inference", "data")
+
+
+def _keyed(variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
+    return {path.replace("/", "."): variable for path, variable in variables.items()}
+
+
+def checkpoint_of(model: KeypointRCNN, optimizer: Sgd | None = None, step: tf.Variable | None = None) -> tf.train.Checkpoint:
+    parts: dict[str, Any] = {"model": _keyed(model.variables_by_path())}
+    if optimizer is not None:
+        parts |= {"optimizer": _keyed(optimizer.variables_by_path()), "step": step}
+    return tf.train.Checkpoint(**parts)
+
+
+def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> list[str]:
+    """Writes `config.json` and `skeleton.json`, or compares them with what an earlier run wrote.
+
+    Returns:
+      What differs from the earlier run and may, as "train.steps: 100 → 200".
+
+    Raises:
+      UserError: the directory holds a model of another architecture or keypoint set; or is something else.
+    """
+    changes: list[str] = []
+    if model_dir.exists() and not model_dir.is_dir():
+        raise UserError(f"--model_dir={model_dir}: is a file; name a directory")
+    config_path, skeleton_path = model_dir / "config.json", model_dir / "skeleton.json"
+    if config_path.exists():
+        previous = config_lib.load(config_path)
+        for section, field, old, new in _differences(previous, config):
+            if section not in FREE_SECTIONS:
+                what = "preset" if section == "preset" else f"{section}.{field}"
+                raise UserError(
+                    f"--model_dir={model_dir}: holds a model with {what} = {old!r}, this run asks for {new!r}; "
+                    "give the same flags or another --model_dir"
+                )
+            changes.append(f"{section}.{field}: {old!r} → {new!r}")
+        known = load_skeleton(model_dir)
+        if known != skeleton:
+            raise UserError(
+                f"--model_dir={model_dir}: its model has the keypoints {', '.join(known.keypoints)}, "
+                f"the records have {', '.join(skeleton.keypoints)}; give another --model_dir"
+            )
+    model_dir.mkdir(parents=True, exist_ok=True)
+    _write(skeleton_path, json.dumps(skeleton.to_json(), indent=2) + "\n")
+    _write(config_path, json.dumps(config_lib.to_json(config), indent=2) + "\n")
+    return changes
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _differences(old: Config, new: Config) -> list[tuple[str, str, object, object]]:
+    found: list[tuple[str, str, object, object]] = []
+    if old.preset != new.preset:
+        found.append(("preset", "", old.preset, new.preset))
+    for section in (f.name for f in dataclasses.fields(Config) if f.name != "preset"):
+        before, after = getattr(old, section), getattr(new, section)
+        for field in (f.name for f in dataclasses.fields(before)):
+            if getattr(before, field) != getattr(after, field):
+                found.append((section, field, getattr(before, field), getattr(after, field)))
+    return found
+
+
+def load_skeleton(model_dir: Path) -> Skeleton:
+    try:
+        return Skeleton.from_json(json.loads((model_dir / "skeleton.json").read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{model_dir / 'skeleton.json'}: not a keypoint set ({error})") from None
+
+
+def newest_checkpoint(model_dir: Path) -> str | None:
+    path: str | None = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
+    return path
+
+
+def load_model(model_dir: str | Path) -> KeypointRCNN:
+    """The model of a directory that `model.train` wrote, in float32, with its newest checkpoint's weights.
+
+    Raises:
+      UserError: no such directory, no configuration or no checkpoint in it, or one of another model.
+    """
+    model_dir = Path(model_dir)
+    if not (model_dir / "config.json").exists():
+        raise UserError(f"--model={model_dir}: has no config.json; name a directory that model.train wrote")
+    path = newest_checkpoint(model_dir)
+    if path is None:
+        raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
+    model = KeypointRCNN(config_lib.load(model_dir / "config.json"), load_skeleton(model_dir))
+    restore(checkpoint_of(model), path, partial=True)
+    return model
+
+
+def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False) -> None:
+    """Reads `path` into the variables; with `partial` it may hold more. Raises: UserError if it is another model's."""
+    try:
+        # `restore` also takes the counter that a CheckpointManager adds to what it saves.
+        status = checkpoint.read(path) if partial else checkpoint.restore(path)
+        status.assert_existing_objects_matched()
+        (status.expect_partial if partial else status.assert_consumed)()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None

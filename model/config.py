@@ -1,0 +1,241 @@
+"""The configuration: one tree of frozen dataclasses, presets, and its JSON, which lies beside everything trained or exported.
+
+What the pipeline needs of it (`anchors`, `data`) is defined there. Commands set single values: `--set rpn.nms_threshold=0.6`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.anchors import AnchorConfig
+from pipeline.command import UserError
+from pipeline.dataset import DataConfig
+
+Norm = Literal["frozen_batch", "group"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """ResNet (He et al. 2015) with bottlenecks, and FPN (Lin et al. 2017)."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)  # of the stages C2…C5
+    width: int = 64  # channels of the stem and of the first stage's 3×3 convolutions; a stage's output has 4 × as many
+    expansion: int = 4
+    norm: Norm = "frozen_batch"  # "group" where training starts from random weights: frozen statistics need pretrained ones
+    norm_epsilon: float = 1e-5
+    fpn_channels: int = 256
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB / 255
+    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class RpnConfig:
+    """Region proposal network (Ren et al. 2015), one head shared by all levels."""
+
+    top_k_train: int = 2000  # per level, before NMS
+    top_k_test: int = 1000
+    proposals_train: int = 1000  # per image, after NMS
+    proposals_test: int = 1000
+    nms_threshold: float = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxHeadConfig:
+    """Fast R-CNN's second stage: two fully connected layers on 7×7 features, convolutions before them if there are any."""
+
+    rois: int = 512  # sampled per image in training
+    positive_fraction: float = 0.25
+    positive_iou: float = 0.5
+    resolution: int = 7
+    sampling_ratio: int = 2
+    convolutions: int = 0  # with group norm; a head that starts from random weights learns faster with some (Wu & He 2018)
+    channels: int = 1024
+    smooth_l1_beta: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class KeypointHeadConfig:
+    """Mask R-CNN's keypoint head (He et al. 2017): convolutions on 14×14 features, heatmaps of 56×56."""
+
+    rois: int = 40  # per image of a replica's batch: positives of the whole batch are packed into one buffer of rois × batch
+    resolution: int = 14
+    sampling_ratio: int = 2
+    convolutions: int = 8
+    channels: int = 512
+
+    @property
+    def heatmap_size(self) -> int:
+        return 4 * self.resolution  # a deconvolution of stride 2, then bilinear × 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Schedule and optimizer: SGD with momentum, linear warm-up, two steps down or a cosine."""
+
+    steps: int = 270_000
+    global_batch_size: int = 16
+    learning_rate: float = 0.02
+    schedule: Literal["steps", "cosine"] = "steps"
+    decay_at: tuple[float, ...] = (7 / 9, 8 / 9)  # shares of `steps` after which the rate falls to a tenth
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 1e-4  # classic L2 on kernels
+    clip_norm: float = 0.0  # of the global gradient, after the all-reduce; 0: no clipping
+    keypoint_loss_weight: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """How pictures are resized and which detections are kept."""
+
+    short_edge: int = 800
+    max_edge: int = 1333
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides what a model is, how it is trained and how it answers."""
+
+    preset: str = "r50_fpn"
+    anchors: AnchorConfig = dataclasses.field(default_factory=AnchorConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    backbone: BackboneConfig = BackboneConfig()
+    rpn: RpnConfig = RpnConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    keypoint_head: KeypointHeadConfig = KeypointHeadConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+
+R50_FPN = Config()
+R101_FPN = Config(preset="r101_fpn", backbone=BackboneConfig(blocks=(3, 4, 23, 3)))
+# For the demo and the tests: learns small pictures from random weights within minutes on two cores.
+TINY = Config(
+    preset="tiny",
+    data=DataConfig(short_edges=(224, 240), max_edge=480, max_boxes=32, sampled_anchors=128, num_canvases=1),
+    backbone=BackboneConfig(blocks=(1, 1, 1, 1), width=16, norm="group", fpn_channels=48),
+    rpn=RpnConfig(top_k_train=200, top_k_test=200, proposals_train=200, proposals_test=100),
+    box_head=BoxHeadConfig(rois=48, sampling_ratio=1, channels=128),
+    keypoint_head=KeypointHeadConfig(rois=12, sampling_ratio=1, convolutions=4, channels=64),
+    train=TrainConfig(
+        steps=1500,
+        global_batch_size=4,
+        learning_rate=0.02,
+        schedule="cosine",
+        warmup_steps=100,
+        warmup_factor=0.01,
+        clip_norm=5.0,
+    ),
+    inference=InferenceConfig(short_edge=240, max_edge=480, max_detections=20),
+)
+PRESETS: Mapping[str, Config] = {config.preset: config for config in (TINY, R50_FPN, R101_FPN)}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name. Raises: UserError with the names there are."""
+    if name not in PRESETS:
+        raise UserError(f"--preset={name}: must be one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """Applies `rpn.nms_threshold=0.6` and the like.
+
+    Raises:
+      UserError: no such field, or a value of another type.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, field = path.partition(".")
+        if not (equals and dot):
+            raise UserError(f"--set {assignment}: must be section.field=value, such as rpn.nms_threshold=0.6")
+        sections = [f.name for f in dataclasses.fields(Config) if f.name != "preset"]
+        if section not in sections:
+            raise UserError(
+                f"--set {assignment}: no section {section!r}{_near(section, sections)}; there are {', '.join(sections)}"
+            )
+        part = getattr(config, section)
+        hints = typing.get_type_hints(type(part))
+        fields = [f.name for f in dataclasses.fields(part)]
+        if field not in fields:
+            raise UserError(f"--set {assignment}: {section} has no {field!r}{_near(field, fields)}; it has {', '.join(fields)}")
+        try:
+            value = _typed(json.loads(text) if not text.isidentifier() or text in ("true", "false") else text, hints[field])
+        except (ValueError, TypeError):
+            raise UserError(
+                f"--set {assignment}: {section}.{field} is {getattr(part, field)!r}; give a value of that type"
+            ) from None
+        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{field: value})})
+    return config
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_json(value: Mapping[str, Any]) -> Config:
+    """Inverse of `to_json`. Raises: UserError for a field that is unknown, missing, or of another type."""
+    return typing.cast(Config, _from_json(Config, value, "config"))
+
+
+def _from_json(kind: type[Any], value: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown, missing = set(value) - set(hints), set(hints) - set(value)
+    if unknown or missing:
+        raise UserError(
+            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}: written by another version?"
+        )
+    try:
+        return kind(**{name: _typed(item, hints[name], f"{where}.{name}") for name, item in value.items()})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _typed(value: Any, hint: Any, where: str = "config") -> Any:
+    """`value`, as it came from JSON, as the type `hint`; ValueError where it does not fit."""
+    if dataclasses.is_dataclass(hint):
+        return _from_json(typing.cast(type[Any], hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        items = [value] if isinstance(value, int | float) else list(value)
+        return tuple(_typed(item, arguments[0], where) for item in items)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{value!r} is not one of {arguments}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _typed(value, next(a for a in arguments if a is not type(None)), where)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{value!r} is not of type {hint.__name__}")
+    return value
+
+
+def save(config: Config, path: Path) -> None:
+    path.write_text(json.dumps(to_json(config), indent=2) + "\n")
+
+
+def load(path: Path) -> Config:
+    """Reads what `save` wrote. Raises: UserError where the file is not such a one."""
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a configuration ({error}); --model takes a directory that train or import made") from None

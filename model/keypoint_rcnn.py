@@ -1,0 +1,201 @@
+"""The whole model: one path from pixels to people (`detect`), and one to losses (`losses`).
+
+    pixels → normalise → ResNet → FPN → RPN → proposals ─┬→ RoIAlign 7×7  → box head      → boxes, scores
+                                                        └→ RoIAlign 14×14 → keypoint head → keypoints
+
+Everything is in canvas pixels; float32 outside the layers, whose compute type is the precision policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from model import box_head, keypoint_head, rpn
+from model.config import Config
+from model.fpn import fpn, level_shapes
+from model.resnet import resnet
+from model.roi_align import roi_align
+from pipeline.skeleton import Skeleton
+
+Loss = tuple[tf.Tensor, tf.Tensor]  # (sum, count): reduced in one place, over the global batch
+
+
+class KeypointRCNN(tf.Module):
+    """Keypoint R-CNN for one class of objects and one keypoint set.
+
+    Args:
+      config: the architecture and how it answers.
+      skeleton: the keypoint set.
+      precision: a Keras policy: "float32", "mixed_float16", "mixed_bfloat16".
+      seed: of the initial weights.
+    """
+
+    def __init__(self, config: Config, skeleton: Skeleton, *, precision: str = "float32", seed: int = 0) -> None:
+        super().__init__(name="keypoint_rcnn")
+        self.config = config
+        self.skeleton = skeleton
+        policy = keras.DTypePolicy(precision)
+        channels, ratios = config.backbone.fpn_channels, len(config.anchors.aspect_ratios)
+        keras.utils.set_random_seed(seed)
+        self.backbone = resnet(config.backbone, policy)
+        self.fpn = fpn(config.backbone, [stage.shape[-1] for stage in self.backbone.outputs], policy)
+        self.rpn_head = rpn.rpn_head(channels, ratios, policy)
+        self.box_head = box_head.box_head(config.box_head, channels, policy)
+        from_scratch = config.backbone.norm == "group"
+        self.keypoint_head = keypoint_head.keypoint_head(
+            config.keypoint_head, channels, skeleton.num_keypoints, from_scratch, policy
+        )
+
+    def parts(self) -> tuple[keras.Model, ...]:
+        return (self.backbone, self.fpn, self.rpn_head, self.box_head, self.keypoint_head)
+
+    def variables_by_path(self, *, trainable_only: bool = False) -> dict[str, tf.Variable]:
+        """The raw TensorFlow variables by name, such as "backbone.layer1.0.conv1/kernel": what checkpoints and exports hold."""
+        keras_variables = [v for part in self.parts() for v in (part.trainable_variables if trainable_only else part.variables)]
+        return {v.path: v.value for v in keras_variables}
+
+    def pyramid(self, images: tf.Tensor, image_size: tf.Tensor) -> list[tf.Tensor]:
+        """P2…P6 of pictures uint8 [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
+
+        What lies outside a picture is zero after normalisation, as both reference implementations have it.
+        """
+        backbone = self.config.backbone
+        mean, std = (tf.constant(values) * 255.0 for values in (backbone.pixel_mean, backbone.pixel_std))
+        pixels = (tf.cast(images, tf.float32) - mean) / std
+        height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
+        below = tf.range(height)[tf.newaxis, :] < image_size[:, :1]  # [B, H]
+        left_of = tf.range(width)[tf.newaxis, :] < image_size[:, 1:]  # [B, W]
+        inside = below[:, :, tf.newaxis, tf.newaxis] & left_of[:, tf.newaxis, :, tf.newaxis]  # [B, H, W, 1]
+        levels: list[tf.Tensor] = self.fpn(self.backbone(tf.where(inside, pixels, 0.0)))
+        return levels
+
+    def detect(self, images: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Finds people.
+
+        Args:
+          images: uint8 [B, H, W, 3], RGB; H and W multiples of 32.
+          image_size: int32 [B, 2], height and width of each picture within its canvas.
+
+        Returns:
+          `num_detections` int32 [B], `boxes` [B, D, 4] (x0, y0, x1, y1), `scores` [B, D], `keypoints` [B, D, K, 2],
+          `keypoint_scores` [B, D, K]: float32, canvas pixels, sorted by score, zeros behind the last.
+        """
+        pyramid = self.pyramid(images, image_size)
+        anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
+        proposals, proposal_scores = rpn.proposals(
+            self.config.rpn, *rpn.rpn_outputs(self.rpn_head, pyramid), anchors, image_size, training=False
+        )
+        logits, deltas = self._classify(pyramid, proposals)
+        boxes, scores, number = box_head.detections(
+            self.config.inference, logits, deltas, proposals, proposal_scores, image_size
+        )
+        count = self.config.inference.max_detections
+        flat_boxes = tf.reshape(boxes, [-1, 4])  # [B · D, 4]
+        heatmaps = self._heatmaps(pyramid, flat_boxes, _image_index(boxes))
+        keypoints, keypoint_scores = keypoint_head.decode(heatmaps, flat_boxes)
+        num_keypoints = self.skeleton.num_keypoints
+        found = scores > 0.0  # [B, D]
+        return {
+            "num_detections": number,
+            "boxes": boxes,
+            "scores": scores,
+            "keypoints": tf.where(
+                found[..., tf.newaxis, tf.newaxis], tf.reshape(keypoints, [-1, count, num_keypoints, 2]), 0.0
+            ),
+            "keypoint_scores": tf.where(found[..., tf.newaxis], tf.reshape(keypoint_scores, [-1, count, num_keypoints]), 0.0),
+        }
+
+    def losses(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[dict[str, Loss], dict[str, tf.Tensor]]:
+        """The five losses of a batch (see `pipeline.dataset`), each as (sum, count), and sums worth watching.
+
+        Args:
+          seed: int32 scalar, of the step: RoIs are drawn by (seed, image id).
+        """
+        pyramid = self.pyramid(batch["image"], batch["image_size"])
+        level_logits, level_deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
+        anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
+        losses = rpn.rpn_losses(tf.concat(level_logits, 1), tf.concat(level_deltas, 1), tf.concat(anchors, 0), batch)
+
+        proposals, proposal_scores = rpn.proposals(
+            self.config.rpn,
+            [tf.stop_gradient(logits) for logits in level_logits],
+            [tf.stop_gradient(deltas) for deltas in level_deltas],
+            anchors,
+            batch["image_size"],
+            training=True,
+        )
+        rois = box_head.sample_rois(self.config.box_head, proposals, proposal_scores, batch, seed)
+        logits, deltas = self._classify(pyramid, rois["boxes"])
+        losses |= box_head.box_losses(self.config.box_head, logits, deltas, rois, batch["boxes"])
+
+        packed = pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
+        heatmaps = self._heatmaps(pyramid, packed["boxes"], packed["image_index"])
+        losses["keypoint"] = keypoint_head.keypoint_loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
+        watched = {
+            "positive_rois": tf.reduce_sum(tf.cast(rois["label"] == 1, tf.float32)),
+            "keypoint_rois": tf.reduce_sum(tf.cast(packed["used"], tf.float32)),
+            "keypoint_overflow": packed["overflow"],
+        }
+        return losses, watched
+
+    def _classify(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Class logits [B, N, 2] and deltas [B, N, 4] of boxes [B, N, 4], float32."""
+        head = self.config.box_head
+        pooled = self._pool(pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes), head.resolution, head.sampling_ratio)
+        logits, deltas = self.box_head(pooled)
+        number = boxes.shape[1]
+        return (
+            tf.reshape(tf.cast(logits, tf.float32), [-1, number, 2]),
+            tf.reshape(tf.cast(deltas, tf.float32), [-1, number, 4]),
+        )
+
+    def _heatmaps(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor) -> tf.Tensor:
+        """Heatmap logits [N, S, S, K] of boxes [N, 4], float32."""
+        head = self.config.keypoint_head
+        heatmaps = self.keypoint_head(self._pool(pyramid, boxes, image_index, head.resolution, head.sampling_ratio))
+        return tf.cast(heatmaps, tf.float32)
+
+    def _pool(
+        self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor, resolution: int, sampling_ratio: int
+    ) -> tf.Tensor:
+        """RoIAlign from P2…P5; P6 exists for proposals only."""
+        pooled = roi_align(pyramid[:-1], self.config.anchors.strides[:-1], boxes, image_index, resolution, sampling_ratio)
+        return tf.ensure_shape(pooled, [None, resolution, resolution, self.config.backbone.fpn_channels])
+
+
+def _image_index(boxes: tf.Tensor) -> tf.Tensor:
+    """For boxes [B, N, 4] that are flattened, the picture of each: int32 [B · N]."""
+    batch, number = boxes.shape[0] or tf.shape(boxes)[0], boxes.shape[1]
+    return tf.repeat(tf.range(batch), number)
+
+
+def pack_positives(rois: dict[str, tf.Tensor], keypoints: tf.Tensor, capacity: int) -> dict[str, tf.Tensor]:
+    """Gathers the positive RoIs of a whole batch that have a labelled keypoint into one buffer of fixed size.
+
+    Padding each picture to its largest possible number of positives would make the keypoint head two thirds of all arithmetic.
+
+    Args:
+      rois: from `box_head.sample_rois`, [B, R, …]; keypoints: float32 [B, G, K, 3]; capacity: P, RoIs in the buffer.
+
+    Returns:
+      `boxes` [P, 4], `image_index` int32 [P], `keypoints` [P, K, 3], `used` bool [P], `overflow` float32: RoIs left out. When
+      the buffer is full, each picture loses the ones drawn last.
+    """
+    batch, number = rois["label"].shape
+    own_keypoints = tf.gather(keypoints, rois["match"], batch_dims=1)  # [B, R, K, 3]
+    wanted = (rois["label"] == 1) & tf.reduce_any(own_keypoints[..., 2] > 0, -1)  # [B, R]
+    # Rank within the picture first, so that a full buffer takes from all pictures alike.
+    rank = tf.cumsum(tf.cast(wanted, tf.int32), axis=1)
+    order = tf.reshape(tf.where(wanted, -rank, -(number + 1)), [-1])  # [B · R]
+    _, index = tf.math.top_k(order, min(capacity, batch * number))  # of equals the first comes first
+    flat_wanted = tf.reshape(wanted, [-1])
+    return {
+        "boxes": tf.gather(tf.reshape(rois["boxes"], [-1, 4]), index),
+        "image_index": index // number,
+        "keypoints": tf.gather(tf.reshape(own_keypoints, [-1, *own_keypoints.shape[2:]]), index),
+        "used": tf.gather(flat_wanted, index),
+        "overflow": tf.nn.relu(tf.reduce_sum(tf.cast(wanted, tf.float32)) - float(capacity)),
+    }

@@ -1,0 +1,109 @@
+"""SGD with momentum that is right under data parallelism and mixed precision.
+
+Keras's optimizers sum gradients over replicas, clip each replica's before the sum, and with a loss scale lose the weights when
+one replica alone overflows. Here the order is: all-reduce, undo the loss scale, one finite check, clip the global norm, weight
+decay, momentum, update; without branches, as a `tf.cond` may not contain a synchronisation point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles
+
+
+class Sgd(tf.Module):
+    """Classic momentum (v ← m·v + g; w ← w − r·v), L2 on kernels (g ← g + d·w), as PyTorch's SGD.
+
+    Args:
+      variables: by path, those that are trained; made under the strategy's scope.
+      momentum, weight_decay: as above; `weight_decay` is for variables whose path ends in "kernel".
+      clip_norm: of the whole gradient; 0 for none.
+      dynamic_loss_scale: for mixed_float16, whose small gradients would otherwise vanish.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, tf.Variable],
+        *,
+        momentum: float,
+        weight_decay: float,
+        clip_norm: float,
+        dynamic_loss_scale: bool,
+    ) -> None:
+        super().__init__(name="sgd")
+        self._targets = dict(variables)
+        self._momentum, self._weight_decay, self._clip_norm = momentum, weight_decay, clip_norm
+        self._dynamic = dynamic_loss_scale
+        self._velocity = {path: tf.Variable(tf.zeros(v.shape), trainable=False) for path, v in variables.items()}
+
+        def scalar(value: float) -> tf.Variable:
+            return tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+        self._loss_scale = scalar(2.0**15 if dynamic_loss_scale else 1.0)
+        self._finite_steps = scalar(0.0)
+
+    def variables_by_path(self) -> dict[str, tf.Variable]:
+        """What a checkpoint holds of the optimizer."""
+        return {f"velocity/{path}": v for path, v in self._velocity.items()} | {
+            "loss_scale": self._loss_scale,
+            "finite_steps": self._finite_steps,
+        }
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        return loss * self._loss_scale if self._dynamic else loss
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Updates the variables; called in replica context with this replica's share of the scaled loss's gradients.
+
+        A step whose gradient is not finite on any replica changes nothing on all of them, and halves the loss scale.
+
+        Returns:
+          `gradient_norm` before clipping, `loss_scale`, `skipped` (1 for such a step): float32 scalars.
+        """
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.cast(g, tf.float32) for g in gradients])
+        scale = tf.convert_to_tensor(self._loss_scale)
+        gradients = [g / scale for g in gradients] if self._dynamic else list(gradients)
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm)
+        if self._clip_norm > 0:
+            shrink = tf.minimum(1.0, self._clip_norm / tf.maximum(norm, 1e-12))
+            gradients = [g * shrink for g in gradients]
+
+        def update(
+            strategy: tf.distribute.Strategy, gradients: Sequence[tf.Tensor], finite: tf.Tensor, rate: tf.Tensor
+        ) -> None:
+            for (path, variable), gradient in zip(self._targets.items(), gradients, strict=True):
+                decay = self._weight_decay if path.endswith("kernel") else 0.0
+                arguments = (self._velocity[path], gradient, finite, rate, decay)
+                strategy.extended.update(variable, self._update_one, args=arguments, group=False)
+            if self._dynamic:
+                strategy.extended.update(self._loss_scale, self._update_scale, args=(self._finite_steps, finite), group=False)
+
+        strategy = tf.distribute.get_strategy()
+        tf.__internal__.distribute.interim.maybe_merge_call(update, strategy, gradients, finite, learning_rate)
+        return {"gradient_norm": norm, "loss_scale": scale, "skipped": 1.0 - tf.cast(finite, tf.float32)}
+
+    def _update_one(
+        self,
+        variable: tf.Variable,
+        velocity: tf.Variable,
+        gradient: tf.Tensor,
+        finite: tf.Tensor,
+        rate: tf.Tensor,
+        decay: float,
+    ) -> None:
+        if decay:
+            gradient = gradient + decay * variable
+        moved = self._momentum * velocity + gradient
+        variable.assign(tf.where(finite, variable - rate * moved, variable))
+        velocity.assign(tf.where(finite, moved, velocity))
+
+    def _update_scale(self, scale: tf.Variable, finite_steps: tf.Variable, finite: tf.Tensor) -> None:
+        steps = tf.where(finite, finite_steps + 1.0, 0.0)
+        grow = steps >= GROWTH_INTERVAL
+        scale.assign(tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale * 0.5, 1.0)))
+        finite_steps.assign(tf.where(grow, 0.0, steps))

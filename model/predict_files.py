@@ -1,0 +1,139 @@
+"""Runs a model over picture files: `predictions.json` in COCO's results format, and every picture with its people drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from PIL import Image
+
+from model.draw import draw_people, drawn_people
+from model.evaluation import Result, results_to_coco
+from model.json_files import write_json
+from model.predictor import People, Predictor
+from pipeline import image
+from pipeline.command import Progress, UserError
+from pipeline.files import write_file
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+CATEGORY_ID = 1  # person, in the records and in COCO
+FILES_AT_ONCE = 32  # bounds the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+      predictions: the file with one entry per person.
+      drawings: the folder of drawn pictures; None where nothing was drawn.
+      pictures, people, empty: pictures looked at, people found, pictures in which nobody was.
+      unreadable: a sentence for each picture that could not be read.
+    """
+
+    predictions: Path
+    drawings: Path | None
+    pictures: int
+    people: int
+    empty: int
+    unreadable: tuple[str, ...]
+
+
+def picture_files(path: Path) -> list[Path]:
+    """The pictures of a folder, sorted by name; or the one file.
+
+    Raises:
+      UserError: nothing there, or no picture in it.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"--input={path}: no such file or folder")
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+    if not files:
+        raise UserError(f"--input={path}: no pictures in it; their names must end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def image_id_of(path: Path, position: int) -> int:
+    """The number that ends a file's name (000000000139.jpg → 139), else its position in the sorted folder, from 0."""
+    digits = re.search(r"[0-9]+$", path.stem)
+    return int(digits.group()) if digits else position
+
+
+def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, draw: bool = True) -> Summary:
+    """Looks at every file. One that cannot be read is left out, and named in the summary.
+
+    Args:
+      predictor: the model.
+      files: JPEG or PNG pictures.
+      output_dir: gets `predictions.json` and `pictures/<file name>`.
+      draw: whether to write the latter.
+    """
+    results: list[Result] = []
+    unreadable: list[str] = []
+    empty = 0
+    drawings = output_dir / "pictures"
+    (drawings if draw else output_dir).mkdir(parents=True, exist_ok=True)
+    with Progress(len(files), "predict", "picture") as progress:
+        for first in range(0, len(files), FILES_AT_ONCE):
+            chunk = files[first : first + FILES_AT_ONCE]
+            pictures = [path.read_bytes() for path in chunk]
+            for place, people in enumerate(_predict(predictor, pictures, [str(path) for path in chunk], unreadable)):
+                if people is None:
+                    continue
+                path = chunk[place]
+                results += results_to_coco(image_id_of(path, first + place), people, CATEGORY_ID, file_name=path.name)
+                empty += len(people) == 0
+                if draw:
+                    drawn = drawn_people(people.boxes, people.scores, people.keypoints, people.keypoint_scores)
+                    pixels = image.decode(tf.constant(pictures[place])).numpy()
+                    _write_picture(drawings / path.name, draw_people(pixels, drawn, predictor.skeleton))
+            progress.advance(len(chunk))
+    predictions = output_dir / "predictions.json"
+    write_json(predictions, results)
+    return Summary(
+        predictions, drawings if draw else None, len(files) - len(unreadable), len(results), empty, tuple(unreadable)
+    )
+
+
+def _predict(predictor: Predictor, pictures: list[bytes], names: list[str], unreadable: list[str]) -> list[People | None]:
+    """All at once; where one of them cannot be read, one by one, and None for that one."""
+    try:
+        return list(predictor.predict(pictures, names))
+    except UserError:
+        found: list[People | None] = []
+        for picture, name in zip(pictures, names, strict=True):
+            try:
+                found += predictor.predict([picture], [name])
+            except UserError as error:
+                unreadable.append(str(error))
+                found.append(None)
+        return found
+
+
+def _write_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """In the format that the name says, whole or not at all."""
+    encoded = io.BytesIO()
+    if path.suffix.lower() == ".png":
+        Image.fromarray(pixels).save(encoded, "PNG")
+    else:
+        Image.fromarray(pixels).save(encoded, "JPEG", quality=90)
+    write_file(path, encoded.getvalue())
+
+
+def summary_text(summary: Summary) -> str:
+    """What to print at the end of a run."""
+    lines = [
+        f"{summary.people} people found in {summary.pictures} pictures"
+        + (f", nobody in {summary.empty} of them" if summary.empty else ""),
+        f"written: {summary.predictions}",
+    ]
+    if summary.drawings is not None:
+        lines.append(f"written: {summary.drawings}/ ({summary.pictures} drawn pictures)")
+    return "\n".join([*lines, *(f"left out: {sentence}" for sentence in summary.unreadable)])

@@ -1,0 +1,334 @@
+"""One way to ask any model: a model directory, an exported SavedModel or a TFLite file.
+
+All three answer in pixels of the picture given; the first two by the very same functions (`model.serving`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from PIL import Image
+
+from model import config as config_lib
+from model.checkpoint import load_model
+from model.config import Config
+from model.json_files import read_json
+from model.keypoint_rcnn import KeypointRCNN
+from model.serving import MAX_PIXELS, ServingModule, round_up
+from pipeline import anchors, image
+from pipeline.command import UserError
+from pipeline.skeleton import Skeleton
+
+MAX_BATCH = 16
+BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
+Floats = npt.NDArray[np.float32]
+Answer = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """Who was found in one picture, best score first, in its own pixels, float32."""
+
+    boxes: Floats  # [n, 4]: x0, y0, x1, y1
+    scores: Floats  # [n]
+    keypoints: Floats  # [n, K, 2]: x, y
+    keypoint_scores: Floats  # [n, K]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def at_least(self, score: float) -> People:
+        """Those with that score or a better one."""
+        keep = self.scores >= score
+        return People(self.boxes[keep], self.scores[keep], self.keypoints[keep], self.keypoint_scores[keep])
+
+
+def people_of(answer: Answer, row: int) -> People:
+    """One picture's people out of a batch's answer (DESIGN: zero-padded arrays and `num_detections`)."""
+    count = int(answer["num_detections"][row])
+    return People(
+        *(np.asarray(answer[name][row][:count], np.float32) for name in ("boxes", "scores", "keypoints", "keypoint_scores"))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A model ready to look at pictures.
+
+    Attributes:
+      config, skeleton: the model's.
+      answer: encoded pictures of one canvas → the arrays of `ServingModule`, in each picture's own pixels.
+      canvas: a picture's height and width → those of the canvas that it is placed on.
+      max_batch: pictures per call of `answer`.
+      score_threshold: people below it are left out.
+    """
+
+    config: Config
+    skeleton: Skeleton
+    answer: Callable[[Sequence[bytes]], Answer]
+    canvas: Callable[[int, int], tuple[int, int]]
+    max_batch: int = MAX_BATCH
+    score_threshold: float = 0.0
+
+    def predict(self, pictures: Sequence[bytes], names: Sequence[str] | None = None) -> list[People]:
+        """Finds the people in JPEG or PNG files.
+
+        Pictures are batched with those of the same canvas, so that an answer does not depend on a picture's company.
+
+        Args:
+          pictures: the files' bytes.
+          names: of the pictures, for messages.
+
+        Raises:
+          UserError: names the first picture that cannot be read.
+        """
+        names = names or [f"picture {i + 1} of {len(pictures)}" for i in range(len(pictures))]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (encoded, name) in enumerate(zip(pictures, names, strict=True)):
+            groups[self.canvas(*picture_size(encoded, name))].append(i)
+        found: dict[int, People] = {}
+        for canvas, members in groups.items():
+            batch = max(1, min(self.max_batch, BATCH_PIXELS // (canvas[0] * canvas[1])))
+            for first in range(0, len(members), batch):
+                chosen = members[first : first + batch]
+                answer = self._ask([pictures[i] for i in chosen], [names[i] for i in chosen])
+                found |= {i: people_of(answer, row).at_least(self.score_threshold) for row, i in enumerate(chosen)}
+        return [found[i] for i in range(len(pictures))]
+
+    def _ask(self, pictures: Sequence[bytes], names: Sequence[str]) -> Answer:
+        try:
+            return self.answer(pictures)
+        except tf.errors.InvalidArgumentError:
+            for encoded, name in zip(pictures, names, strict=True):  # which of them was it?
+                try:
+                    image.decode(tf.constant(encoded))
+                except tf.errors.InvalidArgumentError as error:
+                    raise UserError(f"{name}: cannot be decoded ({_reason(error)}); replace or remove it") from None
+            raise
+
+
+def picture_size(encoded: bytes, name: str) -> tuple[int, int]:
+    """Height and width by the header alone. Raises: UserError for what is no JPEG or PNG, or too large."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as header:
+            width, height = header.size
+    except Image.DecompressionBombError:
+        raise UserError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller") from None
+    except Exception:  # Pillow's parsers raise many kinds for broken headers
+        raise UserError(f"{name}: not a JPEG or PNG picture ({len(encoded)} bytes); replace or remove it") from None
+    if height * width > MAX_PIXELS:
+        raise UserError(f"{name}: {height}×{width} is more than {MAX_PIXELS} pixels; make it smaller")
+    return height, width
+
+
+def _reason(error: Any) -> str:
+    """The sentence of a TensorFlow error that a person can use."""
+    return re.sub(r"\s*\[Op:.*|\{\{.*?\}\}\s*", "", str(error.message)).splitlines()[0].strip()[:200]
+
+
+def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None) -> Predictor:
+    """Asks a model in memory. Its functions are traced once: keep the predictor while the weights change.
+
+    Args:
+      model: a model, in training or loaded.
+      score_threshold: people below it are left out (those below `inference.score_threshold` are in any case).
+    """
+    module = ServingModule(model)
+    return _of_function(
+        model.config, model.skeleton, lambda pictures: module.serving_default(tf.constant(pictures, tf.string)), score_threshold
+    )
+
+
+def open_model(
+    path: str | Path,
+    *,
+    score_threshold: float | None = None,
+    short_edge: int | None = None,
+    max_edge: int | None = None,
+) -> Predictor:
+    """Opens a model directory, a SavedModel (`<name>/<version>`, or `<name>`: its newest version) or a `.tflite` file.
+
+    Args:
+      path: of the model.
+      score_threshold: people below it are left out; only a model directory can go below its `inference.score_threshold`.
+      short_edge, max_edge: instead of the configuration's; a model directory only, an export has them fixed in its graph.
+
+    Raises:
+      UserError: nothing there, not a model, or an option that this kind of model cannot follow.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"--model={path}: does not exist; give a model directory, a SavedModel or a .tflite file")
+    saved_model = saved_model_folder(path)
+    if saved_model is None and path.suffix != ".tflite":
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"--model={path}: not a model: no config.json with checkpoints (a model directory), "
+                "no saved_model.pb or <version>/saved_model.pb (a SavedModel), no .tflite file"
+            )
+        return _open_directory(path, score_threshold, short_edge, max_edge)
+    if short_edge is not None or max_edge is not None:
+        raise UserError(
+            f"--model={path}: an export's picture size is fixed; --short_edge and --max_edge want a model directory"
+        )
+    if saved_model is not None:
+        return _open_saved_model(saved_model, score_threshold)
+    return _open_tflite(path, score_threshold)
+
+
+def _open_directory(path: Path, score_threshold: float | None, short_edge: int | None, max_edge: int | None) -> Predictor:
+    model = load_model(path)
+    inference = model.config.inference
+    lowest = inference.score_threshold if score_threshold is None else min(inference.score_threshold, score_threshold)
+    inference = dataclasses.replace(
+        inference,
+        score_threshold=lowest,
+        short_edge=short_edge or inference.short_edge,
+        max_edge=max_edge or inference.max_edge,
+    )
+    model.config = dataclasses.replace(model.config, inference=inference)  # read when the functions are traced, below
+    return model_predictor(model, score_threshold=score_threshold)
+
+
+def _of_function(
+    config: Config,
+    skeleton: Skeleton,
+    function: Callable[[Sequence[bytes]], Mapping[str, tf.Tensor]],
+    score_threshold: float | None,
+) -> Predictor:
+    """A predictor around a `serving_default`."""
+
+    def answer(pictures: Sequence[bytes]) -> Answer:
+        return {name: value.numpy() for name, value in function(pictures).items()}
+
+    def canvas(height: int, width: int) -> tuple[int, int]:
+        size = anchors.resized_size(height, width, config.inference.short_edge, config.inference.max_edge)
+        return round_up(size[0]), round_up(size[1])
+
+    return Predictor(config, skeleton, answer, canvas, score_threshold=_threshold(config, score_threshold))
+
+
+def _threshold(config: Config, wanted: float | None) -> float:
+    lowest = config.inference.score_threshold
+    if wanted is not None and not 0 <= wanted <= 1:
+        raise UserError(f"--score_threshold={wanted}: must be between 0 and 1")
+    if wanted is not None and wanted < lowest:
+        raise UserError(f"--score_threshold={wanted}: this model keeps nobody below {lowest} (inference.score_threshold)")
+    return lowest if wanted is None else wanted
+
+
+def saved_model_folder(path: Path) -> Path | None:
+    """`path` itself, or its newest version, where that is a SavedModel."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    if not path.is_dir():
+        return None
+    versions = [child for child in path.iterdir() if child.name.isdecimal() and (child / "saved_model.pb").is_file()]
+    return max(versions, key=lambda child: int(child.name), default=None)
+
+
+def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
+    assets = path / "assets"
+    if not (assets / "config.json").is_file() or not (assets / "skeleton.json").is_file():
+        raise UserError(
+            f"--model={path}: a SavedModel without assets/config.json and skeleton.json; export.export_model writes them"
+        )
+    config = config_lib.load(assets / "config.json")
+    skeleton = _skeleton_from(read_json(assets / "skeleton.json"), assets / "skeleton.json")
+    threshold = _threshold(config, score_threshold)
+    try:
+        loaded = tf.saved_model.load(str(path))
+        signature = loaded.signatures["serving_default"]
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"--model={path}: cannot be loaded as a SavedModel ({str(error).splitlines()[0]}); export it again"
+        ) from None
+
+    def function(pictures: Sequence[bytes], keep: Any = loaded) -> Mapping[str, tf.Tensor]:  # `keep`: holds its variables
+        return signature(image_bytes=tf.constant(pictures, tf.string))  # type: ignore[no-any-return]
+
+    return _of_function(config, skeleton, function, threshold)
+
+
+def _skeleton_from(value: Mapping[str, Any], path: Path) -> Skeleton:
+    try:
+        return Skeleton.from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a keypoint set ({error!r})") from None
+
+
+def letterbox(encoded: bytes, height: int, width: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
+    """Fits a picture into a canvas of one size, top left, as large as it goes.
+
+    Returns:
+      uint8 [height, width, 3]; the picture's size inside the canvas; its own size (both height, width).
+    """
+    pixels = image.decode(tf.constant(encoded))
+    own = (int(pixels.shape[0]), int(pixels.shape[1]))
+    scale = min(height / own[0], width / own[1])
+    inside = (max(1, min(height, int(own[0] * scale + 0.5))), max(1, min(width, int(own[1] * scale + 0.5))))
+    return image.place(image.resize(pixels, *inside), height, width).numpy(), inside, own
+
+
+def tflite_size(path: Path) -> tuple[int, int]:
+    """Height and width of the pictures that a TFLite file takes. Raises: UserError where it is none of ours."""
+    return _size_taken(_tflite_runner(path))
+
+
+def _size_taken(run: Any) -> tuple[int, int]:
+    _, height, width, _ = run.get_input_details()["images"]["shape"]
+    return int(height), int(width)
+
+
+def _tflite_runner(path: Path) -> Any:
+    """The function `serve_images` of a TFLite file."""
+    from ai_edge_litert.interpreter import Interpreter  # who has no TFLite file need not have it
+
+    try:
+        return Interpreter(model_path=str(path), num_threads=os.cpu_count()).get_signature_runner("serve_images")
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--model={path}: not a TFLite file with a signature serve_images ({reason}); export it again"
+        ) from None
+
+
+def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        raise UserError(f"--model={path}: {sidecar.name} is not beside it; export.export_model writes both, keep them together")
+    about = read_json(sidecar)
+    try:
+        config, skeleton = config_lib.from_json(about["config"]), _skeleton_from(about["skeleton"], sidecar)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{sidecar}: not what export.export_model writes ({error!r})") from None
+    threshold = _threshold(config, score_threshold)
+    run = _tflite_runner(path)
+    height, width = _size_taken(run)
+
+    def answer(pictures: Sequence[bytes]) -> Answer:
+        (encoded,) = pictures
+        pixels, inside, own = letterbox(encoded, height, width)
+        found = run(images=pixels[None])
+        factor = np.array([own[1] / inside[1], own[0] / inside[0]], np.float32)  # x, y
+        limit = np.array([own[1], own[0]] * 2, np.float32)
+        return {
+            **found,
+            "boxes": np.clip(found["boxes"] * np.tile(factor, 2), 0, limit),
+            "keypoints": found["keypoints"] * factor,
+        }
+
+    def canvas(_height: int, _width: int) -> tuple[int, int]:
+        return height, width
+
+    return Predictor(config, skeleton, answer, canvas, max_batch=1, score_threshold=threshold)

@@ -1,0 +1,49 @@
+"""The backbone: ResNet with bottlenecks (He et al. 2015), stride in the 3×3 convolution; pixels in, C2…C5 out."""
+
+from __future__ import annotations
+
+import keras
+
+from model.config import BackboneConfig
+from model.layers import conv, norm
+
+
+def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
+    """Builds the backbone.
+
+    Returns:
+      A model from normalised pictures [B, H, W, 3] to the stages' features C2…C5, of strides 4, 8, 16, 32 and
+      width × expansion × 1, 2, 4, 8 channels. Layers are named as torchvision names them.
+    """
+    pixels = keras.Input([None, None, 3], name="pixels")
+    x = conv(pixels, config.width, 7, "backbone.conv1", policy, stride=2, use_bias=False)
+    x = norm(config.norm, config.norm_epsilon, "backbone.bn1", policy)(x)
+    x = keras.layers.ReLU(name="backbone.relu", dtype=policy)(x)
+    x = keras.layers.ZeroPadding2D(1, name="backbone.pool.pad", dtype=policy)(x)  # zeros do no harm behind a ReLU
+    x = keras.layers.MaxPooling2D(3, strides=2, name="backbone.pool", dtype=policy)(x)
+    stages = []
+    for stage, blocks in enumerate(config.blocks):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            x = _bottleneck(x, config, config.width * 2**stage, stride, f"backbone.layer{stage + 1}.{block}", policy)
+        stages.append(x)
+    return keras.Model(pixels, stages, name="backbone")
+
+
+def _bottleneck(
+    x: keras.KerasTensor, config: BackboneConfig, width: int, stride: int, name: str, policy: keras.DTypePolicy
+) -> keras.KerasTensor:
+    def normalised(y: keras.KerasTensor, suffix: str) -> keras.KerasTensor:
+        return norm(config.norm, config.norm_epsilon, f"{name}.{suffix}", policy)(y)
+
+    def relu(y: keras.KerasTensor, suffix: str) -> keras.KerasTensor:
+        return keras.layers.ReLU(name=f"{name}.{suffix}", dtype=policy)(y)
+
+    shortcut, channels = x, width * config.expansion
+    if stride > 1 or x.shape[-1] != channels:
+        shortcut = conv(x, channels, 1, f"{name}.downsample.0", policy, stride=stride, use_bias=False)
+        shortcut = normalised(shortcut, "downsample.1")
+    y = relu(normalised(conv(x, width, 1, f"{name}.conv1", policy, use_bias=False), "bn1"), "relu1")
+    y = relu(normalised(conv(y, width, 3, f"{name}.conv2", policy, stride=stride, use_bias=False), "bn2"), "relu2")
+    y = normalised(conv(y, channels, 1, f"{name}.conv3", policy, use_bias=False), "bn3")
+    return relu(keras.layers.Add(name=f"{name}.add", dtype=policy)([y, shortcut]), "relu3")

@@ -1,0 +1,158 @@
+"""Region proposal network (Ren et al. 2015): P2…P6 in, objectness and deltas of all anchors out; proposals and losses.
+
+Everything flat runs over anchors in the order of `pipeline.anchors`: level, row, column, ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from model import boxes as box_ops
+from model.config import RpnConfig
+from model.layers import conv
+from model.per_image import map_images
+from pipeline.anchors import AnchorConfig, cell_anchors
+
+DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+NOTHING = -1e8  # the score of a place that holds no proposal
+
+
+def rpn_head(channels: int, num_ratios: int, policy: keras.DTypePolicy) -> keras.Model:
+    """The head that all levels share: [B, H, W, C] → objectness [B, H, W, R], deltas [B, H, W, 4 R], 4 an anchor."""
+    small = keras.initializers.RandomNormal(stddev=0.01)
+    features = keras.Input([None, None, channels], name="features")
+    x = conv(features, channels, 3, "rpn.conv", policy)
+    x = keras.layers.ReLU(name="rpn.relu", dtype=policy)(x)
+    objectness = conv(x, num_ratios, 1, "rpn.objectness", policy, initializer=small)
+    deltas = conv(x, 4 * num_ratios, 1, "rpn.deltas", policy, initializer=small)
+    return keras.Model(features, [objectness, deltas], name="rpn")
+
+
+def anchor_grid(config: AnchorConfig, shapes: Sequence[tuple[int | tf.Tensor, int | tf.Tensor]]) -> list[tf.Tensor]:
+    """The anchors of each level, [H_l · W_l · R, 4], canvas pixels: `pipeline.anchors.grid`, for shapes known late, too."""
+    grids = []
+    for cells, stride, (rows, columns) in zip(cell_anchors(config), config.strides, shapes, strict=True):
+        x = tf.cast(tf.range(columns) * stride, tf.float32)
+        y = tf.cast(tf.range(rows) * stride, tf.float32)
+        x, y = tf.meshgrid(x, y)  # [H_l, W_l]
+        centres = tf.stack([x, y, x, y], axis=-1)[:, :, tf.newaxis]  # [H_l, W_l, 1, 4]
+        grids.append(tf.reshape(centres + tf.constant(cells), [-1, 4]))
+    return grids
+
+
+def rpn_outputs(head: keras.Model, pyramid: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Objectness [B, A_l] and deltas [B, A_l, 4] of each level, float32."""
+    logits, deltas = [], []
+    for features in pyramid:
+        level_logits, level_deltas = head(features)
+        batch = tf.shape(features)[0] if features.shape[0] is None else features.shape[0]
+        logits.append(tf.cast(tf.reshape(level_logits, [batch, -1]), tf.float32))
+        deltas.append(tf.cast(tf.reshape(level_deltas, [batch, -1, 4]), tf.float32))
+    return logits, deltas
+
+
+def proposals(
+    config: RpnConfig,
+    logits: Sequence[tf.Tensor],
+    deltas: Sequence[tf.Tensor],
+    anchors: Sequence[tf.Tensor],
+    image_size: tf.Tensor,
+    *,
+    training: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The best boxes of all levels after NMS within each.
+
+    Args:
+      logits: per level float32 [B, A_l].
+      deltas: per level float32 [B, A_l, 4].
+      anchors: per level float32 [A_l, 4], canvas pixels.
+      image_size: int32 [B, 2], height and width of the pictures within the canvas.
+
+    Returns:
+      boxes float32 [B, N, 4], clipped to the picture, best first; zeros where there are fewer than N;
+      scores float32 [B, N], logits; `NOTHING` there.
+    """
+    top_k = config.top_k_train if training else config.top_k_test
+    count = config.proposals_train if training else config.proposals_test
+    level_boxes, level_scores = [], []
+    for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
+        available = level_logits.shape[1]
+        # The size of a canvas is known late in serving.
+        k = tf.minimum(top_k, tf.shape(level_logits)[1]) if available is None else min(top_k, available)
+        scores, index = tf.math.top_k(level_logits, k)  # [B, k]
+        boxes = box_ops.decode(tf.gather(level_deltas, index, batch_dims=1), tf.gather(level_anchors, index), DELTA_WEIGHTS)
+        boxes = box_ops.clip(boxes, image_size)
+        empty = (boxes[..., 2] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 1])
+        level_boxes.append(boxes)
+        level_scores.append(tf.where(empty, NOTHING, scores))
+
+    def best_of_one(*levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        kept_boxes, kept_scores = [], []
+        for boxes, scores in zip(levels[: len(level_boxes)], levels[len(level_boxes) :], strict=True):
+            kept = suppress(boxes, scores, tf.minimum(count, tf.shape(boxes)[0]), config.nms_threshold, NOTHING)
+            kept_boxes.append(kept[0])
+            kept_scores.append(kept[1])
+        boxes, scores = tf.concat(kept_boxes, 0), tf.concat(kept_scores, 0)
+        # So that there are always N to take, whatever the size of the canvas.
+        boxes = tf.concat([boxes, tf.zeros([count, 4])], 0)
+        scores = tf.concat([scores, tf.fill([count], NOTHING)], 0)
+        scores, index = tf.math.top_k(scores, count)
+        return tf.gather(boxes, index), scores
+
+    boxes, scores = map_images(best_of_one, [*level_boxes, *level_scores], (tf.float32, tf.float32))
+    return tf.reshape(boxes, [-1, count, 4]), tf.reshape(scores, [-1, count])
+
+
+def suppress(
+    boxes: tf.Tensor, scores: tf.Tensor, limit: int | tf.Tensor, iou_threshold: float, score_threshold: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Greedy NMS of one picture's boxes [N, 4] by scores [N]: `limit` of each, best first, zeros and `NOTHING` behind the last.
+
+    The raw V4 is the one form that XLA, TFLite, ONNX and OpenVINO all take; it takes corners in either order of the axes.
+    """
+    index, valid = tf.raw_ops.NonMaxSuppressionV4(
+        boxes=boxes,
+        scores=scores,
+        max_output_size=limit,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        pad_to_max_output_size=True,
+    )
+    real = tf.range(limit) < valid
+    kept_scores = tf.where(real, tf.gather(scores, index), NOTHING)
+    return tf.where(real[:, tf.newaxis], tf.gather(boxes, index), 0.0), kept_scores
+
+
+def rpn_losses(
+    logits: tf.Tensor,
+    deltas: tf.Tensor,
+    anchors: tf.Tensor,
+    batch: dict[str, tf.Tensor],
+) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+    """Objectness and box loss over the anchors that the input sampled, as (sum, count); Detectron2's rpn.py.
+
+    Args:
+      logits: float32 [B, T], all levels; deltas: float32 [B, T, 4]; anchors: float32 [T, 4].
+      batch: `anchor_index`, `anchor_label`, `anchor_box` [B, A], `boxes` [B, G, 4], `image_id` [B].
+
+    Both losses are divided by A × (pictures that are no padding), however many anchors could be sampled.
+    """
+    index = tf.maximum(batch["anchor_index"], 0)
+    label = batch["anchor_label"]
+    chosen_logits = tf.gather(logits, index, batch_dims=1)  # [B, A]
+    cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(label == 1, tf.float32), chosen_logits)
+    objectness = tf.reduce_sum(tf.where(label >= 0, cross_entropy, 0.0))
+
+    positive = label == 1
+    target_boxes = tf.gather(batch["boxes"], tf.maximum(batch["anchor_box"], 0), batch_dims=1)  # [B, A, 4]
+    own_anchors = tf.gather(anchors, index)  # [B, A, 4]
+    target_boxes = tf.where(positive[..., tf.newaxis], target_boxes, own_anchors)  # keeps the logarithm finite elsewhere
+    target = box_ops.encode(target_boxes, own_anchors, DELTA_WEIGHTS)
+    distance = tf.reduce_sum(tf.abs(tf.gather(deltas, index, batch_dims=1) - target), -1)  # [B, A]
+    box = tf.reduce_sum(tf.where(positive, distance, 0.0))
+
+    count = tf.cast(label.shape[1], tf.float32) * tf.reduce_sum(tf.cast(batch["image_id"] >= 0, tf.float32))
+    return {"rpn_objectness": (objectness, count), "rpn_box": (box, count)}

@@ -1,0 +1,65 @@
+"""The strategies of tf.distribute that training runs under."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+
+from pipeline.command import UserError
+
+
+def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
+    """Makes a strategy; must be called before TensorFlow has looked for devices.
+
+    Args:
+      name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs, or all CPU devices), "multi_worker" (by TF_CONFIG).
+      cpu_devices: logical devices to split the CPU into.
+
+    Raises:
+      UserError: an unknown name, or a TF_CONFIG that is none.
+    """
+    if cpu_devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_devices)
+    if name == "multi_worker":
+        _check_cluster(os.environ.get("TF_CONFIG", ""))
+        has_gpu = bool(tf.config.list_physical_devices("GPU"))
+        kind = tf.distribute.experimental.CommunicationImplementation
+        options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if has_gpu else kind.RING)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy((gpus or cpus)[0])
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(gpus or cpus)
+    raise UserError(f"--strategy={name}: must be one_device, mirrored or multi_worker")
+
+
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """Processes that train together."""
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    return max(1, sum(len(cluster.get(job, ())) for job in ("chief", "worker")))
+
+
+def worker_index(strategy: tf.distribute.Strategy) -> int:
+    """Where this process stands among them; 0 is the one that logs, saves and evaluates."""
+    if num_workers(strategy) == 1:
+        return 0
+    resolver = strategy.cluster_resolver
+    chiefs = len(resolver.cluster_spec().as_dict().get("chief", ()))
+    return int(resolver.task_id) + (chiefs if resolver.task_type == "worker" else 0)
+
+
+def _check_cluster(text: str) -> None:
+    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        value = json.loads(text)
+        workers, index = value["cluster"]["worker"], value["task"]["index"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"TF_CONFIG={text!r}: must be like {example}") from None
+    if value["task"].get("type") == "worker" and not 0 <= index < len(workers):
+        raise UserError(f"TF_CONFIG: task index {index} is not among its {len(workers)} workers")

@@ -1,0 +1,97 @@
+r"""Trains Keypoint R-CNN on records that pipeline.make_tfrecords wrote.
+
+  python -m model.train --data_dir=records --model_dir=run --preset=r50_fpn --strategy=mirrored --precision=mixed_float16 \
+    --eval_split=val --eval_annotations=annotations/person_keypoints_val2017.json
+
+The same command goes on from the newest checkpoint of --model_dir. Ctrl-C saves one first. Several machines: the same
+command on each, with TF_CONFIG set and --strategy=multi_worker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from absl import flags
+
+from pipeline import command
+from pipeline.command import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "Split to train on.", flag_values=FLAGS)
+flags.DEFINE_string("model_dir", None, "Where the model is written: configuration, checkpoints, logs.", flag_values=FLAGS)
+flags.DEFINE_string("preset", "r50_fpn", "Configuration to start from: tiny, r50_fpn or r101_fpn.", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "set", [], "Sets one value of the configuration, such as rpn.nms_threshold=0.6; may be repeated.", flag_values=FLAGS
+)
+flags.DEFINE_integer("steps", None, "Steps to train, instead of the preset's.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", None, "Pictures per step over all replicas, instead of the preset's.", flag_values=FLAGS)
+flags.DEFINE_float("learning_rate", None, "Peak rate, instead of the preset's.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", None, "Of weights, order of data and draws, instead of the preset's.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "strategy",
+    "one_device",
+    ["one_device", "mirrored", "multi_worker"],
+    "One GPU or the CPU; all GPUs of this machine; several machines by TF_CONFIG.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    ["float32", "mixed_float16", "mixed_bfloat16"],
+    "Compute type of the layers; weights, losses and boxes are float32 always.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("jit_compile", False, "Compile each replica's step with XLA.", flag_values=FLAGS)
+flags.DEFINE_integer("save_every", 1000, "Steps between two checkpoints.", flag_values=FLAGS)
+flags.DEFINE_string("eval_split", None, "Split to evaluate while training; needs --eval_annotations.", flag_values=FLAGS)
+flags.DEFINE_string("eval_annotations", None, "COCO JSON of --eval_split.", flag_values=FLAGS)
+flags.DEFINE_integer("eval_every", 0, "Steps between two evaluations; 0: only at the end.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "cpu_devices", 1, "Splits the CPU into so many devices, to try --strategy=mirrored without GPUs.", flag_values=FLAGS
+)
+flags.mark_flags_as_required(["data_dir", "model_dir"], flag_values=FLAGS)
+
+
+def main(_: list[str]) -> None:
+    if FLAGS.strategy == "multi_worker" and not os.environ.get("TF_CONFIG"):
+        raise UserError("--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index")
+    if (FLAGS.eval_split is None) != (FLAGS.eval_annotations is None):
+        raise UserError("--eval_split and --eval_annotations: give both or neither")
+    for name in ("steps", "batch_size", "learning_rate", "save_every", "cpu_devices"):
+        if FLAGS[name].value is not None and FLAGS[name].value <= 0:
+            raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
+
+    command.load_tensorflow()
+    from model import config as config_lib
+    from model import training
+    from model.strategies import make_strategy
+    from model.validation import Validation
+    from pipeline.data_set import open_data_set
+
+    config = config_lib.override(config_lib.preset(FLAGS.preset), FLAGS.set)
+    given = {
+        "steps": FLAGS.steps,
+        "global_batch_size": FLAGS.batch_size,
+        "learning_rate": FLAGS.learning_rate,
+        "seed": FLAGS.seed,
+    }
+    schedule = {name: value for name, value in given.items() if value is not None}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **schedule))
+    strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
+    data_set = open_data_set(FLAGS.data_dir)
+    validate = Validation(data_set, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
+    run = training.Run(
+        model_dir=Path(FLAGS.model_dir),
+        precision=FLAGS.precision,
+        jit_compile=FLAGS.jit_compile,
+        save_every=FLAGS.save_every,
+        evaluate_every=FLAGS.eval_every,
+    )
+    training.train(config, data_set, FLAGS.split, run, strategy, validate)
+
+
+if __name__ == "__main__":
+    command.run(main, FLAGS, __doc__)

@@ -1,0 +1,207 @@
+"""The figures are pycocotools'; a whole split is looked at; broken files are named."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from model.config import TINY
+from model.evaluation import evaluate, evaluate_files, evaluate_results, read_ground_truth, results_to_coco, table
+from model.mean_pose import mean_pose, mean_pose_baseline
+from model.predictor import Answer, People, Predictor
+from pipeline import records
+from pipeline.anchors import AnchorConfig
+from pipeline.coco import read_coco
+from pipeline.command import UserError
+from pipeline.data_set import INDEX_DTYPE, DataSet
+
+SHARED = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[3] / "shared"))
+ORACLES = SHARED / "data" / "eval_oracles"
+CATEGORY = {"id": 7, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
+
+
+def person(image_id: int, number: int, x: float, **more: Any) -> dict[str, Any]:
+    keypoints = [x + 10, 20, 2, x + 20, 30, 1, 0, 0, 0]
+    box = [x, 10.0, 60.0, 80.0]
+    entry = {"id": number, "image_id": image_id, "category_id": 7, "bbox": box, "area": 4800.0, "iscrowd": 0}
+    return entry | {"keypoints": keypoints, "num_keypoints": 2} | more
+
+
+def ground_truth() -> dict[str, Any]:
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 120, "width": 160 + i} for i in (1, 2, 3, 4)],
+        # Numbered from 0: pycocotools takes an annotation of id 0 for no match, this project must not.
+        "annotations": [person(1, 0, 5.0), person(1, 1, 90.0), person(2, 2, 40.0), person(4, 3, 40.0)],
+        "categories": [CATEGORY, {"id": 8, "name": "dog"}],
+    }
+
+
+@pytest.fixture(name="annotations")
+def annotation_file(tmp_path: Path) -> Path:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(ground_truth()))
+    return path
+
+
+@pytest.fixture
+def data_set(annotations: Path, tmp_path: Path) -> DataSet:
+    """Pictures 1, 2 and 3 as the split val; 4 is in the annotations only."""
+    coco, index, path = read_coco(annotations), [], tmp_path / "val.tfrecord"
+    offset = 0
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for picture in coco.pictures[:3]:
+            encoded = io.BytesIO()
+            Image.new("RGB", (picture.width, picture.height)).save(encoded, "PNG")
+            matching = records.match_picture(picture, AnchorConfig(), (96,), 192)
+            record = records.encode(picture, encoded.getvalue(), "png", "person", matching)
+            writer.write(record)
+            index.append((0, offset, len(record), picture.id, picture.height, picture.width, len(picture.persons), 0, 1))
+            offset += len(record) + 16
+    np.save(tmp_path / "index.npy", np.array(index, INDEX_DTYPE))
+    splits = {"val": {"shards": [{"file": path.name, "bytes": offset}], "images": 3, "index": "index.npy"}}
+    return DataSet(tmp_path, "small", AnchorConfig(), (96,), 192, coco.skeleton, coco.category_id, splits)
+
+
+def knowing(data_set: DataSet) -> Predictor:
+    """Knows the truth about pictures 1 and 2 by their width; finds nobody in the third."""
+
+    def answer(pictures: Sequence[bytes]) -> Answer:
+        found = {name: np.zeros((len(pictures), 2, *shape), np.float32) for name, shape in SHAPES.items()}
+        number = np.zeros(len(pictures), np.int32)
+        for row, encoded in enumerate(pictures):
+            image_id = Image.open(io.BytesIO(encoded)).width - 160
+            for entry in ground_truth()["annotations"]:
+                if entry["image_id"] == image_id:
+                    x, y, w, h = entry["bbox"]
+                    found["boxes"][row, number[row]] = x, y, x + w, y + h
+                    found["scores"][row, number[row]] = 0.9
+                    found["keypoints"][row, number[row]] = np.reshape(entry["keypoints"], (3, 3))[:, :2]
+                    number[row] += 1
+        return {**found, "num_detections": number}
+
+    return Predictor(TINY, data_set.skeleton, answer, lambda height, width: (128, 192))
+
+
+SHAPES: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": (), "keypoints": (3, 2), "keypoint_scores": (3,)}
+
+
+@pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no evaluation cases at {ORACLES} (KEYPOINT_SHARED)")
+@pytest.mark.parametrize("case", ["a_perturbed", "b_crowds", "c_empty", "d_thirteen"])
+def test_figures_of_the_cases(case: str) -> None:
+    folder = ORACLES / case
+    expected = json.loads((folder / "expected.json").read_text())
+    truth = read_ground_truth(folder / "gt.json")
+    figures = evaluate_results(truth, folder / "results.json", truth.skeleton(expected["kpt_oks_sigmas"]))
+    for kind in ("keypoints", "bbox"):
+        assert figures[kind] == pytest.approx(expected[kind], abs=1e-6)
+    assert figures["counts"]["results"] == expected["counts"]["results"]
+    assert figures["counts"]["persons_with_keypoints"] == expected["counts"]["with_keypoints"]
+    if case == "b_crowds":  # COCO's own sigmas are the default
+        assert evaluate_results(truth, folder / "results.json")["keypoints"] == pytest.approx(expected["keypoints"], abs=1e-6)
+
+
+def test_a_model_that_knows_the_truth_reaches_one(data_set: DataSet, annotations: Path) -> None:
+    figures = evaluate(knowing(data_set), data_set, "val", annotations)
+    assert figures["keypoints"]["AP"] == pytest.approx(1.0)
+    assert figures["bbox"]["AP"] == pytest.approx(1.0)
+    # Picture 4 is no part of the split: whom nobody found there costs nothing.
+    assert figures["counts"] == {"images": 3, "persons": 3, "persons_with_keypoints": 3, "crowds": 0, "results": 3}
+
+
+def test_pictures_that_do_not_count(annotations: Path) -> None:
+    truth = read_ground_truth(annotations)
+    right = [{**a, "score": 1.0} for a in ground_truth()["annotations"]]
+    assert evaluate_results(truth, right)["keypoints"]["AP"] == pytest.approx(1.0)
+    assert evaluate_results(truth, right[:2])["keypoints"]["AP"] < 0.6
+    assert evaluate_results(truth, right[:2], image_ids=[1])["keypoints"]["AP"] == pytest.approx(1.0)
+    nothing = evaluate_results(truth, [], image_ids=[])
+    assert set(nothing["keypoints"].values()) == {-1.0}
+    assert "AP –" in table(nothing)
+    with pytest.raises(UserError, match="no image with id 99"):
+        evaluate_results(truth, [], image_ids=[1, 99])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "entry 0 is of image 99"),
+        ({"keypoints": [1, 2, 3]}, "3 numbers in keypoints"),
+        ({"bbox": "wide"}, "entry 0 is broken"),
+        ({"score": None}, "entry 0 is broken"),
+    ],
+)
+def test_broken_results_are_named(annotations: Path, change: dict[str, Any], message: str) -> None:
+    entry = {**ground_truth()["annotations"][0], "score": 1.0, **change}
+    with pytest.raises(UserError, match=message):
+        evaluate_results(annotations, [entry])
+
+
+def test_broken_annotations_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "gt.json"
+    with pytest.raises(UserError, match="no such file"):
+        read_ground_truth(path)
+    for text, message in (
+        ("{", "not JSON"),
+        ("[]", "not a COCO annotation file"),
+        (json.dumps(ground_truth()), "0 categories"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_ground_truth(path, "cat")
+    path.write_text(json.dumps(ground_truth() | {"annotations": [{"category_id": 7, "image_id": 1}]}))
+    with pytest.raises(UserError, match=r"annotations\[0\] is broken"):
+        read_ground_truth(path)
+
+
+def test_results_have_cocos_format() -> None:
+    people = People(
+        np.array([[1, 2, 11.25, 22]], np.float32),
+        np.array([0.75], np.float32),
+        np.array([[[3, 4], [5, 6.5]]], np.float32),
+        np.array([[0.5, 0.25]], np.float32),
+    )
+    (entry,) = results_to_coco(12, people, 7, file_name="12.jpg")
+    assert entry == {
+        "image_id": 12,
+        "file_name": "12.jpg",
+        "category_id": 7,
+        "bbox": [1.0, 2.0, 10.25, 20.0],
+        "score": 0.75,
+        "keypoints": [3.0, 4.0, 0.5, 5.0, 6.5, 0.25],
+    }
+
+
+def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
+    text = evaluate_files(annotations=str(annotations), results=str(results), output_dir=str(tmp_path / "out"))
+    assert "AP 1.000" in text and "evaluation-val.json" in text
+    written = json.loads((tmp_path / "out" / "evaluation-val.json").read_text())
+    assert written["keypoints"]["AP"] == pytest.approx(1.0)
+    with pytest.raises(UserError, match="give one of them"):
+        evaluate_files(annotations=str(annotations))
+    with pytest.raises(UserError, match="--data_dir"):
+        evaluate_files(annotations=str(annotations), model="x")
+
+
+def test_another_keypoint_set_is_refused(data_set: DataSet, annotations: Path) -> None:
+    other = dict(read_ground_truth(annotations).category) | {"keypoints": ["nose", "left_ear", "right_ear"]}
+    predictor = Predictor(TINY, data_set.skeleton.from_category(other), knowing(data_set).answer, lambda h, w: (128, 192))
+    with pytest.raises(UserError, match=r"left_eye.*left_ear"):
+        evaluate(predictor, data_set, "val", annotations)
+
+
+def test_mean_pose(annotations: Path) -> None:
+    truth = read_ground_truth(annotations)
+    # Always at (10, 10) and (20, 20) of a box of 60 × 80; the third is never labelled.
+    np.testing.assert_allclose(mean_pose(truth), [[1 / 6, 1 / 8], [2 / 6, 2 / 8], [0.5, 0.5]])
+    assert mean_pose_baseline(annotations, annotations, truth.skeleton()) == pytest.approx(1.0)

@@ -1,0 +1,123 @@
+"""Batching, thresholds, letterboxing and messages; the three kinds of models are in tests/export."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model import checkpoint, config
+from model.keypoint_rcnn import KeypointRCNN
+from model.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
+from pipeline.command import UserError
+
+
+def png(height: int, width: int, value: int = 100) -> bytes:
+    return tf.io.encode_png(tf.fill([height, width, 3], tf.cast(value, tf.uint8))).numpy()  # type: ignore[no-any-return]
+
+
+def fake_answer(pictures: Sequence[bytes]) -> Answer:
+    """Finds in each picture two persons: one as wide as the picture, with score 0.9, and one with score 0.3."""
+    sizes = np.array([picture_size(p, "") for p in pictures], np.float32)
+    boxes = np.zeros((len(pictures), 4, 4), np.float32)
+    boxes[:, 0, 2:] = sizes[:, ::-1]
+    return {
+        "num_detections": np.full(len(pictures), 2, np.int32),
+        "boxes": boxes,
+        "scores": np.tile(np.array([0.9, 0.3, 0, 0], np.float32), (len(pictures), 1)),
+        "keypoints": np.zeros((len(pictures), 4, 17, 2), np.float32),
+        "keypoint_scores": np.zeros((len(pictures), 4, 17), np.float32),
+    }
+
+
+def test_pictures_are_batched_by_canvas_and_answered_in_order(small_model: KeypointRCNN) -> None:
+    batches: list[int] = []
+
+    def answer(pictures: Sequence[bytes]) -> Answer:
+        batches.append(len(pictures))
+        return fake_answer(pictures)
+
+    def canvas(height: int, width: int) -> tuple[int, int]:
+        return (32, 64) if width > height else (64, 32)
+
+    predictor = Predictor(small_model.config, small_model.skeleton, answer, canvas, max_batch=2, score_threshold=0.5)
+    sizes = [(20, 40), (40, 20), (21, 41), (22, 42), (41, 21)]
+    found = predictor.predict([png(*size) for size in sizes])
+    assert batches == [2, 1, 2]
+    assert [people.boxes[0, 2:].tolist() for people in found] == [[w, h] for h, w in sizes]
+    assert [len(people) for people in found] == [1] * 5  # the other one is below the threshold
+    assert found[0].keypoints.shape == (1, 17, 2)
+    assert predictor.predict([]) == []
+
+
+def test_letterbox_fills_one_side_and_keeps_the_rest_black() -> None:
+    pixels, inside, own = letterbox(png(50, 200), 96, 128)
+    assert (pixels.shape, inside, own) == ((96, 128, 3), (32, 128), (50, 200))
+    assert (pixels[:32] == 100).all() and not pixels[32:].any()
+    assert letterbox(png(1, 5000), 96, 128)[1] == (1, 128)
+
+
+def test_what_cannot_be_read_is_named(small_model: KeypointRCNN) -> None:
+    predictor = model_predictor(small_model)
+    broken = png(64, 64)[:-30]
+    with pytest.raises(UserError, match=r"b\.png: cannot be decoded"):
+        predictor.predict([png(64, 64), broken], ["a.png", "b.png"])
+    with pytest.raises(UserError, match=r"picture 1 of 1: not a JPEG or PNG"):
+        predictor.predict([b"text"])
+
+
+@pytest.mark.parametrize("side", [2**13 + 1, 2**15])
+def test_a_picture_too_large_is_told_by_its_header(side: int) -> None:
+    small = png(8, 8)
+    header = small[12:16] + side.to_bytes(4, "big") * 2 + small[24:29]
+    with pytest.raises(UserError, match="more than 67108864 pixels"):
+        picture_size(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:], "x")
+
+
+@pytest.fixture(scope="module")
+def model_dir(small_model: KeypointRCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    checkpoint.prepare_model_dir(path, small_model.config, small_model.skeleton)
+    manager = tf.train.CheckpointManager(checkpoint.checkpoint_of(small_model), str(path / "checkpoints"), 1)
+    manager.save()
+    return path
+
+
+def test_model_directory_with_sizes_and_threshold_of_ones_own(model_dir: Path, small_model: KeypointRCNN) -> None:
+    predictor = open_model(model_dir, score_threshold=0.01, short_edge=64, max_edge=100)
+    assert (predictor.config.inference.short_edge, predictor.config.inference.max_edge) == (64, 100)
+    assert predictor.config.inference.score_threshold == predictor.score_threshold == 0.01
+    assert predictor.canvas(40, 60) == (64, 96)
+    assert predictor.canvas(40, 120) == (64, 128)  # the longest edge wins: 33 × 100
+    assert open_model(model_dir).score_threshold == small_model.config.inference.score_threshold
+
+
+def test_paths_that_are_no_model(tmp_path: Path, small_model: KeypointRCNN) -> None:
+    with pytest.raises(UserError, match="nothing: does not exist"):
+        open_model(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no config\.json .* no saved_model\.pb .* no \.tflite"):
+        open_model(tmp_path)
+    config.save(small_model.config, tmp_path / "config.json")
+    (tmp_path / "skeleton.json").write_text(json.dumps(small_model.skeleton.to_json()))
+    with pytest.raises(UserError, match="no checkpoint"):
+        open_model(tmp_path)
+    (tmp_path / "x.tflite").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"x\.json is not beside it"):
+        open_model(tmp_path / "x.tflite")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UserError, match=r"x\.json: not what export"):
+        open_model(tmp_path / "x.tflite")
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "saved_model.pb").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"2: a SavedModel without assets"):
+        open_model(tmp_path)
+
+
+def test_thresholds_that_cannot_be(model_dir: Path) -> None:
+    with pytest.raises(UserError, match="between 0 and 1"):
+        open_model(model_dir, score_threshold=1.5)

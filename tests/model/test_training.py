@@ -1,0 +1,239 @@
+"""Training under each strategy and precision, on rendered pictures: a few steps of a small model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model import checkpoint, training
+from model.config import Config
+from model.strategies import make_strategy
+from model.training import Run, Trainer, train
+from pipeline import dataset, synthetic_dataset, synthetic_poses
+from pipeline.command import UserError
+from pipeline.conversion import ConversionConfig, convert
+from pipeline.data_set import DataSet, open_data_set
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    folder = tmp_path_factory.mktemp("synthetic")
+    rendered = synthetic_dataset.write_dataset(folder, synthetic_dataset.Arguments(12, 5, "train", 160, 128), num_workers=1)
+    config = ConversionConfig(short_edges=(96, 128), max_edge=192)
+    convert(rendered.annotations, rendered.pictures, folder / "records", "train", config)
+    return open_data_set(folder / "records")
+
+
+def mirrored() -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def global_batch(data_set: DataSet, config: Config) -> dict[str, tf.Tensor]:
+    batches = dataset.training_batches(
+        data_set, "train", config.data, global_batch_size=config.train.global_batch_size, seed=3, num_steps=1
+    )
+    return next(iter(batches))
+
+
+def summed_gradients(trainer: Trainer, batch: dict[str, tf.Tensor]) -> tuple[list[np.ndarray], dict[str, float]]:
+    @tf.function
+    def run(batch):
+        return trainer.strategy.run(trainer.gradients, args=(batch, tf.constant(7)))
+
+    iterator = trainer.distribute(tf.data.Dataset.from_tensors(batch))
+    gradients, metrics = run(next(iterator))
+    local = trainer.strategy.experimental_local_results
+    totals = [sum(g.numpy() for g in local(per_replica)) for per_replica in gradients]
+    return totals, {name: float(local(value)[0]) for name, value in metrics.items()}
+
+
+def test_two_replicas_give_the_gradients_of_one(data_set: DataSet, small_config: Config) -> None:
+    config = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, global_batch_size=4))
+    batch = global_batch(data_set, config)
+    assert int(tf.reduce_sum(tf.cast(batch["box_kind"] == 1, tf.int32))) >= 4
+    skeleton = data_set.skeleton
+    one = Trainer(config, skeleton, tf.distribute.OneDeviceStrategy("CPU:0"), precision="float32", jit_compile=False)
+    two = Trainer(config, skeleton, mirrored(), precision="float32", jit_compile=False)
+    for path, variable in one.model.variables_by_path().items():
+        np.testing.assert_array_equal(variable, two.model.variables_by_path()[path])  # the same seed
+    expected, expected_metrics = summed_gradients(one, batch)
+    found, metrics = summed_gradients(two, batch)
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in expected_metrics.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-4), name
+    assert metrics["keypoint_overflow"] == 0 and metrics["keypoint_rois"] > 0
+    for path, a, b in zip(one.model.variables_by_path(trainable_only=True), expected, found, strict=True):
+        # The keypoint deconvolution's bias has a gradient of exactly zero; what is there is rounding.
+        np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-5 * max(1.0, float(np.abs(a).max())), err_msg=path)
+        assert path.endswith("deconv/bias") or np.abs(a).max() > 0, path
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_trains_under_each_strategy_and_precision(
+    data_set: DataSet, small_config: Config, tmp_path: Path, strategy: str, precision: str
+) -> None:
+    used = mirrored() if strategy == "mirrored" else make_strategy("one_device")
+    train(small_config, data_set, "train", Run(tmp_path / "run", precision=precision, log_every=1), used)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    model = checkpoint.load_model(tmp_path / "run")
+    assert all(v.dtype == tf.float32 and np.isfinite(v).all() for v in model.variables_by_path().values())
+
+
+def test_a_compiled_step_equals_an_interpreted_one(data_set: DataSet, small_config: Config) -> None:
+    batch, steps = global_batch(data_set, small_config), {}
+    for jit_compile in (False, True):
+        strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+        trainer = Trainer(small_config, data_set.skeleton, strategy, precision="float32", jit_compile=jit_compile)
+        metrics = trainer.train_step(batch, tf.constant(0.01), tf.constant(5), tf.constant(0.0))
+        steps[jit_compile] = {name: float(value) for name, value in metrics.items()}
+    for name, value in steps[False].items():
+        assert steps[True][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_resuming_equals_never_having_stopped(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_config, data_set, "train", Run(whole), make_strategy("one_device"))
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StopError
+
+    with pytest.raises(StopError):  # as a crash just after step 2 was saved
+        train(small_config, data_set, "train", Run(parts, evaluate_every=2), make_strategy("one_device"), stop)
+    train(small_config, data_set, "train", Run(parts), make_strategy("one_device"))
+    expected, found = (checkpoint.load_model(path).variables_by_path() for path in (whole, parts))
+    for path, variable in expected.items():
+        np.testing.assert_allclose(found[path], variable, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_a_finished_training_says_so_and_another_model_is_refused(
+    data_set: DataSet, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    one_step = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=1))
+    train(one_step, data_set, "train", run, make_strategy("one_device"))
+    train(one_step, data_set, "train", run, make_strategy("one_device"))
+    assert "nothing to do" in capsys.readouterr().out
+    wider = dataclasses.replace(one_step, backbone=dataclasses.replace(one_step.backbone, width=16))
+    with pytest.raises(UserError, match=r"backbone.width = 8.*16"):
+        train(wider, data_set, "train", run, make_strategy("one_device"))
+    other_anchors = dataclasses.replace(
+        one_step, anchors=dataclasses.replace(one_step.anchors, sizes=(16.0, 32.0, 64.0, 128.0, 256.0))
+    )
+    with pytest.raises(UserError, match=r"anchors.*32.*16"):
+        train(other_anchors, data_set, "train", Run(tmp_path / "other"), make_strategy("one_device"))
+    odd = dataclasses.replace(one_step, train=dataclasses.replace(one_step.train, global_batch_size=3))
+    with pytest.raises(UserError, match="multiple of the 2 replicas"):
+        train(odd, data_set, "train", Run(tmp_path / "odd"), mirrored())
+
+
+def test_a_loss_that_is_not_finite_is_named_and_not_saved(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+    hot = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, learning_rate=1e30, clip_norm=0.0))
+    with pytest.raises(UserError, match=r"step \d: the loss \w+ is (nan|inf) on images \[\d+"):
+        train(hot, data_set, "train", Run(tmp_path / "run", save_every=1), make_strategy("one_device"))
+    saved = checkpoint.newest_checkpoint(tmp_path / "run")
+    if saved is not None:
+        model = checkpoint.load_model(tmp_path / "run")
+        assert all(np.isfinite(v).all() for v in model.variables_by_path().values())
+
+
+def test_an_empty_split_is_ordinary(
+    data_set: DataSet, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = {"images": [], "annotations": [], "categories": [synthetic_poses.PERSON_CATEGORY]}
+    (tmp_path / "empty.json").write_text(json.dumps(nobody))
+    convert(
+        tmp_path / "empty.json", tmp_path, tmp_path / "records", "train", ConversionConfig(short_edges=(96, 128), max_edge=192)
+    )
+    train(small_config, open_data_set(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    assert "no images" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_record_is_one_line(small_config: Config, data_set: DataSet, tmp_path: Path) -> None:
+    shutil.copytree(data_set.folder, tmp_path / "records")
+    (shard,) = (tmp_path / "records").glob("*.tfrecord-*")
+    content = bytearray(shard.read_bytes())
+    for place in range(100, len(content), 997):
+        content[place] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="a record cannot be read"):
+        train(small_config, open_data_set(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device"))
+
+
+def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+    long = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=5000))
+    previous = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        log = tmp_path / "run" / "metrics.jsonl"
+        while not log.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(training.InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
+        train(long, data_set, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
+    assert checkpoint.newest_checkpoint(tmp_path / "run") is not None
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+    """Two processes under MultiWorkerMirroredStrategy end with the weights of one process with the same global batch."""
+    config = small_config
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    script = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "import tensorflow as tf\n"
+        "from model import config, strategies, training\n"
+        "from pipeline.data_set import open_data_set\n"
+        "strategy = strategies.make_strategy('multi_worker')\n"
+        "training.train(config.load(Path(sys.argv[1])), open_data_set(sys.argv[2]), 'train',"
+        " training.Run(Path(sys.argv[3])), strategy)\n"
+    )
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
+    arguments = [sys.executable, "-c", script, str(tmp_path / "config.json"), str(data_set.folder), str(tmp_path / "two")]
+    processes = []
+    for index in range(2):
+        cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "PYTHONPATH": str(ROOT)}
+        processes.append(
+            subprocess.Popen(
+                arguments, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    train(config, data_set, "train", Run(tmp_path / "one"), make_strategy("one_device"))
+    expected, found = (checkpoint.load_model(tmp_path / name).variables_by_path() for name in ("one", "two"))
+    for path, variable in expected.items():
+        np.testing.assert_allclose(found[path], variable, rtol=1e-3, atol=1e-5, err_msg=path)
