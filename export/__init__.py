@@ -1,0 +1,1 @@
+"""A trained model in, files for serving out. Imports `model` and `pipeline`."""

@@ -1,0 +1,109 @@
+"""Converts a trained model to TFLite with built-in operators only, and proves the file before anybody gets it.
+
+The one signature, `serve_images`, takes `images` uint8 [1, H, W, 3] of a fixed size, RGB, and answers in pixels of what it was
+given. A picture of another size is letterboxed by the caller: made as large as it fits, at the top left, zeros elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
+from export.saved_model import temporary_folder
+from model.config import Config
+from model.keypoint_rcnn import KeypointRCNN
+from model.serving import CANVAS_MULTIPLE, ServingModule, round_up
+from pipeline.command import UserError
+
+Pixels = npt.NDArray[np.uint8]
+
+SIGNATURE = "serve_images"
+# A converter that misses the variables writes these, a file without weights, and no error.
+VARIABLE_OPERATORS = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
+
+
+def default_size(config: Config) -> tuple[int, int]:
+    """Height and width that suit pictures in 4:3: such a one is seen at the same size as by the SavedModel.
+
+    The height is the short edge at inference, the width 4/3 of it (no more than the longest edge), both rounded up to 32.
+    """
+    inference = config.inference
+    return round_up(inference.short_edge), round_up(min(inference.max_edge, round(inference.short_edge * 4 / 3)))
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises: UserError where it is no size for a canvas."""
+    for name, value in (("--tflite_height", height), ("--tflite_width", width)):
+        if value < CANVAS_MULTIPLE or value % CANVAS_MULTIPLE:
+            raise UserError(f"{name}={value}: must be a multiple of {CANVAS_MULTIPLE}; the next is {round_up(max(value, 1))}")
+
+
+def convert(model: KeypointRCNN, height: int, width: int, folder: Path) -> bytes:
+    """The model as a TFLite file.
+
+    Args:
+      model: the model.
+      height, width: of the only pictures that it will take; multiples of 32.
+      folder: where a SavedModel may lie for a moment.
+    """
+    module = ServingModule(model)  # of its own: a SavedModel holds every function that was traced
+    with temporary_folder(folder, "tflite") as temporary:
+        tf.saved_model.save(module, str(temporary), signatures={SIGNATURE: module.serve_images_of_size(height, width)})
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(temporary), signature_keys=[SIGNATURE])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        content: bytes = converter.convert()
+    return content
+
+
+def verify(content: bytes, model: KeypointRCNN, pictures: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
+    """Checks a converted file against its model.
+
+    Args:
+      content: the file.
+      model: what it was made of.
+      pictures: uint8 [H, W, 3] each, of the file's size.
+      expected: the model's answer to each as a batch of one, by `ServingModule.serve_images`.
+
+    Returns:
+      How many detections of the pictures agree.
+
+    Raises:
+      ConversionError: operators that are not built in, weights missing, answers that are not finite or are others.
+    """
+    weights = sum(4 * int(np.prod(v.shape)) for v in model.variables_by_path().values())
+    if not 0.9 * weights < len(content) < 1.5 * weights + 2**22:
+        raise ConversionError(f"the TFLite file has {len(content)} bytes, for {weights} bytes of weights")
+    interpreter = Interpreter(model_content=content)
+    operators = {operator["op_name"] for operator in interpreter._get_ops_details()}
+    foreign = {name for name in operators if name in VARIABLE_OPERATORS or name.startswith(("Flex", "CUSTOM"))}
+    if foreign:
+        raise ConversionError(f"the TFLite file needs operators that are not built in: {', '.join(sorted(foreign))}")
+    run = interpreter.get_signature_runner(SIGNATURE)
+    total = Agreement(0, 0)
+    for picture, wanted in zip(pictures, expected, strict=True):
+        answer = run(images=picture[None])
+        if {name: value.shape for name, value in answer.items()} != {name: value.shape for name, value in wanted.items()}:
+            raise ConversionError(f"the TFLite file answers with { ({name: value.shape for name, value in answer.items()}) }")
+        if not all(np.isfinite(value).all() for value in answer.values()):
+            raise ConversionError("the TFLite file gives answers that are not finite numbers")
+        total += agreement(wanted, answer)
+    if total.share < LEAST_SHARE:
+        raise ConversionError(f"the TFLite file gives {total.matched} of the model's {total.total} detections")
+    return total
+
+
+def random_pictures(height: int, width: int, count: int = 3) -> Iterator[Pixels]:
+    """Coloured patches of several scales: more like a photograph than noise is, so that a model finds something to answer."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        picture = np.zeros((height, width, 3))
+        for cells in (4, 12, 40):
+            patches = tf.image.resize(rng.normal(0, 40, (1, cells, cells, 3)), (height, width), "bilinear")[0].numpy()
+            picture += patches
+        yield np.clip(picture + 128, 0, 255).astype(np.uint8)

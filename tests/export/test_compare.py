@@ -1,0 +1,45 @@
+"""Counterparts are found whatever the order; each counts once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from export.compare import Agreement, Answer, agreement
+
+
+def answer(boxes: list[list[float]], scores: list[float], keypoints: list[list[float]], count: int | None = None) -> Answer:
+    return {
+        "num_detections": np.array([len(boxes) if count is None else count]),
+        "boxes": np.array([boxes], np.float32).reshape(1, -1, 4),
+        "scores": np.array([scores], np.float32),
+        "keypoints": np.array([keypoints], np.float32).reshape(1, len(boxes), -1, 2),
+    }
+
+
+A, B = [0.0, 0, 10, 10], [20.0, 20, 50, 60]
+P, Q = [1.0, 1, 2, 2], [30.0, 30, 40, 40]
+
+
+def test_order_plays_no_part() -> None:
+    assert agreement(answer([A, B], [0.9, 0.8], [P, Q]), answer([B, A], [0.9, 0.8], [Q, P])) == Agreement(2, 2)
+
+
+def test_tolerances() -> None:
+    one = answer([A], [0.9], [P])
+    assert agreement(one, answer([[0.4, 0, 10, 10.4]], [0.9], [[1.9, 1, 2, 2]])).share == 1
+    assert agreement(one, answer([[0.6, 0, 10, 10]], [0.9], [P])).share == 0
+    assert agreement(one, answer([A], [0.9], [[1, 1, 2, 3.1]])).share == 0
+
+
+def test_each_counterpart_counts_once() -> None:
+    assert agreement(answer([A, A], [0.9, 0.8], [P, P]), answer([A, B], [0.9, 0.8], [P, Q])) == Agreement(1, 2)
+
+
+def test_low_scores_and_padding_do_not_count() -> None:
+    reference = answer([A, B, A], [0.9, 0.3, 0.0], [P, Q, P], count=2)
+    assert agreement(reference, answer([A], [0.9], [P]), min_score=0.5) == Agreement(1, 1)
+    assert agreement(reference, answer([A, B], [0.9, 0.3], [P, Q], count=1)) == Agreement(1, 2)
+    nobody = answer([A], [0.0], [P], count=0)
+    assert agreement(nobody, nobody).share == 1
+    assert agreement(reference, nobody) == Agreement(0, 2)
+    assert Agreement(1, 2) + Agreement(3, 4) == Agreement(4, 6)

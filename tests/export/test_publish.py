@@ -1,0 +1,152 @@
+"""What an export consists of, that it says what the model says, and that nothing half-written or overwritten is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export.compare import ConversionError
+from export.publish import export_model
+from export.saved_model import choose_version, temporary_folder
+from export.tflite import check_size, default_size, random_pictures, verify
+from model import config
+from model.checkpoint import load_model
+from model.config import PRESETS, TINY
+from model.predictor import People, open_model
+from pipeline.command import UserError
+from pipeline.skeleton import Skeleton
+
+ROOT = Path(__file__).parents[2]
+
+
+def pictures() -> list[bytes]:
+    return [tf.io.encode_png(pixels).numpy() for pixels in random_pictures(96, 128, 2)]
+
+
+def assert_same_people(one: People, other: People) -> None:
+    assert len(one) == len(other) > 0
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+    np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
+    np.testing.assert_allclose(one.keypoint_scores, other.keypoint_scores, atol=1e-3)
+    close = np.abs(one.keypoints - other.keypoints).max(axis=-1) < 0.1
+    assert close.mean() > 0.97  # random weights: now and then two places are equally good
+
+
+def test_layout(exported: Path, model_dir: Path) -> None:
+    assert sorted(p.name for p in exported.iterdir()) == ["keypoint_rcnn", "keypoint_rcnn.json", "keypoint_rcnn.tflite"]
+    version = exported / "keypoint_rcnn" / "1"
+    assert (version / "saved_model.pb").is_file()
+    model = load_model(model_dir)
+    assert config.load(version / "assets" / "config.json") == model.config
+    assert Skeleton.from_json(json.loads((version / "assets" / "skeleton.json").read_text())) == model.skeleton
+    made_by = json.loads((version / "assets" / "versions.json").read_text())
+    assert made_by["packages"]["tensorflow"] == tf.__version__
+    assert made_by["weights"] == {"model_dir": model_dir.name, "checkpoint": "step-7"}
+    beside = json.loads((exported / "keypoint_rcnn.json").read_text())
+    assert (beside["height"], beside["width"]) == (96, 128)
+    assert str(model_dir) not in json.dumps([made_by, beside])
+
+
+@pytest.fixture(scope="module")
+def expected(model_dir: Path) -> list[People]:
+    return open_model(model_dir).predict(pictures())
+
+
+@pytest.mark.parametrize("path", ["keypoint_rcnn", "keypoint_rcnn.tflite"])
+def test_an_export_finds_whom_the_model_finds(exported: Path, expected: list[People], path: str) -> None:
+    found = open_model(exported / path).predict(pictures())
+    for one, other in zip(expected, found, strict=True):
+        assert_same_people(one, other)
+
+
+def test_tflite_answers_in_the_pictures_own_pixels(exported: Path) -> None:
+    (small,) = random_pictures(96, 128, 1)
+    large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
+    predictor = open_model(exported / "keypoint_rcnn.tflite")
+    found = predictor.predict([tf.io.encode_png(large).numpy(), tf.io.encode_png(small[:60, :128]).numpy()])
+    assert len(found[0]) and found[0].boxes[:, 2].max() > 128
+    assert len(found[1]) and found[1].boxes[:, 3].max() <= 60
+
+
+def test_options_that_an_export_cannot_follow(exported: Path) -> None:
+    for path in ("keypoint_rcnn", "keypoint_rcnn.tflite"):
+        with pytest.raises(UserError, match="size is fixed"):
+            open_model(exported / path, short_edge=64)
+        with pytest.raises(UserError, match=r"keeps nobody below 0\.05"):
+            open_model(exported / path, score_threshold=0.01)
+        assert open_model(exported / path, score_threshold=0.6).score_threshold == 0.6
+
+
+def test_a_version_is_never_overwritten(exported: Path, model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--version=1: .* is there already; .* version 2"):
+        export_model(model_dir, exported, version=1)
+    assert choose_version(exported / "keypoint_rcnn", None) == 2
+    assert choose_version(tmp_path / "nothing", None) == 1
+    assert choose_version(exported / "keypoint_rcnn", 20) == 20
+    with pytest.raises(UserError, match="must be 1 or more"):
+        choose_version(exported / "keypoint_rcnn", 0)
+
+
+def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ({"formats": ["onnx"]}, "--formats=onnx"),
+        ({"formats": []}, "--formats="),
+        ({"name": "../x"}, "--name"),
+        ({"tflite_height": 100}, "--tflite_height=100: must be a multiple of 32; the next is 128"),
+        ({"check_images": tmp_path}, "no pictures in it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export_model(model_dir, tmp_path / "out", **arguments)
+    with pytest.raises(UserError, match="no config"):
+        export_model(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_stopped_half_way_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path, "x") as folder:
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Path) -> None:
+    model, content = load_model(model_dir), (exported / "keypoint_rcnn.tflite").read_bytes()
+    with pytest.raises(ConversionError, match="bytes of weights"):
+        verify(content[:5000], model, [], [])  # what a converter writes that has lost the variables
+    (picture,) = random_pictures(96, 128, 1)
+    count, points = model.config.inference.max_detections, model.skeleton.num_keypoints
+    others = {
+        "num_detections": np.array([count], np.int32),
+        "boxes": np.full((1, count, 4), -50, np.float32),
+        "scores": np.ones((1, count), np.float32),
+        "keypoints": np.zeros((1, count, points, 2), np.float32),
+        "keypoint_scores": np.zeros((1, count, points), np.float32),
+    }
+    with pytest.raises(ConversionError, match="gives 0 of the model's 5 detections"):
+        verify(content, model, [picture], [others])
+
+
+def test_default_sizes_suit_four_by_three() -> None:
+    assert default_size(TINY) == (256, 320)  # 240 × 320
+    assert default_size(PRESETS["r50_fpn"]) == (800, 1088)  # 800 × 1067
+    check_size(256, 320)
+
+
+def test_examples_need_nothing_of_this_project(exported: Path, expected: list[People], tmp_path: Path) -> None:
+    picture = tmp_path / "x.png"
+    picture.write_bytes(pictures()[0])
+    for script, model in (
+        ("detect_with_saved_model.py", exported / "keypoint_rcnn" / "1"),
+        ("detect_with_tflite.py", exported / "keypoint_rcnn.tflite"),
+    ):
+        command = [sys.executable, "-I", str(ROOT / "examples" / script), f"--model={model}", "--min_score=0.05", str(picture)]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        people = json.loads(ended.stdout)["people"]
+        np.testing.assert_allclose([person["box"] for person in people], expected[0].boxes, atol=0.05)
+        np.testing.assert_allclose([person["score"] for person in people], expected[0].scores, atol=1e-4)
