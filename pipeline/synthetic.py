@@ -1,8 +1,9 @@
 """Renders articulated people as a COCO keypoint data set: JPEG pictures and a person_keypoints JSON.
 
 People of many sizes, poses, skin and clothing tones stand, walk, sit, bend and lie over varied backgrounds with limb-like
-clutter; some are hidden in part, cut by the frame, in a crowd, too far away for keypoints. The same arguments give the
-same bytes, and the first N pictures do not depend on how many follow.
+clutter; some are hidden in part, cut by the frame, in a crowd, too far away for keypoints. Left limbs are of warm colours,
+right ones of cold colours, so train with data.flip=false. The same arguments give the same bytes, and the first N pictures
+do not depend on how many follow.
 
   python -m pipeline.synthetic --output_dir=data/synthetic --num_images=1000 --seed=0 --split=train
   python -m pipeline.synthetic --output_dir=data/synthetic --num_images=200 --seed=0 --split=val

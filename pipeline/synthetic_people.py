@@ -1,7 +1,7 @@
 """Draws a pose as a person: limbs, clothes, face and hair as filled polygons, from the farthest to the nearest.
 
 From the front a person shows a face and an open collar with a bright stripe down the chest, from behind hair and a plain
-back: what tells left from right stays true in a mirror.
+back. The colours of the limbs tell left from right, see `synthetic_looks.Look`.
 """
 
 from __future__ import annotations

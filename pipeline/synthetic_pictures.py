@@ -29,7 +29,7 @@ MAX_SIDE = 4096
 # whoever is smaller than the second range's start never has keypoints, whoever is larger always has.
 _FAR = (0.08, 0.17)
 _CROWD = (0.08, 0.14)
-_NEAR = (0.2, 0.92)
+_NEAR = (0.23, 0.95)
 
 _LEAST_VISIBLE = 0.3  # share of a silhouette inside the picture below which a person is left out
 _LEAST_AREA = 12  # pixels

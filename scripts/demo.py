@@ -22,9 +22,9 @@ from scripts.stages import Stage, StageError, Stages
 # What is rendered and trained by default, and what must come out.
 NUM_TRAIN = 1500
 NUM_VAL = 200
-STEPS = 1500
-SHORT_EDGES, MAX_EDGE = "224,240", 480  # those of the preset tiny
-EVALUATIONS = 5  # while training, for the curve
+STEPS = 2800
+SHORT_EDGES, MAX_EDGE = "192", 384  # those of the preset tiny
+EVALUATIONS = 3  # while training, for the curve
 SEED = 0
 LEAST_KEYPOINT_AP = 0.60
 MOST_BASELINE_AP = 0.20  # of a mean pose in the true boxes: what a model gains without looking at limbs

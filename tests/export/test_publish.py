@@ -133,7 +133,7 @@ def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Pat
 
 
 def test_default_sizes_suit_four_by_three() -> None:
-    assert default_size(TINY) == (256, 320)  # 240 × 320
+    assert default_size(TINY) == (192, 256)  # 192 × 256
     assert default_size(PRESETS["r50_fpn"]) == (800, 1088)  # 800 × 1067
     check_size(256, 320)
 

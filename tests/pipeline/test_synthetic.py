@@ -184,6 +184,16 @@ def test_left_is_on_the_right_of_the_picture_from_the_front_and_not_from_behind(
         assert (face == 2).all() if yaw == 0 else (face < 2).all()
 
 
+def test_left_limbs_are_warm_and_right_ones_cold() -> None:
+    rng = np.random.default_rng(0)
+    for look in (random_look(rng) for _ in range(50)):
+        for limbs in (look.arms, look.legs):
+            assert all(red > blue for red, _, blue in limbs["left"])
+            assert all(blue > red for red, _, blue in limbs["right"])
+            for upper, lower in limbs.values():  # so that the joint between them shows
+                assert abs(max(upper) - max(lower)) > 30
+
+
 def test_most_people_show_their_front() -> None:
     rng = np.random.default_rng(0)
     assert 0.65 < np.mean([random_pose(rng).faces_viewer for _ in range(600)]) < 0.82
