@@ -46,6 +46,8 @@ def roi_align(
       ((j + 0.5) · stride, (i + 0.5) · stride). Samples up to one place outside take the border's value, those further out 0,
       as torchvision/csrc/ops/roi_align has it.
     """
+    # Boxes of a model that diverges may be NaN: their gathers must stay in range, so that the check of the losses is reached.
+    boxes = tf.where(tf.abs(boxes) < 1e6, boxes, 0.0)
     channels = pyramid[0].shape[-1]
     shapes = level_shapes(pyramid)
     rows = tf.stack([shape[0] for shape in shapes])  # [L]

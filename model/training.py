@@ -112,7 +112,9 @@ class Trainer:
         metrics |= self.optimizer.apply(gradients, rate)
         # Workers must stop after the same step, or those that go on wait for ever: each learns here whether any was asked to.
         context = tf.distribute.get_replica_context()
-        metrics["stop"] = context.all_reduce(tf.distribute.ReduceOp.SUM, stop)
+        metrics["stop"] = context.all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.identity(stop)
+        )  # one on each device, to be added up
         return metrics
 
     def distribute(self, batches: tf.data.Dataset) -> Iterator[dict[str, Any]]:

@@ -92,7 +92,7 @@ def _random_layers(rng: np.random.Generator, width: int, height: int) -> list[La
     taken: list[Box] = []
     if rng.random() < 0.07:
         layers.append(_random_crowd(rng, width, height, taken))
-    near = int(rng.choice([1, 2, 3, 4, 5], p=[0.25, 0.30, 0.22, 0.14, 0.09]))
+    near = int(rng.choice([1, 2, 3, 4, 5], p=[0.42, 0.32, 0.16, 0.07, 0.03]))
     low, high = np.log(_NEAR)
     # Half of the people are higher than half of the picture.
     scales = sorted(float(np.exp(low + (high - low) * rng.random() ** 0.75)) * height for _ in range(near))

@@ -26,7 +26,7 @@ from scripts.stages import REPOSITORY, Stage, StageError, Stages
 IMAGE_IDS = (5802, 30752, 62060, 165029, 181714, 222564, 247285, 412151)
 LEAST_PERSONS = 15  # with keypoints, among the eight
 LEAST_KEYPOINT_AP = 0.80
-STEPS = 1000
+STEPS = 800
 SHORT_EDGE, MAX_EDGE = 256, 384
 
 FLAGS = flags.FlagValues()

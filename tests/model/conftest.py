@@ -51,6 +51,12 @@ def small_model(small_config: Config, skeleton: Skeleton) -> KeypointRCNN:
     return KeypointRCNN(small_config, skeleton)
 
 
+@pytest.fixture(scope="session")
+def two_replicas() -> tf.distribute.Strategy:
+    """One for all tests: a second MirroredStrategy in a process numbers its collectives as the first did, and they collide."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 def random_batch(config: Config, skeleton: Skeleton, size: int, *, seed: int = 0) -> dict[str, tf.Tensor]:
     """A batch as `pipeline.dataset` yields it: noise, two people a picture (one in the last), 128 × 160."""
     random = np.random.default_rng(seed)

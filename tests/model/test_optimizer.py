@@ -49,9 +49,9 @@ def test_the_loss_scale_is_undone():
     np.testing.assert_allclose(variables["a/kernel"], [0.9, -2.2], rtol=1e-6)
 
 
-def test_one_replica_that_overflows_stops_the_step_on_both():
+def test_one_replica_that_overflows_stops_the_step_on_both(two_replicas):
     """The fault of loss scaling by optimizers that look at their own replica's gradient only: weights become −inf."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas
     with strategy.scope():
         variables = {"w/kernel": tf.Variable([1.0, 1.0])}
         sgd = Sgd(variables, momentum=0.9, weight_decay=0.0, clip_norm=0.0, dynamic_loss_scale=True)
