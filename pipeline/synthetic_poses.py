@@ -71,7 +71,7 @@ class Pose:
 
     Attributes:
       body: its proportions.
-      points: name → float64 [3]: the 17 keypoints and neck, head (its centre), left_toe, left_hand, right_….
+      points: name → float64 [3]: the keypoints and neck, head (its centre), left_toe, left_hand, right_….
       torso: float64 [3,3]; columns are the chest's left, up and front in the camera frame.
       head: float64 [3,3]; the same for the head.
       kind: how the legs and the body are held, for tests and statistics.
