@@ -96,16 +96,21 @@ def test_trains_under_each_strategy_and_precision(
 
 
 def test_a_compiled_step_equals_an_interpreted_one(data_set: DataSet, small_config: Config) -> None:
-    batch, steps = global_batch(data_set, small_config), {}
+    # Rounding reorders nearly equal proposals, and RoIs are drawn by their place: here the step takes all there are.
+    candidates = small_config.rpn.proposals_train + small_config.data.max_boxes
+    config = dataclasses.replace(
+        small_config,
+        box_head=dataclasses.replace(small_config.box_head, rois=candidates, positive_fraction=1.0),
+        keypoint_head=dataclasses.replace(small_config.keypoint_head, rois=candidates),
+    )
+    batch, steps = global_batch(data_set, config), {}
     for jit_compile in (False, True):
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-        trainer = Trainer(small_config, data_set.skeleton, strategy, precision="float32", jit_compile=jit_compile)
+        trainer = Trainer(config, data_set.skeleton, strategy, precision="float32", jit_compile=jit_compile)
         metrics = trainer.train_step(batch, tf.constant(0.01), tf.constant(5), tf.constant(0.0))
         steps[jit_compile] = {name: float(value) for name, value in metrics.items()}
     for name, value in steps[False].items():
-        # Rounding reorders proposals of nearly equal scores, and with them the RoIs that are drawn for the second stage.
-        tolerance = 1e-4 if name.startswith("rpn") else 0.1
-        assert steps[True][name] == pytest.approx(value, rel=tolerance, abs=1e-5), name
+        assert steps[True][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
 def test_resuming_equals_never_having_stopped(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
