@@ -118,6 +118,23 @@ class Config:
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
 
+    def __post_init__(self) -> None:
+        may_be_zero = ("convolutions", "warmup_steps", "seed")
+        for section in ("backbone", "rpn", "box_head", "keypoint_head", "train", "inference"):
+            part = getattr(self, section)
+            for field in (f.name for f in dataclasses.fields(part)):
+                value = getattr(part, field)
+                for number in value if isinstance(value, tuple) else (value,):
+                    least = 1 if isinstance(number, int) and field not in may_be_zero else 0
+                    if isinstance(number, int | float) and not number >= least:
+                        raise UserError(f"{section}.{field}={number}: must be {least} or more")
+        widths = (self.backbone.width, self.backbone.fpn_channels, self.keypoint_head.channels)
+        if self.backbone.norm == "group" and any(width % 4 for width in widths):
+            raise UserError(
+                f"backbone.width, backbone.fpn_channels, keypoint_head.channels = {widths}: for norm=group each must be "
+                "a multiple of 4, the channels of a group"
+            )
+
 
 R50_FPN = Config()
 R101_FPN = Config(preset="r101_fpn", backbone=BackboneConfig(blocks=(3, 4, 23, 3)))

@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from model.config import PRESETS, TINY, from_json, override, to_json
+from pipeline.command import UserError
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_json_and_back(name):
+    assert from_json(json.loads(json.dumps(to_json(PRESETS[name])))) == PRESETS[name]
+
+
+def test_override_sets_one_value():
+    changed = override(TINY, ["rpn.nms_threshold=0.6", "data.short_edges=[96,128]", "data.flip=true"])
+    assert (changed.rpn.nms_threshold, changed.data.short_edges, changed.data.flip) == (0.6, (96, 128), True)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("rpn.nms_treshold=0.6", "nms_threshold"),
+        ("rpm.nms_threshold=0.6", "rpn"),
+        ("rpn.nms_threshold", "section.field=value"),
+        ("data.short_edges=abc", "of that type"),
+        ("backbone.norm=batch", "of that type"),
+        ("rpn.top_k_train=-5", "1 or more"),
+        ("train.seed=-1", "0 or more"),
+        ("train.learning_rate=-0.1", "0 or more"),
+        ("backbone.width=6", "multiple of 4"),
+    ],
+)
+def test_a_wrong_value_is_one_line(assignment, words):
+    with pytest.raises(UserError, match=words) as error:
+        override(TINY, [assignment])
+    assert "\n" not in str(error.value)
