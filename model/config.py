@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
-from pipeline.dataset import DataConfig
+from pipeline.data_config import DataConfig
 
 Norm = Literal["frozen_batch", "group"]
 

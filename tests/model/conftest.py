@@ -20,7 +20,8 @@ from model.config import (
 )
 from model.keypoint_rcnn import KeypointRCNN
 from pipeline import anchors
-from pipeline.dataset import PERSON, DataConfig
+from pipeline.data_config import DataConfig
+from pipeline.preparation import PERSON
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
 
 

@@ -14,17 +14,10 @@ from PIL import Image
 from pipeline import anchors, coco, plan, records
 from pipeline.coco import Picture
 from pipeline.command import UserError
+from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
-from pipeline.dataset import (
-    CROWD,
-    PADDING,
-    PERSON,
-    DataConfig,
-    check_compatible,
-    evaluation_batches,
-    training_batches,
-    training_pool,
-)
+from pipeline.dataset import check_compatible, evaluation_batches, training_batches, training_pool
+from pipeline.preparation import CROWD, PADDING, PERSON
 
 SMALL = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=64, num_canvases=3, require_keypoints=False
