@@ -92,10 +92,8 @@ def box_losses(
     unit = tf.constant([0.0, 0.0, 1.0, 1.0])  # keeps the logarithm finite where there is nothing to learn
     boxes = tf.where(positive, rois["boxes"], unit)
     target_boxes = tf.where(positive, tf.gather(true_boxes, rois["match"], batch_dims=1), unit)
-    error = tf.abs(deltas - box_ops.encode(target_boxes, boxes, DELTA_WEIGHTS))
-    beta = config.smooth_l1_beta
-    smooth = tf.where(error < beta, 0.5 * tf.square(error) / beta, error - 0.5 * beta)
-    box = tf.reduce_sum(tf.where(positive, smooth, 0.0))
+    error = deltas - box_ops.encode(target_boxes, boxes, DELTA_WEIGHTS)
+    box = tf.reduce_sum(tf.where(positive, box_ops.smooth_l1(error, config.smooth_l1_beta), 0.0))
     count = tf.reduce_sum(tf.cast(label >= 0, tf.float32))
     return {"box_class": (classes, count), "box_delta": (box, count)}
 
@@ -116,8 +114,8 @@ def detections(
     """
     boxes = box_ops.clip(box_ops.decode(deltas, proposals, DELTA_WEIGHTS), image_size)  # [B, N, 4]
     scores = tf.nn.softmax(logits)[..., 1]  # [B, N]
-    empty = (boxes[..., 2] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 1])
-    scores = tf.where(empty | (proposal_scores <= NOTHING), NOTHING, scores)
+    exists = box_ops.large_enough(boxes, config.min_size) & (proposal_scores > NOTHING)
+    scores = tf.where(exists, scores, NOTHING)
 
     def best_of_one(boxes: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return suppress(boxes, scores, config.max_detections, config.nms_threshold, config.score_threshold)

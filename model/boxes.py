@@ -42,6 +42,18 @@ def clip(boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(boxes, 0.0, limit)
 
 
+def large_enough(boxes: tf.Tensor, min_size: float) -> tf.Tensor:
+    """Whether boxes [..., 4] enclose anything, and have both sides of `min_size` or more; bool [...]."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return tf.reduce_all((sides > 0.0) & (sides >= min_size), axis=-1)
+
+
+def smooth_l1(error: tf.Tensor, beta: float) -> tf.Tensor:
+    """Girshick 2015, equation 3: quadratic up to ±`beta`, then |error| less a constant; |error| for a `beta` of 0."""
+    error = tf.abs(error)
+    return tf.where(error < beta, 0.5 * tf.square(error) / beta, error - 0.5 * beta) if beta > 0 else error
+
+
 def _centre_and_size(boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * size, size

@@ -30,8 +30,13 @@ class BackboneConfig:
     expansion: int = 4
     norm: Norm = "frozen_batch"  # "group" where training starts from random weights: frozen statistics need pretrained ones
     norm_epsilon: float = 1e-5
+    stem_width: int | None = None  # channels of the stem where they are not `width`
+    stride_in_1x1: bool = False  # a stage's stride lies in its first 1×1 convolution (MSRA's ResNet), else in the 3×3 one
+    frozen_stages: int = 0  # parts that are not trained, counted from the pixels: 2 are the stem and C2's stage
     fpn_channels: int = 256
-    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB / 255
+    pixel_order: Literal["RGB", "BGR"] = "RGB"  # of what the network sees; pictures are RGB everywhere else
+    pixel_range: float = 1.0  # full intensity in the units of mean and deviation: 1 or 255
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # in `pixel_order`, as `pixel_std`
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
@@ -44,6 +49,21 @@ class RpnConfig:
     proposals_train: int = 1000  # per image, after NMS
     proposals_test: int = 1000
     nms_threshold: float = 0.7
+    min_size: float = 0.0  # canvas pixels; proposals with a shorter side are dropped, empty ones always
+    smooth_l1_beta: float = 0.0  # 0: L1
+    # Both losses are divided by the number of anchors sampled per image × images, or by the number that has a label: they
+    # differ where an image has too few, and in their meaning when all anchors are taken.
+    normalise_by: Literal["sampled", "labelled"] = "sampled"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoiAlignConfig:
+    """How both heads pool (He et al. 2017)."""
+
+    # Detectron2's ROIAlignV2: place (i, j) lies at ((j + ½) · stride, (i + ½) · stride). Else half a place further up and
+    # left, and a RoI is at least one place wide and high.
+    aligned: bool = True
+    level_tolerance: float = 0.0  # added to the level before it is rounded down: torchvision's 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +74,7 @@ class BoxHeadConfig:
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
     resolution: int = 7
-    sampling_ratio: int = 2
+    sampling_ratio: int = 2  # samples per bin and axis; 0: as many as a bin has places, rounded up (Detectron2's)
     convolutions: int = 0  # with group norm; a head that starts from random weights learns faster with some (Wu & He 2018)
     channels: int = 1024
     smooth_l1_beta: float = 0.5
@@ -66,7 +86,7 @@ class KeypointHeadConfig:
 
     rois: int = 40  # per image of a replica's batch: positives of the whole batch are packed into one buffer of rois × batch
     resolution: int = 14
-    sampling_ratio: int = 2
+    sampling_ratio: int = 2  # as the box head's
     convolutions: int = 8
     channels: int = 512
 
@@ -102,6 +122,7 @@ class InferenceConfig:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
+    min_size: float = 0.0  # canvas pixels; boxes with a shorter side are dropped, empty ones always
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +134,20 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     backbone: BackboneConfig = BackboneConfig()
     rpn: RpnConfig = RpnConfig()
+    roi_align: RoiAlignConfig = RoiAlignConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
     keypoint_head: KeypointHeadConfig = KeypointHeadConfig()
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
-        may_be_zero = ("convolutions", "warmup_steps", "seed")
-        for section in ("backbone", "rpn", "box_head", "keypoint_head", "train", "inference"):
+        may_be_zero = ("convolutions", "frozen_stages", "sampling_ratio", "warmup_steps", "seed")
+        for section in ("backbone", "rpn", "roi_align", "box_head", "keypoint_head", "train", "inference"):
             part = getattr(self, section)
             for field in (f.name for f in dataclasses.fields(part)):
                 value = getattr(part, field)
                 for number in value if isinstance(value, tuple) else (value,):
-                    least = 1 if isinstance(number, int) and field not in may_be_zero else 0
+                    least = 1 if type(number) is int and field not in may_be_zero else 0
                     if isinstance(number, int | float) and not number >= least:
                         raise UserError(f"{section}.{field}={number}: must be {least} or more")
         widths = (self.backbone.width, self.backbone.fpn_channels, self.keypoint_head.channels)

@@ -58,25 +58,37 @@ class KeypointRCNN(tf.Module):
         return {v.path: v.value for v in keras_variables}
 
     def pyramid(self, images: tf.Tensor, image_size: tf.Tensor) -> list[tf.Tensor]:
-        """P2…P6 of pictures uint8 [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
+        """P2…P6 of pictures [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
+
+        Pictures are RGB, 0…255: uint8, or float32 where a resize has not been rounded to whole numbers.
+        """
+        levels: list[tf.Tensor] = self.fpn(self.backbone(self.normalised(images, image_size)))
+        return levels
+
+    def normalised(self, images: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+        """What the backbone sees, float32 [B, H, W, 3], of pictures as `pyramid` takes them.
 
         What lies outside a picture is zero after normalisation, as both reference implementations have it.
         """
         backbone = self.config.backbone
-        mean, std = (tf.constant(values) * 255.0 for values in (backbone.pixel_mean, backbone.pixel_std))
-        pixels = (tf.cast(images, tf.float32) - mean) / std
+        pixels = tf.cast(images, tf.float32)
+        if backbone.pixel_order == "BGR":
+            pixels = pixels[..., ::-1]
+        mean, std = (
+            tf.constant(values) * (255.0 / backbone.pixel_range) for values in (backbone.pixel_mean, backbone.pixel_std)
+        )
+        pixels = (pixels - mean) / std
         height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
         below = tf.range(height)[tf.newaxis, :] < image_size[:, :1]  # [B, H]
         left_of = tf.range(width)[tf.newaxis, :] < image_size[:, 1:]  # [B, W]
         inside = below[:, :, tf.newaxis, tf.newaxis] & left_of[:, tf.newaxis, :, tf.newaxis]  # [B, H, W, 1]
-        levels: list[tf.Tensor] = self.fpn(self.backbone(tf.where(inside, pixels, 0.0)))
-        return levels
+        return tf.where(inside, pixels, 0.0)
 
     def detect(self, images: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Finds people.
 
         Args:
-          images: uint8 [B, H, W, 3], RGB; H and W multiples of 32.
+          images: uint8 or float32 [B, H, W, 3], RGB, 0…255; H and W multiples of 32.
           image_size: int32 [B, 2], height and width of each picture within its canvas.
 
         Returns:
@@ -117,7 +129,14 @@ class KeypointRCNN(tf.Module):
         pyramid = self.pyramid(batch["image"], batch["image_size"])
         level_logits, level_deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
         anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
-        losses = rpn.rpn_losses(tf.concat(level_logits, 1), tf.concat(level_deltas, 1), tf.concat(anchors, 0), batch)
+        losses = rpn.rpn_losses(
+            self.config.rpn,
+            self.config.data.sampled_anchors,
+            tf.concat(level_logits, 1),
+            tf.concat(level_deltas, 1),
+            tf.concat(anchors, 0),
+            batch,
+        )
 
         proposals, proposal_scores = rpn.proposals(
             self.config.rpn,
@@ -162,7 +181,8 @@ class KeypointRCNN(tf.Module):
         self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor, resolution: int, sampling_ratio: int
     ) -> tf.Tensor:
         """RoIAlign from P2…P5; P6 exists for proposals only."""
-        pooled = roi_align(pyramid[:-1], self.config.anchors.strides[:-1], boxes, image_index, resolution, sampling_ratio)
+        levels, strides = pyramid[:-1], self.config.anchors.strides[:-1]
+        pooled = roi_align(self.config.roi_align, levels, strides, boxes, image_index, resolution, sampling_ratio)
         return tf.ensure_shape(pooled, [None, resolution, resolution, self.config.backbone.fpn_channels])
 
 

@@ -1,4 +1,4 @@
-"""The backbone: ResNet with bottlenecks (He et al. 2015), stride in the 3×3 convolution; pixels in, C2…C5 out."""
+"""The backbone: ResNet with bottlenecks (He et al. 2015); pixels in, C2…C5 out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
 
     Returns:
       A model from normalised pictures [B, H, W, 3] to the stages' features C2…C5, of strides 4, 8, 16, 32 and
-      width × expansion × 1, 2, 4, 8 channels. Layers are named as torchvision names them.
+      width × expansion × 1, 2, 4, 8 channels. Layers are named as torchvision names them; those of the frozen stages are not
+      trainable.
     """
     pixels = keras.Input([None, None, 3], name="pixels")
-    x = conv(pixels, config.width, 7, "backbone.conv1", policy, stride=2, use_bias=False)
+    x = conv(pixels, config.stem_width or config.width, 7, "backbone.conv1", policy, stride=2, use_bias=False)
     x = norm(config.norm, config.norm_epsilon, "backbone.bn1", policy)(x)
     x = keras.layers.ReLU(name="backbone.relu", dtype=policy)(x)
     x = keras.layers.ZeroPadding2D(1, name="backbone.pool.pad", dtype=policy)(x)  # zeros do no harm behind a ReLU
@@ -27,7 +28,13 @@ def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
             stride = 2 if stage > 0 and block == 0 else 1
             x = _bottleneck(x, config, config.width * 2**stage, stride, f"backbone.layer{stage + 1}.{block}", policy)
         stages.append(x)
-    return keras.Model(pixels, stages, name="backbone")
+    model = keras.Model(pixels, stages, name="backbone")
+    parts = [("backbone.conv1", "backbone.bn1"), *((f"backbone.layer{stage + 1}.",) for stage in range(len(config.blocks)))]
+    frozen = tuple(prefix for part in parts[: config.frozen_stages] for prefix in part)
+    for layer in model.layers:
+        if layer.name.startswith(frozen):
+            layer.trainable = False
+    return model
 
 
 def _bottleneck(
@@ -43,7 +50,8 @@ def _bottleneck(
     if stride > 1 or x.shape[-1] != channels:
         shortcut = conv(x, channels, 1, f"{name}.downsample.0", policy, stride=stride, use_bias=False)
         shortcut = normalised(shortcut, "downsample.1")
-    y = relu(normalised(conv(x, width, 1, f"{name}.conv1", policy, use_bias=False), "bn1"), "relu1")
-    y = relu(normalised(conv(y, width, 3, f"{name}.conv2", policy, stride=stride, use_bias=False), "bn2"), "relu2")
+    first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
+    y = relu(normalised(conv(x, width, 1, f"{name}.conv1", policy, stride=first, use_bias=False), "bn1"), "relu1")
+    y = relu(normalised(conv(y, width, 3, f"{name}.conv2", policy, stride=second, use_bias=False), "bn2"), "relu2")
     y = normalised(conv(y, channels, 1, f"{name}.conv3", policy, use_bias=False), "bn3")
     return relu(keras.layers.Add(name=f"{name}.add", dtype=policy)([y, shortcut]), "relu3")

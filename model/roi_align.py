@@ -6,24 +6,28 @@ take with built-in operators, and whose cost does not depend on the size of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
 from model import boxes as box_ops
+from model.config import RoiAlignConfig
 from model.fpn import level_shapes
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 2  # a RoI of 224 pixels is pooled from P4, the third of P2…P5 (FPN, equation 1)
+CHUNK = 64  # RoIs that are sampled together where their numbers of samples differ
 
 
-def assign_levels(boxes: tf.Tensor, num_levels: int) -> tf.Tensor:
+def assign_levels(boxes: tf.Tensor, num_levels: int, tolerance: float = 0.0) -> tf.Tensor:
     """The level, 0 for P2, from which each box [..., 4] is pooled: floor(4 + log2(side / 224)) − 2, kept within the pyramid."""
     side = tf.sqrt(tf.nn.relu(box_ops.area(boxes)))
-    level = tf.floor(CANONICAL_LEVEL + tf.math.log(side / CANONICAL_SIZE + 1e-8) / tf.math.log(2.0))
+    level = tf.floor(CANONICAL_LEVEL + tf.math.log(side / CANONICAL_SIZE + 1e-8) / tf.math.log(2.0) + tolerance)
     return tf.cast(tf.clip_by_value(level, 0.0, num_levels - 1.0), tf.int32)
 
 
 def roi_align(
+    config: RoiAlignConfig,
     pyramid: Sequence[tf.Tensor],
     strides: Sequence[int],
     boxes: tf.Tensor,
@@ -39,12 +43,13 @@ def roi_align(
       boxes: float32 [N, 4], canvas pixels.
       image_index: int32 [N], the picture of the batch that each box lies in.
       resolution: bins per side.
-      sampling_ratio: samples per bin and axis, averaged.
+      sampling_ratio: samples per bin and axis, averaged; 0: as many as a bin has places, rounded up, for each box and axis.
 
     Returns:
-      [N, resolution, resolution, C] in the pyramid's dtype. Places are centred ("aligned"): feature (i, j) lies at pixel
-      ((j + 0.5) · stride, (i + 0.5) · stride). Samples up to one place outside take the border's value, those further out 0,
-      as torchvision/csrc/ops/roi_align has it.
+      [N, resolution, resolution, C] in the pyramid's dtype. Places are centred if `config.aligned`: feature (i, j) lies at
+      pixel ((j + 0.5) · stride, (i + 0.5) · stride), else at (j · stride, i · stride). Samples up to one place outside take
+      the border's value, those further out 0, as torchvision/csrc/ops/roi_align has it. No gradient flows to the boxes where
+      `sampling_ratio` is 0 (it must not anyway: neither family has one).
     """
     # Boxes of a model that diverges may be NaN: their gathers must stay in range, so that the check of the losses is reached.
     boxes = tf.where(tf.abs(boxes) < 1e6, boxes, 0.0)
@@ -57,38 +62,134 @@ def roi_align(
     flat = tf.concat([tf.reshape(p, [tf.shape(p)[0], -1, channels]) for p in pyramid], axis=1)  # [B, places, C]
     flat = tf.reshape(flat, [-1, channels])  # [B · places, C]
 
-    level = assign_levels(boxes, len(pyramid))  # [N]
+    level = assign_levels(boxes, len(pyramid), config.level_tolerance)  # [N]
     scale = tf.gather(tf.constant([1.0 / stride for stride in strides]), level)[:, tf.newaxis]  # [N, 1]
-    start = image_index * places + tf.gather(offsets, level)  # [N]
-    row_count, column_count = tf.gather(rows, level), tf.gather(columns, level)  # [N]
-    samples = resolution * sampling_ratio
-    fraction = (tf.range(samples, dtype=tf.float32) + 0.5) / samples  # [S]
-
-    def axis(low: tf.Tensor, high: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Both neighbours of each sample along one axis, and their weights; [N, S] each."""
-        position = low[:, tf.newaxis] * scale - 0.5 + fraction * (high - low)[:, tf.newaxis] * scale
-        size = tf.cast(count, tf.float32)[:, tf.newaxis]
-        inside = tf.cast((position >= -1.0) & (position <= size), tf.float32)
-        position = tf.clip_by_value(position, 0.0, size - 1.0)
-        before = tf.floor(position)
-        after = tf.minimum(before + 1.0, size - 1.0)
-        weight = position - before
-        return tf.cast(before, tf.int32), tf.cast(after, tf.int32), (1.0 - weight) * inside, weight * inside
-
-    top, bottom, top_weight, bottom_weight = axis(boxes[:, 1], boxes[:, 3], row_count)
-    left, right, left_weight, right_weight = axis(boxes[:, 0], boxes[:, 2], column_count)
-
-    def corner(row: tf.Tensor, column: tf.Tensor, row_weight: tf.Tensor, column_weight: tf.Tensor) -> tf.Tensor:
-        index = (start[:, tf.newaxis] + row * column_count[:, tf.newaxis])[:, :, tf.newaxis] + column[:, tf.newaxis, :]
-        weight = row_weight[:, :, tf.newaxis] * column_weight[:, tf.newaxis, :]  # [N, S, S]
-        return tf.gather(flat, index) * tf.cast(weight, flat.dtype)[..., tf.newaxis]  # [N, S, S, C]
-
-    pooled = (
-        corner(top, left, top_weight, left_weight)
-        + corner(top, right, top_weight, right_weight)
-        + corner(bottom, left, bottom_weight, left_weight)
-        + corner(bottom, right, bottom_weight, right_weight)
+    corners = boxes * scale - (0.5 if config.aligned else 0.0)  # [N, 4], places
+    size = corners[:, 2:] - corners[:, :2]
+    rois = _Rois(
+        first=image_index * places + tf.gather(offsets, level),
+        rows=tf.gather(rows, level),
+        columns=tf.gather(columns, level),
+        corner=corners[:, :2],
+        bin=(size if config.aligned else tf.maximum(size, 1.0)) / resolution,
     )
+    if sampling_ratio == 0:
+        return _average_adaptively(flat, rois, resolution)
+
+    # All samples of a box at once, on a grid of resolution × ratio; then the average over each bin.
+    samples = resolution * sampling_ratio
+    fraction = (tf.range(samples, dtype=tf.float32) + 0.5) / sampling_ratio  # [S], bins
+    pooled = tf.add_n([_take(flat, index, weight) for index, weight in rois.neighbours(fraction, fraction)])
     if sampling_ratio == 1:
         return pooled
     return tf.nn.avg_pool2d(pooled, sampling_ratio, sampling_ratio, "VALID")  # [N, resolution, resolution, C]
+
+
+def _take(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    return tf.gather(flat, index) * tf.cast(weight, flat.dtype)[..., tf.newaxis]  # [N, S, S, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rois:
+    """N RoIs on the flat list of all places of all pictures and levels."""
+
+    first: tf.Tensor  # int32 [N]: where the level of its picture begins
+    rows: tf.Tensor  # int32 [N], of that level
+    columns: tf.Tensor  # int32 [N]
+    corner: tf.Tensor  # float32 [N, 2], x, y of the top left corner, places
+    bin: tf.Tensor  # float32 [N, 2], width and height of a bin, places
+
+    def map(self, function: Callable[[tf.Tensor], tf.Tensor]) -> _Rois:
+        return _Rois(*(function(getattr(self, field.name)) for field in dataclasses.fields(self)))
+
+    def neighbours(self, x: tf.Tensor, y: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """The four places around each sample, [N, S, S] each, and their weights in its value.
+
+        Args:
+          x, y: where the samples lie, in bins from the top left corner, float32 [S] or [N, S].
+        """
+        sides = []
+        for axis, count, bins in ((1, self.rows, y), (0, self.columns, x)):
+            position = self.corner[:, axis, tf.newaxis] + bins * self.bin[:, axis, tf.newaxis]  # [N, S]
+            size = tf.cast(count, tf.float32)[:, tf.newaxis]
+            inside = tf.cast((position >= -1.0) & (position <= size), tf.float32)
+            position = tf.clip_by_value(position, 0.0, size - 1.0)
+            before = tf.floor(position)
+            after = tf.minimum(before + 1.0, size - 1.0)
+            weight = position - before
+            sides.append([(tf.cast(before, tf.int32), (1.0 - weight) * inside), (tf.cast(after, tf.int32), weight * inside)])
+        for row, row_weight in sides[0]:
+            for column, column_weight in sides[1]:
+                start = self.first[:, tf.newaxis] + row * self.columns[:, tf.newaxis]
+                yield (
+                    start[:, :, tf.newaxis] + column[:, tf.newaxis],
+                    row_weight[:, :, tf.newaxis] * column_weight[:, tf.newaxis],
+                )
+
+
+def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Tensor:
+    """The average of ceil(bin) samples per bin and axis; [N, resolution, resolution, C].
+
+    Levels are chosen by size, so a box covers some 56 × 56 places at most, however long it is, and the product of both numbers
+    of samples stays near (56 / resolution)². Boxes are sorted by it and sampled in chunks, one sample of every bin at a time,
+    until the chunk's largest number is reached: the cost is close to that of the samples that there are. Backwards the same
+    loops run again, so that nothing has to be kept of them.
+    """
+    number, channels = tf.shape(rois.first)[0], flat.shape[-1]
+    samples = tf.cast(tf.math.ceil(rois.bin), tf.int32)  # [N, 2]
+    order = tf.argsort(tf.reduce_prod(samples, -1), direction="DESCENDING")  # [N]
+    chunks = (number + CHUNK - 1) // CHUNK
+
+    def in_chunks(values: tf.Tensor) -> tf.Tensor:
+        """[N, ...] → [chunks, CHUNK, ...]"""
+        padding = [[0, chunks * CHUNK - number]] + [[0, 0]] * (values.shape.rank - 1)
+        return tf.reshape(tf.pad(tf.gather(values, order), padding), [-1, CHUNK, *values.shape[1:]])
+
+    rois = rois.map(in_chunks)
+    samples = in_chunks(samples)  # [chunks, CHUNK, 2]
+    total = tf.reduce_prod(samples, -1)  # [chunks, CHUNK]
+    most = tf.reduce_max(total, -1)  # [chunks]
+    bins = tf.range(resolution, dtype=tf.float32)  # [S]
+
+    def neighbours(chunk: tf.Tensor, sample: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Of one sample of each bin: places, and weights in the average; [CHUNK, S, S] each."""
+        along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [CHUNK]
+        x, y = (
+            bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32))[:, tf.newaxis]
+            for which, count in ((sample % along_x, along_x), (sample // along_x, along_y))
+        )
+        share = tf.where(sample < total[chunk], 1.0 / tf.cast(tf.maximum(total[chunk], 1), tf.float32), 0.0)  # [CHUNK]
+        for index, weight in rois.map(lambda values: values[chunk]).neighbours(x, y):
+            yield index, weight * share[:, tf.newaxis, tf.newaxis]
+
+    @tf.custom_gradient
+    def average(flat: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def of_chunk(chunk: tf.Tensor) -> tf.Tensor:
+            def add(sample: tf.Tensor, pooled: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                taken = [tf.cast(_take(flat, *neighbour), tf.float32) for neighbour in neighbours(chunk, sample)]
+                return sample + 1, pooled + tf.add_n(taken)
+
+            start = (0, tf.zeros([CHUNK, resolution, resolution, channels]))
+            return tf.while_loop(lambda sample, _: sample < most[chunk], add, start)[1]
+
+        pooled = tf.map_fn(of_chunk, tf.range(chunks), fn_output_signature=tf.float32)  # [chunks, CHUNK, S, S, C]
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            upstream = tf.cast(upstream, tf.float32)
+
+            def of_chunk(chunk: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                def add(sample: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                    for index, weight in neighbours(chunk, sample):
+                        share = upstream[chunk] * weight[..., tf.newaxis]
+                        total = tf.tensor_scatter_nd_add(total, index[..., tf.newaxis], share)
+                    return sample + 1, total
+
+                return chunk + 1, tf.while_loop(lambda sample, _: sample < most[chunk], add, (0, total))[1]
+
+            start = (0, tf.zeros(tf.shape(flat)))
+            return tf.cast(tf.while_loop(lambda chunk, _: chunk < chunks, of_chunk, start)[1], flat.dtype)
+
+        return tf.cast(pooled, flat.dtype), gradient
+
+    pooled = tf.reshape(average(flat), [-1, resolution, resolution, channels])
+    return tf.gather(pooled, tf.argsort(order))

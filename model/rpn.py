@@ -34,9 +34,11 @@ def rpn_head(channels: int, num_ratios: int, policy: keras.DTypePolicy) -> keras
 def anchor_grid(config: AnchorConfig, shapes: Sequence[tuple[int | tf.Tensor, int | tf.Tensor]]) -> list[tf.Tensor]:
     """The anchors of each level, [H_l · W_l · R, 4], canvas pixels: `pipeline.anchors.grid`, for shapes known late, too."""
     grids = []
+    canvas = [config.strides[0] * side for side in shapes[0]]  # its sides are multiples of every level's but P6's stride
     for cells, stride, (rows, columns) in zip(cell_anchors(config), config.strides, shapes, strict=True):
-        x = tf.cast(tf.range(columns) * stride, tf.float32)
-        y = tf.cast(tf.range(rows) * stride, tf.float32)
+        down, right = (canvas[0] // rows, canvas[1] // columns) if config.canvas_strides else (stride, stride)
+        x = tf.cast(tf.range(columns) * right, tf.float32)
+        y = tf.cast(tf.range(rows) * down, tf.float32)
         x, y = tf.meshgrid(x, y)  # [H_l, W_l]
         centres = tf.stack([x, y, x, y], axis=-1)[:, :, tf.newaxis]  # [H_l, W_l, 1, 4]
         grids.append(tf.reshape(centres + tf.constant(cells), [-1, 4]))
@@ -85,9 +87,8 @@ def proposals(
         scores, index = tf.math.top_k(level_logits, k)  # [B, k]
         boxes = box_ops.decode(tf.gather(level_deltas, index, batch_dims=1), tf.gather(level_anchors, index), DELTA_WEIGHTS)
         boxes = box_ops.clip(boxes, image_size)
-        empty = (boxes[..., 2] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 1])
         level_boxes.append(boxes)
-        level_scores.append(tf.where(empty, NOTHING, scores))
+        level_scores.append(tf.where(box_ops.large_enough(boxes, config.min_size), scores, NOTHING))
 
     def best_of_one(*levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         kept_boxes, kept_scores = [], []
@@ -127,18 +128,20 @@ def suppress(
 
 
 def rpn_losses(
+    config: RpnConfig,
+    sampled_anchors: int,
     logits: tf.Tensor,
     deltas: tf.Tensor,
     anchors: tf.Tensor,
     batch: dict[str, tf.Tensor],
 ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-    """Objectness and box loss over the anchors that the input sampled, as (sum, count); Detectron2's rpn.py.
+    """Objectness and box loss over the anchors that the input sampled, as (sum, count).
 
     Args:
+      sampled_anchors: per picture, what `normalise_by` "sampled" means: both losses are divided by it × (pictures that are no
+        padding), however many anchors could be sampled, as in Detectron2's rpn.py. torchvision's divides by "labelled" ones.
       logits: float32 [B, T], all levels; deltas: float32 [B, T, 4]; anchors: float32 [T, 4].
       batch: `anchor_index`, `anchor_label`, `anchor_box` [B, A], `boxes` [B, G, 4], `image_id` [B].
-
-    Both losses are divided by A × (pictures that are no padding), however many anchors could be sampled.
     """
     index = tf.maximum(batch["anchor_index"], 0)
     label = batch["anchor_label"]
@@ -151,8 +154,11 @@ def rpn_losses(
     own_anchors = tf.gather(anchors, index)  # [B, A, 4]
     target_boxes = tf.where(positive[..., tf.newaxis], target_boxes, own_anchors)  # keeps the logarithm finite elsewhere
     target = box_ops.encode(target_boxes, own_anchors, DELTA_WEIGHTS)
-    distance = tf.reduce_sum(tf.abs(tf.gather(deltas, index, batch_dims=1) - target), -1)  # [B, A]
-    box = tf.reduce_sum(tf.where(positive, distance, 0.0))
+    distance = box_ops.smooth_l1(tf.gather(deltas, index, batch_dims=1) - target, config.smooth_l1_beta)  # [B, A, 4]
+    box = tf.reduce_sum(tf.where(positive[..., tf.newaxis], distance, 0.0))
 
-    count = tf.cast(label.shape[1], tf.float32) * tf.reduce_sum(tf.cast(batch["image_id"] >= 0, tf.float32))
+    if config.normalise_by == "labelled":
+        count = tf.reduce_sum(tf.cast(label >= 0, tf.float32))
+    else:
+        count = float(sampled_anchors) * tf.reduce_sum(tf.cast(batch["image_id"] >= 0, tf.float32))
     return {"rpn_objectness": (objectness, count), "rpn_box": (box, count)}

@@ -33,6 +33,9 @@ class AnchorConfig:
       aspect_ratios: height / width.
       positive_iou: an anchor whose largest IoU with a box reaches this is positive.
       negative_iou: below this it is negative, and between the two ignored.
+      rounded: corners around the centre are whole pixels, so that ties are exact in any arithmetic.
+      canvas_strides: the centres' distance is (canvas side) // (cells along it) instead of `strides`, as torchvision has it:
+        on P6 that is less than 64 where P5 has an odd number of cells. Anchors then belong to a canvas, not to a picture.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -40,6 +43,8 @@ class AnchorConfig:
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     positive_iou: float = 0.7
     negative_iou: float = 0.3
+    rounded: bool = True
+    canvas_strides: bool = False
 
     def __post_init__(self) -> None:
         if not self.strides or len(self.strides) != len(self.sizes):
@@ -69,6 +74,8 @@ class AnchorConfig:
             aspect_ratios=tuple(float(v) for v in value["aspect_ratios"]),
             positive_iou=float(value["positive_iou"]),
             negative_iou=float(value["negative_iou"]),
+            rounded=bool(value.get("rounded", True)),  # records written before these were options have neither
+            canvas_strides=bool(value.get("canvas_strides", False)),
         )
 
 
@@ -110,17 +117,25 @@ def variant_boxes(boxes: Float32, height: int, width: int, *, flipped: bool) -> 
 
 
 def cell_anchors(config: AnchorConfig) -> Float32:
-    """Anchors around the origin, float32 [levels, ratios, 4]; corners are whole pixels (rounded half to even)."""
+    """Anchors around the origin, float32 [levels, ratios, 4]; corners are whole pixels (half to even) if `rounded`."""
     sizes = np.array(config.sizes)[:, None]  # [L, 1]
     root = np.sqrt(np.array(config.aspect_ratios))  # [R]
     half = np.stack([sizes / root, sizes * root], axis=-1) / 2  # [L, R, 2] as x, y
+    corners = np.concatenate([-half, half], axis=-1)
     # (0.0 is added so that no corner is −0.)
-    return (np.round(np.concatenate([-half, half], axis=-1)) + 0.0).astype(np.float32)
+    return ((np.round(corners) if config.rounded else corners) + 0.0).astype(np.float32)
 
 
 def level_shapes(config: AnchorConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
     """Rows and columns of cells of each level."""
     return tuple((-(-height // stride), -(-width // stride)) for stride in config.strides)
+
+
+def level_strides(config: AnchorConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Pixels between centres of each level, along y and x."""
+    if not config.canvas_strides:
+        return tuple((stride, stride) for stride in config.strides)
+    return tuple((height // rows, width // columns) for rows, columns in level_shapes(config, height, width))
 
 
 def num_anchors(config: AnchorConfig, height: int, width: int) -> int:
@@ -130,10 +145,9 @@ def num_anchors(config: AnchorConfig, height: int, width: int) -> int:
 def grid(config: AnchorConfig, height: int, width: int) -> Float32:
     """All anchors of an image, float32 [A, 4], in the order of their names; centres at multiples of the stride."""
     levels = []
-    for stride, cell, (rows, columns) in zip(
-        config.strides, cell_anchors(config), level_shapes(config, height, width), strict=True
-    ):
-        y, x = np.meshgrid(np.arange(rows) * stride, np.arange(columns) * stride, indexing="ij")
+    shapes, strides = level_shapes(config, height, width), level_strides(config, height, width)
+    for cell, (rows, columns), (down, right) in zip(cell_anchors(config), shapes, strides, strict=True):
+        y, x = np.meshgrid(np.arange(rows) * down, np.arange(columns) * right, indexing="ij")
         centres = np.stack([x, y, x, y], axis=-1).astype(np.float32)  # [rows, columns, 4]
         levels.append((centres[:, :, None] + cell).reshape(-1, 4))
     return np.concatenate(levels)
@@ -215,6 +229,9 @@ def match_variants(config: AnchorConfig, boxes: Float32, sizes: Int64 | Sequence
     empty = np.zeros(0, np.int64)
     if boxes.shape[1] == 0:
         return [Matching(empty, empty, empty)] * len(boxes)
+    if not config.rounded or config.canvas_strides:
+        # Equal overlaps differ in the last bit from cell to cell then, so the nearest two do not tell the best IoU.
+        return [match_dense(config, of_one, int(h), int(w)) for of_one, (h, w) in zip(boxes, sizes, strict=True)]
     shapes = _Shapes.of(config, sizes)
     variant, box, name, value, is_best = _candidates(config, shapes, boxes)
     if len(name) == 0:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from model.config import RoiAlignConfig
 from model.roi_align import assign_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
@@ -59,7 +60,9 @@ INDEX = np.array([0, 1, 1, 0, 1, 0, 1], np.int32)
 @pytest.mark.parametrize("ratio", [1, 2])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_equals_the_definition(pyramid, ratio, compiled):
-    pool = tf.function(lambda boxes: roi_align(pyramid, STRIDES, boxes, INDEX, 3, ratio), jit_compile=compiled)
+    pool = tf.function(
+        lambda boxes: roi_align(RoiAlignConfig(), pyramid, STRIDES, boxes, INDEX, 3, ratio), jit_compile=compiled
+    )
     np.testing.assert_allclose(pool(BOXES), pooled_one_by_one(pyramid, BOXES, INDEX, 3, ratio), atol=2e-5)
 
 
@@ -70,7 +73,9 @@ def test_a_linear_ramp_is_pooled_exactly():
     ]
     ramp = [level.astype(np.float32) for level in ramp]
     x0, x1 = 80.0, 150.0
-    pooled = roi_align(ramp, STRIDES, tf.constant([[x0, 70.0, x1, 140.0]]), tf.constant([0]), 7, 2)[0, 3, :, 0]
+    pooled = roi_align(RoiAlignConfig(), ramp, STRIDES, tf.constant([[x0, 70.0, x1, 140.0]]), tf.constant([0]), 7, 2)[
+        0, 3, :, 0
+    ]
     np.testing.assert_allclose(pooled, x0 + (np.arange(7) + 0.5) * (x1 - x0) / 7, rtol=1e-5)
 
 

@@ -98,7 +98,7 @@ def test_losses_are_sums_over_sampled_anchors():
         "image_id": tf.constant([7], tf.int64),
     }
     logits, deltas = tf.constant([[9.0, -1.0, 2.0]]), tf.constant([[[9.0] * 4, [9.0] * 4, [0.0, 0.0, 0.5, 0.0]]])
-    losses = rpn.rpn_losses(logits, deltas, grid, batch)
+    losses = rpn.rpn_losses(CONFIG, 4, logits, deltas, grid, batch)
     np.testing.assert_allclose(losses["rpn_objectness"][0], np.log1p(np.exp(-2)) + np.log1p(np.exp(-1)), rtol=1e-5)
     np.testing.assert_allclose(losses["rpn_box"][0], 0.25 + 0.5, rtol=1e-5)
     assert float(losses["rpn_box"][1]) == 4
@@ -114,5 +114,5 @@ def test_a_padding_image_adds_nothing():
         "boxes": tf.zeros([2, 4, 4]),
         "image_id": tf.constant([-1, -1], tf.int64),
     }
-    for total, count in rpn.rpn_losses(*flat, batch).values():
+    for total, count in rpn.rpn_losses(CONFIG, 8, *flat, batch).values():
         assert float(total) == 0 and float(count) == 0
