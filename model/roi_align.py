@@ -139,11 +139,11 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
     samples = tf.cast(tf.math.ceil(rois.bin), tf.int32)  # [N, 2]
     order = tf.argsort(tf.reduce_prod(samples, -1), direction="DESCENDING")  # [N]
     chunks = (number + CHUNK - 1) // CHUNK
+    filled_up = tf.gather(order, tf.minimum(tf.range(chunks * CHUNK), number - 1))  # the last chunk repeats the last box
 
     def in_chunks(values: tf.Tensor) -> tf.Tensor:
         """[N, ...] → [chunks, CHUNK, ...]"""
-        padding = [[0, chunks * CHUNK - number]] + [[0, 0]] * (values.shape.rank - 1)
-        return tf.reshape(tf.pad(tf.gather(values, order), padding), [-1, CHUNK, *values.shape[1:]])
+        return tf.reshape(tf.gather(values, filled_up), [-1, CHUNK, *values.shape[1:]])
 
     rois = rois.map(in_chunks)
     samples = in_chunks(samples)  # [chunks, CHUNK, 2]
