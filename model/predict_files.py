@@ -12,12 +12,13 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image
 
-from model.draw import draw_people, drawn_people
+from model.draw import drawn_people
 from model.evaluation import Result, results_to_coco
 from model.json_files import write_json
 from model.predictor import People, Predictor
 from pipeline import image
 from pipeline.command import Progress, UserError
+from pipeline.draw import draw_people
 from pipeline.files import write_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from model.draw import Drawn, drawn_people, side_by_side
+from model.draw import drawn_people, side_by_side
 from model.evaluation import Figures, evaluate, read_ground_truth
 from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import MetricsLog
 from model.predictor import Predictor, model_predictor
 from pipeline import image, records
 from pipeline.data_set import DataSet
+from pipeline.draw import Drawn
 
 SHOWN_PICTURES = 6
 SHOWN_SCORE = 0.5

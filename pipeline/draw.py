@@ -1,0 +1,118 @@
+"""Draws people on pictures: boxes, limbs and keypoints, left and right in different colours."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.skeleton import Skeleton
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating]
+Side = Literal["left", "right", "middle"]
+
+LEFT, RIGHT, MIDDLE, BOX, CROWD = (255, 140, 0), (30, 144, 255), (60, 220, 90), (255, 255, 80), (255, 90, 200)
+_COLOURS = {"left": LEFT, "right": RIGHT, "middle": MIDDLE}
+_HATCH = 14  # lines of a crowd's box along the picture's shorter side
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What is to be drawn, in pixels of the picture."""
+
+    boxes: Floats  # [n, 4]: x0, y0, x1, y1
+    keypoints: Floats  # [n, K, 3]: x, y and 0 not drawn, 1 hollow (hidden, unsure), 2 filled
+    scores: Floats | None = None  # [n]
+
+
+def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton) -> Pixels:
+    """Draws people on a copy of a picture.
+
+    Args:
+      image: uint8 [h, w, 3].
+      people: in pixels of `image`; who has a box without area is skipped (padding).
+      skeleton: tells left (orange) from right (blue).
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(9, min(canvas.size) // 40))
+    thin = max(1, min(canvas.size) // 300)
+    colours = [_COLOURS[side] for side in sides(skeleton)]
+    for i, (box, points) in enumerate(zip(people.boxes, people.keypoints, strict=True)):
+        x0, y0, x1, y1 = (float(value) for value in box)
+        if not (x1 > x0 and y1 > y0):
+            continue
+        # Points and limbs grow with the person, within limits.
+        size = min(max(thin, int(np.sqrt((x1 - x0) * (y1 - y0)) / 40)), 3 * thin)
+        pen.rectangle((x0, y0, x1 - 1 if x1 - 1 > x0 else x1, y1 - 1 if y1 - 1 > y0 else y1), outline=BOX, width=thin)
+        for a, b in skeleton.limbs:
+            if points[a, 2] > 0 and points[b, 2] > 0:
+                ends = (*map(float, points[a, :2]), *map(float, points[b, :2]))
+                pen.line(ends, fill=_limb_colour(colours[a], colours[b]), width=size)
+        for colour, (x, y, shown) in zip(colours, points.tolist(), strict=True):
+            if shown > 0:
+                circle = (x - size - 1, y - size - 1, x + size + 1, y + size + 1)
+                if shown >= 2:
+                    pen.ellipse(circle, fill=colour, outline=(0, 0, 0))
+                else:
+                    pen.ellipse(circle, outline=colour, width=max(1, size // 2))
+        if people.scores is not None:
+            pen.text(
+                (x0 + thin + 1, y0 + thin),
+                f"{people.scores[i]:.2f}",
+                fill=BOX,
+                font=font,
+                stroke_width=1,
+                stroke_fill=(0, 0, 0),
+            )
+    return np.asarray(canvas)
+
+
+def draw_crowds(image: Pixels, boxes: Floats) -> Pixels:
+    """Hatches the boxes of crowds on a copy of a picture: uint8 [h, w, 3] and x0, y0, x1, y1 [n, 4] in its pixels."""
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    thin = max(1, min(canvas.size) // 300)
+    for x0, y0, x1, y1 in boxes.astype(float).tolist():
+        if not (x1 > x0 and y1 > y0):
+            continue
+        inside = Image.new("L", canvas.size)
+        ImageDraw.Draw(inside).rectangle((x0, y0, x1 - 1, y1 - 1), fill=255)
+        lines = Image.new("L", canvas.size)
+        pen = ImageDraw.Draw(lines)
+        step = max(6, min(canvas.size) // _HATCH)
+        for start in range(-canvas.height, canvas.width, step):
+            pen.line((start, canvas.height, start + canvas.height, 0), fill=150, width=thin)
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=255, width=2 * thin)
+        canvas.paste(CROWD, mask=Image.composite(lines, Image.new("L", canvas.size), inside))
+    return np.asarray(canvas)
+
+
+def sides(skeleton: Skeleton) -> tuple[Side, ...]:
+    """The side of each keypoint: as its name says (left_x, x_l, …); of twins whose names do not, the first is the left one."""
+    named = [_side_by_name(name) for name in skeleton.keypoints]
+    result: list[Side] = []
+    for k, twin in enumerate(skeleton.flip):
+        if named[k] == "middle" and twin != k:
+            result.append("left" if named[twin] == "right" or (named[twin] == "middle" and k < twin) else "right")
+        else:
+            result.append(named[k])
+    return tuple(result)
+
+
+def _side_by_name(name: str) -> Side:
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return "left" if words & {"left", "l"} else "right" if words & {"right", "r"} else "middle"
+
+
+def _limb_colour(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    """That of its ends where they agree; a limb between the sides, such as the one that joins the hips, is of the middle."""
+    ends = {a, b} - {MIDDLE}
+    return ends.pop() if len(ends) == 1 else MIDDLE
