@@ -47,7 +47,8 @@ class ConversionConfig:
 
     Attributes:
       num_shards: by default a function of the number of pictures alone.
-      short_edges, max_edge: the sizes at which training will see the pictures; each plain and flipped.
+      short_edges, max_edge: the sizes at which training will see the pictures; each plain and flipped. Without a short edge
+        the records hold no anchors.
       limit: takes only so many pictures, in the order of the records; 0 takes all.
       flip_pairs, sigmas: of the keypoint set, as for `Skeleton.from_category`.
     """
@@ -67,10 +68,8 @@ class ConversionConfig:
         if self.num_shards is not None and not 1 <= self.num_shards <= 99_999:
             raise UserError(f"{self.num_shards} shards: between 1 and 99999 are possible")
         edges = self.short_edges
-        if not edges or len(set(edges)) != len(edges) or not all(32 <= edge <= self.max_edge for edge in edges):
-            raise UserError(
-                f"short edges {list(edges)}: at least one, each once, in 32…{self.max_edge} (the long edge's limit)"
-            )
+        if len(set(edges)) != len(edges) or not all(32 <= edge <= self.max_edge for edge in edges):
+            raise UserError(f"short edges {list(edges)}: each once, in 32…{self.max_edge} (the long edge's limit)")
         if self.max_edge > 8192:
             raise UserError(f"max edge {self.max_edge}: at most 8192 pixels")
         if self.limit < 0:

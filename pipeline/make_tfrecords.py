@@ -22,7 +22,12 @@ flags.DEFINE_string("images", None, "Folder of the pictures that the annotations
 flags.DEFINE_string("output_dir", None, "Folder of the records; a second split joins the first.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Name of the split.", flag_values=FLAGS)
 flags.DEFINE_integer("num_shards", None, "Number of files; by default one for each 512 pictures.", flag_values=FLAGS)
-flags.DEFINE_list("short_edges", "640,672,704,736,768,800", "Short edges that training will use, in pixels.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "short_edges",
+    "640,672,704,736,768,800",
+    "Short edges that training will use, in pixels; none (--short_edges=): records without anchors.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer("max_edge", 1333, "Longest edge that training will use, in pixels.", flag_values=FLAGS)
 flags.DEFINE_list("anchor_sizes", "32,64,128,256,512", "Sizes of the anchors of P2…P6, in pixels.", flag_values=FLAGS)
 flags.DEFINE_enum(

@@ -137,6 +137,8 @@ def match_picture(picture: Picture, config: AnchorConfig, short_edges: Sequence[
 
     `positive_box` counts all objects of the record, though crowds are never matched.
     """
+    if not short_edges:
+        return []
     persons = np.array([i for i, person in enumerate(picture.persons) if not person.is_crowd], np.int64)
     boxes = normalised_boxes(picture)[persons]
     sizes, variants = [], []

@@ -18,11 +18,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline import conversion, files, shard_writer
+from pipeline import conversion, dataset, files, shard_writer
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, ConversionResult, convert
 from pipeline.data_set import open_data_set
+from pipeline.dataset import DataConfig
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)
 CATEGORY = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": []}
@@ -358,6 +359,18 @@ def test_tensorflow_datasets_reads_it(run: Convert, source: Path, finished: Path
     assert len(list(builder.as_dataset(split="train[:25%]"))) == 10
 
 
+def test_records_can_do_without_anchors(run: Convert, tmp_path: Path) -> None:
+    run(config=dataclasses.replace(CONFIG, short_edges=()))
+    data = open_data_set(tmp_path / "out")
+    batches = list(dataset.evaluation_batches(data, "train", DataConfig(), batch_size=40, short_edge=64, max_edge=96))
+    assert len(batches) == 1
+    assert (batches[0]["image_id"] > 0).numpy().all()
+    with pytest.raises(UserError, match=r"its records have short edges \[\], training asks for \[64\]"):
+        dataset.training_batches(data, "train", DataConfig(short_edges=(64,)), global_batch_size=2, seed=0)
+    for example in tfds.builder_from_directory(tmp_path / "out").as_dataset(split="train"):
+        assert example["anchors/positive"].nrows() == 0
+
+
 def test_bad_inputs(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "bad_inputs"
     convert(
@@ -414,7 +427,6 @@ def test_beam_runs_in_this_process_unless_told_otherwise() -> None:
     [
         {"dataset_name": "a/b"},
         {"num_shards": 0},
-        {"short_edges": ()},
         {"short_edges": (800, 800)},
         {"short_edges": (2000,)},
         {"max_edge": 100_000},
