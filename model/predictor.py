@@ -212,7 +212,8 @@ def _of_function(
         return {name: value.numpy() for name, value in function(pictures).items()}
 
     def canvas(height: int, width: int) -> tuple[int, int]:
-        size = anchors.resized_size(height, width, config.inference.short_edge, config.inference.max_edge)
+        inference, rule = config.inference, config.data.resize
+        size = anchors.resized_size(height, width, inference.short_edge, inference.max_edge, rule)
         return round_up(size[0]), round_up(size[1])
 
     return Predictor(config, skeleton, answer, canvas, score_threshold=_threshold(config, score_threshold))

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from model.keypoint_rcnn import KeypointRCNN
 from pipeline import image
+from pipeline.data_config import ResizeRule
 
 CANVAS_MULTIPLE = 32  # P5's stride: smaller canvases would lose the last row or column of a level
 MAX_PIXELS = 64 * 2**20  # a header may promise more than any memory holds
@@ -74,9 +75,9 @@ def own_pixels(detections: Mapping[str, tf.Tensor], scale: tf.Tensor, size: tf.T
     }
 
 
-def _prepare(encoded: tf.Tensor, resized: tf.Tensor, canvas: tf.Tensor) -> tf.Tensor:
-    """One file as pixels uint8 [H, W, 3]: decoded, resized to `resized` [2], at the top left of a canvas of `canvas` [2]."""
-    return image.place(image.resize(image.decode(encoded), resized[0], resized[1]), canvas[0], canvas[1])
+def _prepare(encoded: tf.Tensor, resized: tf.Tensor, canvas: tf.Tensor, rule: ResizeRule) -> tf.Tensor:
+    """One file as pixels [H, W, 3]: decoded, resized to `resized` [2], at the top left of a canvas of `canvas` [2]."""
+    return image.place(image.resize(image.decode(encoded), resized[0], resized[1], rule), canvas[0], canvas[1])
 
 
 class ServingModule(tf.Module):
@@ -114,9 +115,9 @@ class ServingModule(tf.Module):
         # oneDNN's convolutions refuse an empty batch: look at a blank picture, and leave its answer out again.
         image_bytes = tf.cond(count > 0, lambda: image_bytes, lambda: tf.constant([self._blank]))
         size = tf.map_fn(header_size, image_bytes, fn_output_signature=tf.TensorSpec([2], tf.int32))
-        inference = self.model.config.inference
+        inference, rule = self.model.config.inference, self.model.config.data.resize
         resized = tf.stack(
-            image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge), axis=-1
+            image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge, rule), axis=-1
         )  # [N, 2]
         if self.model.config.backbone.norm == "group":
             # Its statistics are those of the whole canvas: on a canvas of its own, a picture's answer is its own affair.
@@ -124,9 +125,9 @@ class ServingModule(tf.Module):
         else:
             canvas = round_up(tf.reduce_max(resized, axis=0))
             pixels = tf.map_fn(
-                lambda item: _prepare(item[0], item[1], canvas),
+                lambda item: _prepare(item[0], item[1], canvas, rule),
                 (image_bytes, resized),
-                fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8),
+                fn_output_signature=tf.TensorSpec([None, None, 3], image.pixel_dtype(rule)),
             )
             found = self.model.detect(pixels, resized)
         answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size)
@@ -145,7 +146,8 @@ class ServingModule(tf.Module):
     def _detect_alone(self, item: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """`detect` of one encoded picture, resized to the given size, on the smallest canvas."""
         encoded, resized = item
-        found = self.model.detect(_prepare(encoded, resized, round_up(resized))[None], resized[None])
+        pixels = _prepare(encoded, resized, round_up(resized), self.model.config.data.resize)
+        found = self.model.detect(pixels[None], resized[None])
         return {name: value[0] for name, value in found.items()}
 
     def _answer_of_one(self) -> dict[str, tf.TensorSpec]:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from pipeline.command import UserError
+
+# How a family of models has its pictures resized, in training, evaluation and exports alike. Sizes are computed by
+# `anchors.resized_size`, pixels by `image.resize`. All are bilinear with half-pixel centres.
+#   standard: sides rounded half up; no antialiasing; pixels rounded to bytes, a quarter of the traffic to the device.
+#   torchvision: sides rounded down; no antialiasing; pixels stay floats.
+#   detectron2: sides rounded half up, in two steps; Pillow's antialiasing of bytes, which costs six times as much.
+ResizeRule = Literal["standard", "torchvision", "detectron2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +22,7 @@ class DataConfig:
     Attributes:
       short_edges: pixels; each image draws one of them in each epoch. They must be among those of the records.
       max_edge: pixels that the longer side has at most; the records' own.
+      resize: the family's rule, for training, evaluation and exports alike.
       flip: whether half of the images are mirrored.
       max_boxes: G; of more boxes in an image the largest stay.
       sampled_anchors: A, anchors per image for the loss of the RPN.
@@ -25,6 +34,7 @@ class DataConfig:
 
     short_edges: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     max_edge: int = 1333
+    resize: ResizeRule = "standard"
     flip: bool = True
     max_boxes: int = 100
     sampled_anchors: int = 256

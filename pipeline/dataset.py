@@ -5,7 +5,7 @@ is read by its offset, prepared by itself in a parallel map, and stacked with it
 
 | key | dtype, shape | meaning |
 | --- | --- | --- |
-| `image` | uint8 [B, H, W, 3] | RGB, top left in the canvas, zero outside |
+| `image` | uint8 [B, H, W, 3] | RGB, top left in the canvas, zero outside (float32 under torchvision's resize rule) |
 | `image_size` | int32 [B, 2] | height, width of the picture inside the canvas |
 | `scale` | float32 [B, 2] | canvas / original as (y, x) |
 | `original_size` | int32 [B, 2] | height, width of the file |
@@ -48,6 +48,7 @@ def check_compatible(data_set: DataSet, anchors: AnchorConfig, config: DataConfi
         ("keypoints", data_set.skeleton.to_json(), skeleton.to_json(), data_set.skeleton == skeleton),
         ("short edges", list(data_set.short_edges), list(config.short_edges), not missing),
         ("max_edge", data_set.max_edge, config.max_edge, data_set.max_edge == config.max_edge),
+        ("resize rule", "standard", config.resize, config.resize == "standard"),
     ):
         if not same:
             if isinstance(recorded, dict) and isinstance(asked, dict):
@@ -62,6 +63,7 @@ def training_pool(data_set: DataSet, split: str, config: DataConfig) -> plan.Poo
         data_set.index(split),
         short_edges=config.short_edges,
         max_edge=config.max_edge,
+        resize=config.resize,
         num_canvases=config.num_canvases,
         max_boxes=config.max_boxes,
         flip=config.flip,
@@ -117,7 +119,7 @@ def training_batches(
                 yield _rows(index, batches.rows[t, mine], batches.variants[t, mine], config.short_edges, canvas, key)
                 step += 1
 
-    prepare = Preparation.of(data_set, split, config.max_edge, config.max_boxes, training=config)
+    prepare = Preparation.of(data_set, split, config, max_edge=config.max_edge, training=True)
     return _batches(rows, prepare, size)
 
 
@@ -148,6 +150,7 @@ def evaluation_batches(
         index,
         short_edges=[short_edge],
         max_edge=max_edge,
+        resize=config.resize,
         num_canvases=config.num_canvases,
         max_boxes=config.max_boxes,
         flip=False,
@@ -162,7 +165,7 @@ def evaluation_batches(
         for canvas, images, variants in zip(batches.canvas, batches.rows, batches.variants, strict=True):
             yield _rows(index, images[mine], variants[mine], [short_edge], pool.canvases.sizes[canvas], np.int64(0))
 
-    return _batches(rows, Preparation.of(data_set, split, max_edge, config.max_boxes, training=None), size)
+    return _batches(rows, Preparation.of(data_set, split, config, max_edge=max_edge, training=False), size)
 
 
 def _rows(

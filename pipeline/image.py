@@ -1,11 +1,15 @@
 """From a file's bytes to the pixels that the model sees: one preprocessing for training, evaluation and exported models.
 
-Everything here is TensorFlow and runs alike in tf.data, in a SavedModel and eagerly. Pixels stay uint8.
+Everything here is TensorFlow and runs alike in tf.data, in a SavedModel and eagerly. Pixels are RGB, 0…255, and uint8 where the
+family's rule has them so; the model normalises them, and reorders the channels where its family wants BGR.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
+
+from pipeline import pillow_resize
+from pipeline.data_config import ResizeRule
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -35,7 +39,11 @@ def decode(image_bytes: tf.Tensor) -> tf.Tensor:
 
 
 def resized_size_tf(
-    height: tf.Tensor, width: tf.Tensor, short_edge: tf.Tensor | int, max_edge: tf.Tensor | int
+    height: tf.Tensor,
+    width: tf.Tensor,
+    short_edge: tf.Tensor | int,
+    max_edge: tf.Tensor | int,
+    rule: ResizeRule = "standard",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The size at which a picture is seen: `anchors.resized_size` in TensorFlow, equal to it everywhere.
 
@@ -43,6 +51,7 @@ def resized_size_tf(
       height, width: pixels, integer tensors of one shape.
       short_edge: pixels that the shorter side shall have.
       max_edge: pixels that the longer side may have; it wins over `short_edge`.
+      rule: the model's family.
 
     Returns:
       int32 height and width, at least 1.
@@ -50,25 +59,46 @@ def resized_size_tf(
     # float64, and the operations in the other one's order: a product close to a half would otherwise fall either way.
     height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
     short_edge, max_edge = tf.cast(short_edge, tf.float64), tf.cast(max_edge, tf.float64)
-    scale = tf.minimum(short_edge / tf.minimum(height, width), max_edge / tf.maximum(height, width))
-    resized = [tf.maximum(tf.cast(side * scale + 0.5, tf.int32), 1) for side in (height, width)]
+    shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
+    if rule == "detectron2":
+        scale = short_edge / shorter
+        again = max_edge / (longer * scale)
+        too_long = longer * scale > max_edge
+        sides = [tf.where(side == shorter, short_edge, side * scale) for side in (height, width)]
+        sides = [tf.where(too_long, side * again, side) for side in sides]
+    else:
+        scale = tf.minimum(short_edge / shorter, max_edge / longer)
+        sides = [side * scale for side in (height, width)]
+    half = 0.0 if rule == "torchvision" else 0.5
+    resized = [tf.maximum(tf.cast(side + half, tf.int32), 1) for side in sides]
     return resized[0], resized[1]
 
 
-def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Bilinear, half-pixel centres, no antialiasing, rounded to the nearest integer.
+def pixel_dtype(rule: ResizeRule) -> tf.DType:
+    """What `resize` gives: bytes, but for the family that never rounds."""
+    return tf.float32 if rule == "torchvision" else tf.uint8
+
+
+def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, rule: ResizeRule = "standard") -> tf.Tensor:
+    """Bilinear with half-pixel centres, as the model's family does it (see `data_config.ResizeRule`).
 
     Args:
       image: uint8 [h, w, 3].
       height, width: integer scalars.
+      rule: the model's family.
 
     Returns:
-      uint8 [height, width, 3].
+      [height, width, 3] of `pixel_dtype(rule)`, 0…255.
     """
-    # Weights sum to one, so that half added to the small source instead of the large result rounds it just as well; and the
-    # kernel is much faster on floats than on bytes.
-    resized = tf.image.resize(tf.cast(image, tf.float32) + 0.5, tf.stack([height, width]))
-    return tf.cast(resized, tf.uint8)
+    if rule == "detectron2":
+        return pillow_resize.resize(image, height, width)
+    size = tf.stack([height, width])
+    if rule == "torchvision":
+        # Normalised before the resize or after: the weights sum to one, so it comes to the same but for the last bits.
+        return tf.image.resize(tf.cast(image, tf.float32), size)
+    # For the same reason, half added to the small source instead of the large result rounds it just as well; and the kernel is
+    # much faster on floats than on bytes.
+    return tf.cast(tf.image.resize(tf.cast(image, tf.float32) + 0.5, size), tf.uint8)
 
 
 def flip(image: tf.Tensor) -> tf.Tensor:
@@ -80,11 +110,11 @@ def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -
     """Puts a picture at the top left of a canvas of zeros.
 
     Args:
-      image: uint8 [h, w, 3], not larger than the canvas.
+      image: [h, w, 3] of any type, not larger than the canvas.
       canvas_height, canvas_width: integer scalars.
 
     Returns:
-      uint8 [canvas_height, canvas_width, 3].
+      [canvas_height, canvas_width, 3] of that type.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     rows = tf.reshape(image, [height, 3 * width])  # padding in two dimensions is several times faster than in three

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline import anchors, canvases
 from pipeline.command import UserError
+from pipeline.data_config import ResizeRule
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
@@ -73,6 +74,7 @@ def make_pool(
     *,
     short_edges: Sequence[int],
     max_edge: int,
+    resize: ResizeRule,
     num_canvases: int,
     max_boxes: int,
     flip: bool,
@@ -83,6 +85,7 @@ def make_pool(
 
     Args:
       index: the split's index, one row per record (`records.py`).
+      short_edges, max_edge, resize: how the images will be resized.
       split: its name, for the error.
 
     Raises:
@@ -97,7 +100,7 @@ def make_pool(
             f"split {split!r}: none of its {len(index)} images has a person with a labelled keypoint, and training takes only "
             "such images; check the annotations, or set data.require_keypoints=false"
         )
-    sizes = _resized_sizes(index["height"][rows], index["width"][rows], short_edges, max_edge)
+    sizes = _resized_sizes(index["height"][rows], index["width"][rows], short_edges, max_edge, resize)
     chosen = canvases.choose(sizes[0].ravel(), sizes[1].ravel(), num_canvases)
     return Pool(
         rows=rows,
@@ -110,11 +113,11 @@ def make_pool(
     )
 
 
-def _resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_edge: int) -> Ints:
+def _resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_edge: int, rule: ResizeRule) -> Ints:
     """[N], [N] → [2, N, S] heights and widths as images are seen; each distinct size is worked out once."""
     distinct, image = np.unique((heights.astype(np.int64) << 32) + widths, return_inverse=True)  # [D], [N]
     resized = [
-        [anchors.resized_size(size >> 32, size & 0xFFFFFFFF, edge, max_edge) for edge in short_edges]
+        [anchors.resized_size(size >> 32, size & 0xFFFFFFFF, edge, max_edge, rule) for edge in short_edges]
         for size in distinct.tolist()
     ]
     return np.moveaxis(np.array(resized, np.int64), -1, 0)[:, image]

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipeline import image, records, sampling
 from pipeline.anchors import AnchorConfig
-from pipeline.data_config import DataConfig
+from pipeline.data_config import DataConfig, ResizeRule
 from pipeline.data_set import DataSet
 from pipeline.skeleton import Skeleton
 
@@ -40,21 +40,23 @@ class Preparation:
     shards: tuple[str, ...]
     skeleton: Skeleton
     max_edge: int
+    resize: ResizeRule
     max_boxes: int
     anchors: AnchorConfig
     recorded_short_edges: tuple[int, ...]
     training: DataConfig | None  # None: without sampled anchors
 
     @staticmethod
-    def of(data_set: DataSet, split: str, max_edge: int, max_boxes: int, training: DataConfig | None) -> Preparation:
+    def of(data_set: DataSet, split: str, config: DataConfig, *, max_edge: int, training: bool) -> Preparation:
         return Preparation(
             shards=tuple(str(path) for path in data_set.shards(split)),
             skeleton=data_set.skeleton,
             max_edge=max_edge,
-            max_boxes=max_boxes,
+            resize=config.resize,
+            max_boxes=config.max_boxes,
             anchors=data_set.anchors,
             recorded_short_edges=data_set.short_edges,
-            training=training,
+            training=config if training else None,
         )
 
     def __call__(self, row: dict[str, tf.Tensor]) -> Batch:
@@ -64,7 +66,7 @@ class Preparation:
     def _image(self, row: dict[str, tf.Tensor]) -> Batch:
         record = records.parse(self._read(row))
         original = tuple(tf.cast(record[f"image/{side}"], tf.int32) for side in ("height", "width"))
-        size = image.resized_size_tf(original[0], original[1], row["short_edge"], self.max_edge)
+        size = image.resized_size_tf(original[0], original[1], row["short_edge"], self.max_edge, self.resize)
         canvas = (row["canvas_height"], row["canvas_width"])
 
         pixels = image.decode(record["image/encoded"])
@@ -79,7 +81,7 @@ class Preparation:
             return tf.ensure_shape(tf.pad(chosen, padding), [self.max_boxes, *values.shape[1:]])
 
         batch = {
-            "image": image.place(image.resize(pixels, *size), *canvas),
+            "image": image.place(image.resize(pixels, *size, self.resize), *canvas),
             "image_size": tf.stack(size),
             "scale": tf.stack([tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(size, original, strict=True)]),
             "original_size": tf.stack(original),
@@ -95,7 +97,7 @@ class Preparation:
     def _padding(self, row: dict[str, tf.Tensor]) -> Batch:
         boxes, keypoints = self.max_boxes, self.skeleton.num_keypoints
         batch = {
-            "image": tf.zeros([row["canvas_height"], row["canvas_width"], 3], tf.uint8),
+            "image": tf.zeros([row["canvas_height"], row["canvas_width"], 3], image.pixel_dtype(self.resize)),
             "image_size": tf.zeros([2], tf.int32),
             "scale": tf.zeros([2], tf.float32),
             "original_size": tf.zeros([2], tf.int32),

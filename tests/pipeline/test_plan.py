@@ -32,6 +32,7 @@ def make_pool(index: NDArray[Any], **options: Any) -> plan.Pool:
     defaults: dict[str, Any] = {
         "short_edges": EDGES,
         "max_edge": 1333,
+        "resize": "standard",
         "num_canvases": 4,
         "max_boxes": 100,
         "flip": True,
