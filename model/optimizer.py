@@ -66,25 +66,28 @@ class Sgd(tf.Module):
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.cast(g, tf.float32) for g in gradients])
         scale = tf.convert_to_tensor(self._loss_scale)
-        gradients = [g / scale for g in gradients] if self._dynamic else list(gradients)
-        norm = tf.linalg.global_norm(gradients)
+        norm = tf.linalg.global_norm(gradients) / scale
         finite = tf.math.is_finite(norm)
+        factor = 1.0 / scale
         if self._clip_norm > 0:
-            shrink = tf.minimum(1.0, self._clip_norm / tf.maximum(norm, 1e-12))
-            gradients = [g * shrink for g in gradients]
+            factor *= tf.minimum(1.0, self._clip_norm / tf.maximum(norm, 1e-12))
 
         def update(
-            strategy: tf.distribute.Strategy, gradients: Sequence[tf.Tensor], finite: tf.Tensor, rate: tf.Tensor
+            strategy: tf.distribute.Strategy,
+            gradients: Sequence[tf.Tensor],
+            factor: tf.Tensor,
+            finite: tf.Tensor,
+            rate: tf.Tensor,
         ) -> None:
             for (path, variable), gradient in zip(self._targets.items(), gradients, strict=True):
                 decay = self._weight_decay if path.endswith("kernel") else 0.0
-                arguments = (self._velocity[path], gradient, finite, rate, decay)
+                arguments = (self._velocity[path], gradient, factor, finite, rate, decay)
                 strategy.extended.update(variable, self._update_one, args=arguments, group=False)
             if self._dynamic:
                 strategy.extended.update(self._loss_scale, self._update_scale, args=(self._finite_steps, finite), group=False)
 
         strategy = tf.distribute.get_strategy()
-        tf.__internal__.distribute.interim.maybe_merge_call(update, strategy, gradients, finite, learning_rate)
+        tf.__internal__.distribute.interim.maybe_merge_call(update, strategy, gradients, factor, finite, learning_rate)
         return {"gradient_norm": norm, "loss_scale": scale, "skipped": 1.0 - tf.cast(finite, tf.float32)}
 
     def _update_one(
@@ -92,15 +95,22 @@ class Sgd(tf.Module):
         variable: tf.Variable,
         velocity: tf.Variable,
         gradient: tf.Tensor,
+        factor: tf.Tensor,
         finite: tf.Tensor,
         rate: tf.Tensor,
         decay: float,
     ) -> None:
+        """One fused pass over variable and velocity; where the step is not finite, v ← 1·v + 0 and w ← w − 0·v."""
+        gradient = tf.math.multiply_no_nan(gradient, tf.where(finite, factor, 0.0))  # 0 · NaN = 0
         if decay:
-            gradient = gradient + decay * variable
-        moved = self._momentum * velocity + gradient
-        variable.assign(tf.where(finite, variable - rate * moved, variable))
-        velocity.assign(tf.where(finite, moved, velocity))
+            gradient += tf.where(finite, decay, 0.0) * variable
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=tf.where(finite, rate, 0.0),
+            grad=gradient,
+            momentum=tf.where(finite, self._momentum, 1.0),
+        )
 
     def _update_scale(self, scale: tf.Variable, finite_steps: tf.Variable, finite: tf.Tensor) -> None:
         steps = tf.where(finite, finite_steps + 1.0, 0.0)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.layers import FrozenBatchNorm, GroupNorm, conv
+from model.layers import FrozenBatchNorm, GroupNorm, conv, group_norm
 
 FLOAT32 = keras.DTypePolicy("float32")
 
@@ -21,6 +21,24 @@ def test_group_norm_equals_keras_own(channels):
         layer.gamma.assign(factors[0])
         layer.beta.assign(factors[1])
     np.testing.assert_allclose(ours(x), theirs(x), atol=2e-5)
+
+
+def test_the_gradient_of_group_norm_equals_the_one_that_tensorflow_derives_for_keras_own():
+    random = np.random.default_rng(1)
+    x = tf.constant(random.normal(2, 3, (2, 9, 7, 16)), tf.float32)
+    upstream = tf.constant(random.normal(0, 1, x.shape), tf.float32)
+    theirs = keras.layers.GroupNormalization(4, epsilon=1e-5)
+    theirs.build(x.shape)
+    gamma, beta = (tf.constant(random.normal(1, 0.3, 16), tf.float32) for _ in range(2))
+    theirs.gamma.assign(gamma)
+    theirs.beta.assign(beta)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([x, gamma, beta])
+        ours_loss = tf.reduce_sum(group_norm(x, gamma, beta, groups=4, epsilon=1e-5) * upstream)
+        theirs_loss = tf.reduce_sum(theirs(x) * upstream)
+    ours = tape.gradient(ours_loss, [x, gamma, beta])
+    for own, derived in zip(ours, tape.gradient(theirs_loss, [x, theirs.gamma.value, theirs.beta.value]), strict=True):
+        np.testing.assert_allclose(own, derived, atol=1e-4)
 
 
 def test_group_norm_of_large_float16_values_stays_finite():

@@ -22,8 +22,8 @@ from pipeline import conversion, dataset, files, shard_writer
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, ConversionResult, convert
+from pipeline.data_config import DataConfig
 from pipeline.data_set import open_data_set
-from pipeline.dataset import DataConfig
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)
 CATEGORY = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": []}
