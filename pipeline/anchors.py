@@ -170,12 +170,31 @@ def grid(config: AnchorConfig, height: int, width: int) -> Float32:
 def to_canvas(config: AnchorConfig, index: Int64, image_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Int64:
     """Names of anchors on an image's grid → positions of the same anchors on the grid of the canvas that holds it top left."""
     ratios = config.anchors_per_cell
-    image, canvas = (np.array(level_shapes(config, *size), np.int64) for size in (image_hw, canvas_hw))  # [L, 2]
-    image_start, canvas_start = (np.cumsum([0, *(ratios * shape.prod(axis=1))])[:-1] for shape in (image, canvas))
-    level = np.searchsorted(image_start, index, side="right") - 1
-    cell, ratio = np.divmod(index - image_start[level], ratios)
-    row, column = np.divmod(cell, image[level, 1])
-    return np.asarray(canvas_start[level] + (row * canvas[level, 1] + column) * ratios + ratio, np.int64)
+    level, row, column, ratio = _locate(config, index, image_hw)
+    canvas, start = _levels(config, canvas_hw)
+    return np.asarray(start[level] + (row * canvas[level, 1] + column) * ratios + ratio, np.int64)
+
+
+def corners(config: AnchorConfig, names: Int64, height: int, width: int) -> Float32:
+    """Names of anchors [N] on the grid of an image of that size → their boxes, float32 [N, 4]: rows of `grid`."""
+    level, row, column, ratio = _locate(config, names, (height, width))
+    centre = np.stack([column, row, column, row], axis=1) * np.array(config.strides, np.int64)[level][:, None]
+    return np.asarray(centre.astype(np.float32) + cell_anchors(config)[level, ratio])
+
+
+def _levels(config: AnchorConfig, size: tuple[int, int]) -> tuple[Int64, Int64]:
+    """Rows and columns of each level [L, 2], and the name of its first anchor [L]."""
+    shapes = np.array(level_shapes(config, *size), np.int64)
+    return shapes, np.cumsum([0, *(config.anchors_per_cell * shapes.prod(axis=1))])[:-1]
+
+
+def _locate(config: AnchorConfig, names: Int64, size: tuple[int, int]) -> tuple[Int64, Int64, Int64, Int64]:
+    """Level, row, column and ratio of anchors [N]."""
+    shapes, start = _levels(config, size)
+    level = np.searchsorted(start, names, side="right") - 1
+    cell, ratio = np.divmod(names - start[level], config.anchors_per_cell)
+    row, column = np.divmod(cell, shapes[level, 1])
+    return level, row, column, ratio
 
 
 def iou(boxes: Float32, others: Float32) -> Float32:

@@ -30,13 +30,14 @@ class Drawn:
     scores: Floats | None = None  # [n]
 
 
-def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton) -> Pixels:
+def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | None = None) -> Pixels:
     """Draws people on a copy of a picture.
 
     Args:
       image: uint8 [h, w, 3].
       people: in pixels of `image`; who has a box without area is skipped (padding).
       skeleton: tells left (orange) from right (blue).
+      line: thickness in pixels; by default what suits the size of the picture.
 
     Returns:
       uint8 [h, w, 3].
@@ -44,14 +45,14 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton) -> Pixels:
     canvas = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(9, min(canvas.size) // 40))
-    thin = max(1, min(canvas.size) // 300)
+    thin = line or _line(canvas)
     colours = [_COLOURS[side] for side in sides(skeleton)]
     for i, (box, points) in enumerate(zip(people.boxes, people.keypoints, strict=True)):
         x0, y0, x1, y1 = (float(value) for value in box)
         if not (x1 > x0 and y1 > y0):
             continue
         # Points and limbs grow with the person, within limits.
-        size = min(max(thin, int(np.sqrt((x1 - x0) * (y1 - y0)) / 40)), 3 * thin)
+        size = min(max(thin // 2, 1, int(np.sqrt((x1 - x0) * (y1 - y0)) / 40)), 3 * thin)
         pen.rectangle((x0, y0, x1 - 1 if x1 - 1 > x0 else x1, y1 - 1 if y1 - 1 > y0 else y1), outline=BOX, width=thin)
         for a, b in skeleton.limbs:
             if points[a, 2] > 0 and points[b, 2] > 0:
@@ -63,7 +64,7 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton) -> Pixels:
                 if shown >= 2:
                     pen.ellipse(circle, fill=colour, outline=(0, 0, 0))
                 else:
-                    pen.ellipse(circle, outline=colour, width=max(1, size // 2))
+                    pen.ellipse(circle, fill=(0, 0, 0), outline=colour, width=max(1, size // 2))
         if people.scores is not None:
             pen.text(
                 (x0 + thin + 1, y0 + thin),
@@ -76,10 +77,10 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton) -> Pixels:
     return np.asarray(canvas)
 
 
-def draw_crowds(image: Pixels, boxes: Floats) -> Pixels:
+def draw_crowds(image: Pixels, boxes: Floats, line: int | None = None) -> Pixels:
     """Hatches the boxes of crowds on a copy of a picture: uint8 [h, w, 3] and x0, y0, x1, y1 [n, 4] in its pixels."""
     canvas = Image.fromarray(np.ascontiguousarray(image))
-    thin = max(1, min(canvas.size) // 300)
+    thin = line or _line(canvas)
     for x0, y0, x1, y1 in boxes.astype(float).tolist():
         if not (x1 > x0 and y1 > y0):
             continue
@@ -90,9 +91,29 @@ def draw_crowds(image: Pixels, boxes: Floats) -> Pixels:
         step = max(6, min(canvas.size) // _HATCH)
         for start in range(-canvas.height, canvas.width, step):
             pen.line((start, canvas.height, start + canvas.height, 0), fill=150, width=thin)
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=255, width=2 * thin)
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=255, width=thin)
         canvas.paste(CROWD, mask=Image.composite(lines, Image.new("L", canvas.size), inside))
     return np.asarray(canvas)
+
+
+def draw_boxes(image: Pixels, boxes: Floats, colour: tuple[int, int, int], opacity: float, line: int = 1) -> Pixels:
+    """Outlines boxes on a copy of a picture; where they are many and of little opacity, they show as a cloud.
+
+    Args:
+      image: uint8 [h, w, 3].
+      boxes: [n, 4], x0, y0, x1, y1 in its pixels.
+      opacity: of each line, 0…1.
+      line: thickness in pixels.
+    """
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    pen = ImageDraw.Draw(canvas, "RGBA")  # (blends, unlike a pen of the image's own mode)
+    for x0, y0, x1, y1 in boxes.astype(float).tolist():
+        pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=(*colour, round(255 * opacity)), width=line)
+    return np.asarray(canvas)
+
+
+def _line(canvas: Image.Image) -> int:
+    return max(1, min(canvas.size) // 300)
 
 
 def sides(skeleton: Skeleton) -> tuple[Side, ...]:

@@ -133,17 +133,37 @@ def normalised_boxes(picture: Picture) -> NDArray[np.float32]:
 
 
 def match_picture(picture: Picture, config: AnchorConfig, short_edges: Sequence[int], max_edge: int) -> list[Matching]:
-    """The matching of all variants, from the very float32 boxes that a reader of the record gets.
+    """The matching of all variants, from the very float32 boxes that a reader of the record gets."""
+    is_crowd = np.array([person.is_crowd for person in picture.persons], np.bool_)
+    size = (picture.height, picture.width)
+    return match_objects(normalised_boxes(picture), is_crowd, size, config, short_edges, max_edge)
 
-    `positive_box` counts all objects of the record, though crowds are never matched.
+
+def match_objects(
+    boxes: NDArray[np.float32],
+    is_crowd: NDArray[np.bool_],
+    size: tuple[int, int],
+    config: AnchorConfig,
+    short_edges: Sequence[int],
+    max_edge: int,
+) -> list[Matching]:
+    """The matching of all variants.
+
+    Args:
+      boxes: float32 [P, 4] of all objects, x0, y0, x1, y1 as fractions of width and height.
+      is_crowd: bool [P].
+      size: height and width of the picture.
+
+    Returns:
+      one for each variant; `positive_box` counts all objects of the record, though crowds are never matched.
     """
     if not short_edges:
         return []
-    persons = np.array([i for i, person in enumerate(picture.persons) if not person.is_crowd], np.int64)
-    boxes = normalised_boxes(picture)[persons]
+    persons = np.flatnonzero(~is_crowd)
+    boxes = boxes[persons]
     sizes, variants = [], []
     for short_edge in short_edges:
-        height, width = resized_size(picture.height, picture.width, short_edge, max_edge)
+        height, width = resized_size(*size, short_edge, max_edge)
         for flipped in (False, True):
             sizes.append((height, width))
             variants.append(variant_boxes(boxes, height, width, flipped=flipped))
@@ -201,7 +221,8 @@ def encode(
 
 
 _KINDS: Mapping[str, str] = {"bytes": "bytes_list", "float": "float_list", "int64": "int64_list"}
-_KIND_OF_KEY: Mapping[str, str] = {
+# The keys as they are stored, and of which kind of `tf.train.Feature` each is.
+KIND_OF_KEY: Mapping[str, str] = {
     key: _KINDS[field.dtype]
     for field in FIELDS
     for key in (ragged_keys(field.key) if field.shape == "[V, …]" else (field.key,))
@@ -211,7 +232,7 @@ _KIND_OF_KEY: Mapping[str, str] = {
 def _serialize(values: Mapping[str, Sequence[Any]]) -> bytes:
     example = tf.train.Example()
     feature = example.features.feature
-    for key, kind in _KIND_OF_KEY.items():
+    for key, kind in KIND_OF_KEY.items():
         getattr(feature[key], kind).value.extend(values[key])
     # Maps have no order of their own: without this the same record could have other bytes in another process.
     serialized: bytes = example.SerializeToString(deterministic=True)

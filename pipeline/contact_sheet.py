@@ -1,0 +1,171 @@
+"""Contact sheets of records: people with their keypoints, crowds, and the anchors of one variant.
+
+What is drawn comes from the record alone, as one of its variants shows it: what is wrong here is wrong in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline import anchors, image, sheet
+from pipeline.command import UserError
+from pipeline.data_set import DataSet
+from pipeline.draw import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.record_reader import Record, pixel_keypoints, read_record, reason_of
+from pipeline.skeleton import Skeleton
+
+POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
+POSITIVE_OPACITY, IGNORED_OPACITY = 0.9, 0.13
+LINE = 3  # pixels of a picture that is painted `sheet.FINENESS` times larger
+PEOPLE_SIGNS = (
+    sheet.Sign("line", LEFT, "left"),
+    sheet.Sign("line", RIGHT, "right"),
+    sheet.Sign("line", MIDDLE, "middle"),
+    sheet.Sign("dot", sheet.INK, "visible (v=2)"),
+    sheet.Sign("ring", sheet.INK, "labelled but hidden (v=1)"),
+    sheet.Sign("box", BOX, "person"),
+    sheet.Sign("hatch", CROWD, "crowd"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How pictures are shown.
+
+    Attributes:
+      flipped: mirrored.
+      short_edge: for which to show the anchors beside each picture, in pixels; None: without anchors.
+    """
+
+    flipped: bool = False
+    short_edge: int | None = None
+
+
+def chosen_rows(data_set: DataSet, split: str, count: int) -> list[np.void]:
+    """Rows of the index of so many pictures with people (any, where there are none), spread evenly over the split."""
+    index = data_set.index(split)
+    with_people = index[index["persons"] + index["crowds"] > 0]
+    rows = with_people if len(with_people) else index
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[place] for place in places]
+
+
+def rows_of(data_set: DataSet, split: str, image_ids: Sequence[int]) -> list[np.void]:
+    """Rows of the index of the given pictures, in their order.
+
+    Raises:
+      UserError: a picture that the split does not have.
+    """
+    index = data_set.index(split)
+    place = {int(image_id): number for number, image_id in enumerate(index["image_id"])}
+    for image_id in image_ids:
+        if image_id not in place:
+            some = ", ".join(map(str, sorted(place)[:3])) or "none"
+            raise UserError(f"image_id {image_id}: not among the {len(place)} pictures of split {split!r} ({some}, …)")
+    return [index[place[image_id]] for image_id in image_ids]
+
+
+def contact_sheet(
+    data_set: DataSet, split: str, rows: Sequence[np.void], variant: Variant, *, width: int, row_height: int
+) -> Image.Image:
+    """Draws the records of some rows of the split's index.
+
+    Args:
+      variant: how they are shown.
+      width, row_height: as for `sheet.compose`.
+
+    Raises:
+      UserError: a damaged file, or no such variant.
+    """
+    if variant.short_edge is not None and variant.short_edge not in data_set.short_edges:
+        edges = ", ".join(map(str, data_set.short_edges)) or "none"
+        raise UserError(f"short edge {variant.short_edge}: {data_set.folder} has anchors for {edges}")
+    tiles = [_tile(data_set, read_record(data_set, split, row), variant) for row in rows]
+    shown = f"{len(rows)} of {len(data_set.index(split)):,} pictures of split '{split}' of {data_set.name}"
+    legend = list(PEOPLE_SIGNS)
+    shown += ", flipped" if variant.flipped else ""
+    if variant.short_edge is not None:
+        shown += f", with the anchors at {variant.short_edge}"
+        legend += [sheet.Sign("box", POSITIVE, "positive anchor"), sheet.Sign("box", (110, 114, 118), "ignored anchor")]
+    return sheet.compose(tiles, shown, legend, width=width, row_height=row_height)
+
+
+def _tile(data_set: DataSet, record: Record, variant: Variant) -> sheet.Tile:
+    crowds = int(record.is_crowd.sum())
+    persons = len(record.is_crowd) - crowds
+    what = [_count(persons, "person") if persons or not crowds else "", _count(crowds, "crowd") if crowds else ""]
+    lines = [
+        f"image {record.image_id}, {record.width} x {record.height}",
+        ", ".join([*filter(None, what), f"{int((record.keypoints[..., 2] > 0).sum())} keypoints"]),
+    ]
+    aspect = record.width / record.height
+
+    def paint_people(height: int, width: int) -> NDArray[np.uint8]:
+        pixels = _pixels(record, height, width, flipped=variant.flipped)
+        return draw_record(pixels, record, data_set.skeleton, flipped=variant.flipped)
+
+    if variant.short_edge is None:
+        return sheet.Tile(aspect, paint_people, tuple(lines))
+    matching = record.matchings[2 * data_set.short_edges.index(variant.short_edge) + int(variant.flipped)]
+    lines[1] += f"; {len(matching.positive)} positive, {len(matching.ignored)} ignored anchors"
+    size = anchors.resized_size(record.height, record.width, variant.short_edge, data_set.max_edge)
+    names = (matching.positive, matching.ignored)
+    positive, ignored = (anchors.corners(data_set.anchors, some, *size) for some in names)
+
+    def paint_both(height: int, width: int) -> NDArray[np.uint8]:
+        half = width // 2
+        pixels = _pixels(record, height, half, flipped=variant.flipped)
+        boxes = anchors.variant_boxes(record.boxes, height, half, flipped=variant.flipped)
+        scale = np.array([half, height] * 2) / np.array([size[1], size[0]] * 2)
+        matched = draw_matching(pixels, boxes[~record.is_crowd], boxes[record.is_crowd], positive * scale, ignored * scale)
+        rest = np.zeros((height, width - 2 * half, 3), np.uint8)
+        return np.concatenate([paint_people(height, half), matched, rest], axis=1)
+
+    return sheet.Tile(2 * aspect, paint_both, tuple(lines))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _pixels(record: Record, height: int, width: int, *, flipped: bool) -> NDArray[np.uint8]:
+    """The record's picture at some size; where it cannot be decoded a grey one that says so."""
+    try:
+        decoded = image.decode(tf.constant(record.image_bytes)).numpy()
+    except tf.errors.OpError as error:
+        blank = Image.new("RGB", (width, height), (60, 60, 60))
+        ImageDraw.Draw(blank).text((12, 12), f"cannot be decoded:\n{reason_of(error)[:60]}", fill=sheet.INK, font_size=24)
+        return np.asarray(blank)
+    picture = Image.fromarray(decoded[:, ::-1] if flipped else decoded)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def draw_record(pixels: NDArray[np.uint8], record: Record, skeleton: Skeleton, *, flipped: bool) -> NDArray[np.uint8]:
+    """Draws a record's objects on its picture, uint8 [h, w, 3] of any size, mirrored already if `flipped`."""
+    height, width = pixels.shape[:2]
+    boxes = anchors.variant_boxes(record.boxes, height, width, flipped=flipped)
+    points = pixel_keypoints(record, skeleton, height, width, flipped=flipped)
+    drawn = draw_crowds(pixels, boxes[record.is_crowd], LINE)
+    return draw_people(drawn, Drawn(boxes[~record.is_crowd], points[~record.is_crowd]), skeleton, LINE)
+
+
+def draw_matching(
+    pixels: NDArray[np.uint8],
+    boxes: NDArray[np.floating],
+    crowds: NDArray[np.floating],
+    positive: NDArray[np.floating],
+    ignored: NDArray[np.floating],
+) -> NDArray[np.uint8]:
+    """Draws anchors over a dimmed picture, uint8 [h, w, 3]; boxes and anchors are float [n, 4] in its pixels."""
+    grey = pixels.mean(axis=-1, keepdims=True)
+    drawn = (0.5 * (0.4 * pixels + 0.6 * grey)).astype(np.uint8)
+    drawn = draw_boxes(drawn, ignored, IGNORED, IGNORED_OPACITY)
+    drawn = draw_crowds(drawn, crowds, LINE)
+    drawn = draw_boxes(drawn, positive, POSITIVE, POSITIVE_OPACITY, LINE - 1)
+    return draw_boxes(drawn, boxes, BOX, 1.0, LINE)

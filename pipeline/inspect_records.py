@@ -1,0 +1,118 @@
+r"""Looks at a folder of records: draws them, or checks every byte.
+
+Examples:
+  python -m pipeline.inspect_records --data_dir=records --split=train --output=sheet.png
+  python -m pipeline.inspect_records --data_dir=records --split=train --image_id=785 --image_id=872 \
+      --short_edge=640 --flipped --output=sheet.png
+  python -m pipeline.inspect_records --data_dir=records --verify
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from pipeline import command
+
+if TYPE_CHECKING:  # imports TensorFlow, which --help can do without
+    from pipeline.data_set import DataSet
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
+flags.DEFINE_string("split", None, "Which split; may be left out where there is one, or with --verify.", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "File to write: a sheet ends in .png or .jpg.", flag_values=FLAGS)
+flags.DEFINE_multi_integer("image_id", [], "Draws this picture; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_integer("count", 12, "How many pictures to draw without --image_id.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("flipped", False, "Draws pictures mirrored, as half of them are in training.", flag_values=FLAGS)
+flags.DEFINE_bool("anchors", False, "Draws positive and ignored anchors beside each picture.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "short_edge", None, "Short edge for which to draw the anchors; by default the largest one.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "verify",
+    False,
+    "Instead of drawing, re-reads every record, picture and matching and compares them with the metadata.",
+    flag_values=FLAGS,
+)
+flags.mark_flags_as_required(["data_dir"], flag_values=FLAGS)
+
+SHEET_WIDTH, ROW_HEIGHT = 1600, 320
+FAULTS_SHOWN = 20  # of each file
+
+
+def main(_: list[str]) -> None:
+    command.load_tensorflow()
+    from pipeline.data_set import open_data_set
+
+    data_set = open_data_set(FLAGS.data_dir)
+
+    if FLAGS.verify:
+        _verify(data_set)
+    else:
+        _draw_records(data_set)
+
+
+def _draw_records(data_set: DataSet) -> None:
+    from pipeline import contact_sheet, sheet
+
+    output = _output()
+    sheet.check_suffix(output)
+    split = _split(data_set)
+    short_edge = FLAGS.short_edge
+    if FLAGS.anchors and short_edge is None:
+        short_edge = max(data_set.short_edges, default=0)
+    rows = (
+        contact_sheet.rows_of(data_set, split, FLAGS.image_id)
+        if FLAGS.image_id
+        else contact_sheet.chosen_rows(data_set, split, FLAGS.count)
+    )
+    variant = contact_sheet.Variant(FLAGS.flipped, short_edge)
+    drawn = contact_sheet.contact_sheet(data_set, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
+    sheet.write_sheet(drawn, output)
+    print(f"written: {output} ({len(rows)} pictures)")
+
+
+def _verify(data_set: DataSet) -> None:
+    from pipeline import verification
+
+    splits = [FLAGS.split] if FLAGS.split else sorted(data_set.splits)
+    found: Counter[Path] = Counter()
+    for split in splits:
+        with command.Progress(data_set.splits[split]["images"], f"verify {split}", "image") as progress:
+            for fault in verification.verify(data_set, split, progress.advance):
+                found[fault.file] += 1
+                if found[fault.file] <= FAULTS_SHOWN:
+                    print(fault, flush=True)
+    for file, number in found.items():
+        if number > FAULTS_SHOWN:
+            print(f"{file}: {number - FAULTS_SHOWN} more faults")
+    if found:
+        raise command.UserError(
+            f"{data_set.folder}: {found.total()} faults in {len(found)} files; copy those again, or convert anew "
+            "(python -m pipeline.make_tfrecords --overwrite)"
+        )
+    for split in splits:
+        shards = data_set.splits[split]["shards"]
+        print(
+            f"split {split!r}: {data_set.splits[split]['images']:,} records in {len(shards)} shards, "
+            f"{sum(shard['bytes'] for shard in shards) / 1e6:,.1f} MB: all as they were written"
+        )
+
+
+def _split(data_set: DataSet) -> str:
+    if FLAGS.split is None and len(data_set.splits) != 1:
+        raise command.UserError(f"--split: {data_set.folder} has {', '.join(sorted(data_set.splits))}; say which")
+    return str(FLAGS.split or next(iter(data_set.splits)))
+
+
+def _output() -> Path:
+    if FLAGS.output is None:
+        raise command.UserError("--output: the file to write, such as --output=sheet.png")
+    return Path(FLAGS.output)
+
+
+if __name__ == "__main__":
+    command.run(main, FLAGS, __doc__)

@@ -1,0 +1,57 @@
+"""A folder of records as `make_tfrecords` leaves it, of the small pictures that all tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.coco import Person, Picture
+from tests.conftest import SKELETON, draw
+
+
+def _annotation(person: Person, image_id: int) -> dict[str, object]:
+    x0, y0, x1, y1 = person.box
+    return {
+        "id": person.id,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": person.area,
+        "iscrowd": int(person.is_crowd),
+        "keypoints": person.keypoints.ravel().tolist(),
+    }
+
+
+@pytest.fixture(scope="session")
+def small_coco(pictures: dict[int, Picture], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures as a COCO data set: annotations.json and images/."""
+    folder = tmp_path_factory.mktemp("small_coco")
+    (folder / "images").mkdir()
+    for picture in pictures.values():
+        (folder / "images" / picture.file_name).write_bytes(draw(picture))
+    category = {
+        "id": 1,
+        "name": "person",
+        "keypoints": list(SKELETON.keypoints),
+        "skeleton": [[a + 1, b + 1] for a, b in SKELETON.limbs],
+    }
+    content = {
+        "images": [{"id": p.id, "file_name": p.file_name, "height": p.height, "width": p.width} for p in pictures.values()],
+        "annotations": [_annotation(person, p.id) for p in pictures.values() for person in p.persons],
+        "categories": [category],
+    }
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_records(small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those pictures as split `train`, in two shards, for short edges 96 and 128. Not to be changed."""
+    from pipeline.conversion import ConversionConfig, convert  # Beam takes seconds to import
+
+    folder = tmp_path_factory.mktemp("small_records")
+    config = ConversionConfig("small", num_shards=2, short_edges=(96, 128), max_edge=192, sigmas=SKELETON.sigmas)
+    convert(small_coco / "annotations.json", small_coco / "images", folder, "train", config)
+    return folder
