@@ -9,5 +9,5 @@ status=0
 ruff format --check . || status=1
 ruff check . || status=1
 # Namespace packages: tests/ mirrors the folders, so file names come twice.
-mypy --explicit-package-bases pipeline model export scripts examples tests || status=1
+mypy --explicit-package-bases pipeline model export scripts examples benchmarks tests || status=1
 exit "$status"

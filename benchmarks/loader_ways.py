@@ -1,0 +1,113 @@
+"""The ways of `loader.py` that run in the project's own environment; one a process.
+
+Usage: python -m benchmarks.loader_ways WAY DATA_DIR BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.contestant import serve
+from model.rpn import anchor_grid
+from pipeline import dataset, records
+from pipeline.anchors import AnchorConfig, resized_size
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet, open_data_set
+from pipeline.preparation import PERSON, Batch
+
+SPLIT = "train"
+SHORT_EDGE, MAX_EDGE = 800, 1333
+CONFIG = DataConfig(short_edges=(SHORT_EDGE,), max_edge=MAX_EDGE)
+
+
+def bare(data_set: DataSet, batch_size: int, *, cast: bool) -> tf.data.Dataset:
+    """Decodes and resizes, and nothing else: files lie in memory, results are dropped."""
+    index = data_set.index(SPLIT)
+    raw = tf.data.TFRecordDataset([str(path) for path in data_set.shards(SPLIT)])
+    files = [records.parse(record)["image/encoded"].numpy() for record in raw]
+    sizes = [resized_size(int(row["height"]), int(row["width"]), SHORT_EDGE, MAX_EDGE) for row in index]
+
+    def prepare(file: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+        pixels = tf.io.decode_jpeg(file, channels=3)
+        resized = tf.image.resize(tf.cast(pixels, tf.float32) if cast else pixels, size)
+        return resized[0, 0, 0]  # pictures of several sizes do not stack
+
+    pictures = tf.data.Dataset.from_tensor_slices((files, np.array(sizes, np.int32))).repeat()
+    return pictures.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def ours(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
+    """What training reads: flips, precomputed anchors sampled, on six canvases."""
+    return dataset.training_batches(data_set, SPLIT, CONFIG, global_batch_size=batch_size, seed=0)
+
+
+def dense(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
+    """The same loader with the matching as torchvision does it: the IoU of every anchor with every box, each time.
+
+    (Without flips, which cost next to nothing, and without regression targets for every anchor, which torchvision makes too.)
+    """
+    batches = dataset.evaluation_batches(
+        data_set, SPLIT, CONFIG, batch_size=batch_size, short_edge=SHORT_EDGE, max_edge=MAX_EDGE
+    )
+
+    def match(batch: Batch) -> Batch:
+        height, width = tf.shape(batch["image"])[1], tf.shape(batch["image"])[2]
+        shapes = [(-(-height // stride), -(-width // stride)) for stride in data_set.anchors.strides]
+        grid = tf.concat(anchor_grid(data_set.anchors, shapes), axis=0)
+        of_each = [
+            sampled_densely(data_set.anchors, grid, tf.boolean_mask(boxes, kind == PERSON))
+            for boxes, kind in zip(tf.unstack(batch["boxes"]), tf.unstack(batch["box_kind"]), strict=True)
+        ]
+        return batch | {name: tf.stack([sample[name] for sample in of_each]) for name in of_each[0]}
+
+    return batches.repeat().map(match, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Torchvision's Matcher and BalancedPositiveNegativeSampler: anchors [A, 4], boxes [P, 4] → 256 sampled anchors."""
+    x0, y0, x1, y1 = tf.split(boxes, 4, axis=1)  # [P, 1]
+    left, top, right, bottom = tf.unstack(grid, axis=1)  # [A]; coordinate by coordinate is several times faster here
+    width = tf.maximum(tf.minimum(x1, right) - tf.maximum(x0, left), 0.0)  # [P, A]
+    intersection = width * tf.maximum(tf.minimum(y1, bottom) - tf.maximum(y0, top), 0.0)
+    iou = intersection / ((x1 - x0) * (y1 - y0) + (right - left) * (bottom - top) - intersection)  # [P, A]
+    largest, match = tf.reduce_max(iou, axis=0), tf.argmax(iou, axis=0, output_type=tf.int32)  # [A]
+    best = tf.reduce_max(iou, axis=1, keepdims=True)  # [P, 1]
+    is_best = tf.reduce_any((iou == best) & (best > 0), axis=0)  # [A]
+    positive = (largest >= config.positive_iou) | is_best
+    negative = (largest < config.negative_iou) & ~positive
+    count, most = CONFIG.sampled_anchors, int(CONFIG.sampled_anchors * CONFIG.positive_fraction)
+    positives, negatives = (tf.cast(tf.random.shuffle(tf.where(mask)[:, 0]), tf.int32) for mask in (positive, negative))
+    positives = positives[:most]
+    negatives = negatives[: count - tf.size(positives)]
+    label = tf.concat([tf.ones_like(positives), tf.zeros_like(negatives)], axis=0)
+    index = tf.concat([positives, negatives], axis=0)
+    return {"anchor_index": index, "anchor_label": label, "anchor_box": tf.gather(match, index)}
+
+
+def main(way: str, data_dir: str, batch_size: int) -> None:
+    ways: dict[str, Callable[[DataSet, int], tf.data.Dataset]] = {
+        "bare": lambda data_set, size: bare(data_set, size, cast=False),
+        "bare_float": lambda data_set, size: bare(data_set, size, cast=True),
+        "precomputed": ours,
+        "dense": dense,
+    }
+    batches = iter(ways[way](open_data_set(data_dir), batch_size))
+
+    def images(count: int) -> int:
+        """Takes batches until so many images have come; those that only fill up a batch do not count."""
+        done = 0
+        while done < count:
+            batch = next(batches)
+            done += batch_size if way.startswith("bare") else int(np.count_nonzero(batch["image_id"].numpy() >= 0))
+        return done
+
+    images(200)
+    serve(images)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,123 @@
+"""The project's own model, for `model_speed.py`: imported weights, the same pictures as torchvision's.
+
+Usage: python -m benchmarks.model_ways inference|training graph|xla FOLDER
+
+FOLDER is that of model_torchvision.py; the imported model lies in FOLDER/model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.contestant import serve
+from model.checkpoint import load_model
+from model.config import Config
+from model.training import Trainer
+from pipeline import anchors
+from pipeline.preparation import PERSON
+
+Work = Callable[[int], int]
+
+
+def config_of_case(config: Config, folder: Path) -> Config:
+    """The imported configuration, with the case's score threshold and as `model_torchvision.py` trains.
+
+    RoIs are positive at an IoU of 0.999: those which are true boxes, so that their number is known; the buffer of the keypoint
+    head has room for just these.
+    """
+    threshold = json.loads((folder / "case.json").read_text())["score_threshold"]
+    persons = np.load(folder / "pictures.npz")["boxes"].shape[1]
+    return dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(config.backbone, frozen_stages=2),  # the stem and C2
+        box_head=dataclasses.replace(config.box_head, positive_iou=0.999),
+        keypoint_head=dataclasses.replace(config.keypoint_head, rois=persons),
+        inference=dataclasses.replace(config.inference, score_threshold=threshold),
+    )
+
+
+def detecting(folder: Path, *, xla: bool) -> tuple[Work, str]:
+    """Pixels of the first picture → people."""
+    model = load_model(folder / "model")
+    model.config = config_of_case(model.config, folder)
+    images = tf.constant(np.load(folder / "pictures.npz")["images"][:1])
+    size = tf.constant([images.shape[1:3]])
+    detect = tf.function(model.detect, jit_compile=xla, autograph=False)
+
+    def work(count: int) -> int:
+        for _ in range(count):
+            found = detect(images, size)["num_detections"].numpy()
+        assert found.shape == (1,)
+        return count
+
+    found = int(detect(images, size)["num_detections"][0])
+    return work, f"{found} persons"
+
+
+def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
+    """A step on both pictures: losses, gradients, and an update by a learning rate of 0."""
+    model = load_model(folder / "model")
+    config = config_of_case(model.config, folder)
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    trainer = Trainer(config, model.skeleton, strategy, precision="float32", jit_compile=xla)
+    imported = model.variables_by_path()
+    for name, variable in trainer.model.variables_by_path().items():
+        variable.assign(imported[name])
+    batch = training_batch(config, folder)
+    arguments = (tf.constant(0.0), tf.constant(0), tf.constant(0.0))
+
+    def work(count: int) -> int:
+        for _ in range(count):
+            metrics = trainer.train_step(batch, *arguments)
+            float(metrics["loss"])
+        return count
+
+    metrics = trainer.train_step(batch, *arguments)
+    return work, f"{int(metrics['keypoint_rois'])} RoIs in the keypoint head"
+
+
+def training_batch(config: Config, folder: Path) -> dict[str, tf.Tensor]:
+    """The case as `pipeline.dataset` would give it, 256 sampled anchors a picture included."""
+    content = np.load(folder / "pictures.npz")
+    images, boxes, keypoints = (content[name] for name in ("images", "boxes", "keypoints"))
+    batch, height, width, _ = images.shape
+    rng = np.random.default_rng(0)
+    half = config.data.sampled_anchors // 2
+    index, label, box = [], [], []
+    for number in range(batch):
+        matching = anchors.match(config.anchors, boxes[number], height, width)
+        positive = rng.permutation(len(matching.positive))[:half]
+        total = anchors.num_anchors(config.anchors, height, width)
+        others = np.setdiff1d(np.arange(total), np.concatenate([matching.positive, matching.ignored]))
+        negative = rng.choice(others, config.data.sampled_anchors - len(positive), replace=False)
+        index.append(np.concatenate([matching.positive[positive], negative]))
+        label.append(np.arange(config.data.sampled_anchors) < len(positive))
+        box.append(np.concatenate([matching.positive_box[positive], np.zeros_like(negative)]))
+    return {
+        "image": tf.constant(images),
+        "image_size": tf.constant([[height, width]] * batch, tf.int32),
+        "image_id": tf.range(1, batch + 1, dtype=tf.int64),
+        "boxes": tf.constant(boxes),
+        "keypoints": tf.constant(keypoints),
+        "box_kind": tf.fill(boxes.shape[:2], PERSON),
+        "anchor_index": tf.constant(np.array(index, np.int32)),
+        "anchor_label": tf.constant(np.array(label, np.int32)),
+        "anchor_box": tf.constant(np.array(box, np.int32)),
+    }
+
+
+def main(what: str, compiled: str, folder: Path) -> None:
+    work, note = {"inference": detecting, "training": training}[what](folder, xla=compiled == "xla")
+    work(2)
+    serve(work, note)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
