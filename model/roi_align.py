@@ -16,7 +16,7 @@ from model.config import RoiAlignConfig
 from model.fpn import level_shapes
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 2  # a RoI of 224 pixels is pooled from P4, the third of P2…P5 (FPN, equation 1)
-CHUNK = 64  # RoIs that are sampled together where their numbers of samples differ
+BINS_AT_ONCE = 128 * 7 * 7  # that are sampled together where the numbers of samples differ
 
 
 def assign_levels(boxes: tf.Tensor, num_levels: int, tolerance: float = 0.0) -> tf.Tensor:
@@ -133,32 +133,36 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
     Levels are chosen by size, so a box covers some 56 × 56 places at most, however long it is, and the product of both numbers
     of samples stays near (56 / resolution)². Boxes are sorted by it and sampled in chunks, one sample of every bin at a time,
     until the chunk's largest number is reached: the cost is close to that of the samples that there are. Backwards the same
-    loops run again, so that nothing has to be kept of them.
+    loops run again, so that nothing has to be kept of them. (1000 boxes of mixed sizes at 800×1344, 10 samples a bin on
+    average: 3 times the time of a fixed ratio of 2 forwards, 5 times with the gradient, 3 times either way under XLA.)
     """
     number, channels = tf.shape(rois.first)[0], flat.shape[-1]
     samples = tf.cast(tf.math.ceil(rois.bin), tf.int32)  # [N, 2]
     order = tf.argsort(tf.reduce_prod(samples, -1), direction="DESCENDING")  # [N]
-    chunks = (number + CHUNK - 1) // CHUNK
-    filled_up = tf.gather(order, tf.minimum(tf.range(chunks * CHUNK), number - 1))  # the last chunk repeats the last box
+    length = max(1, BINS_AT_ONCE // resolution**2)  # of a chunk: Q
+    if rois.first.shape[0] is not None:
+        length = min(length, rois.first.shape[0])
+    chunks = (number + length - 1) // length
+    filled_up = tf.gather(order, tf.minimum(tf.range(chunks * length), number - 1))  # the last chunk repeats the last box
 
     def in_chunks(values: tf.Tensor) -> tf.Tensor:
-        """[N, ...] → [chunks, CHUNK, ...]"""
-        return tf.reshape(tf.gather(values, filled_up), [-1, CHUNK, *values.shape[1:]])
+        """[N, ...] → [chunks, Q, ...]"""
+        return tf.reshape(tf.gather(values, filled_up), [-1, length, *values.shape[1:]])
 
     rois = rois.map(in_chunks)
-    samples = in_chunks(samples)  # [chunks, CHUNK, 2]
-    total = tf.reduce_prod(samples, -1)  # [chunks, CHUNK]
+    samples = in_chunks(samples)  # [chunks, Q, 2]
+    total = tf.reduce_prod(samples, -1)  # [chunks, Q]
     most = tf.reduce_max(total, -1)  # [chunks]
     bins = tf.range(resolution, dtype=tf.float32)  # [S]
 
     def neighbours(chunk: tf.Tensor, sample: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """Of one sample of each bin: places, and weights in the average; [CHUNK, S, S] each."""
-        along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [CHUNK]
+        """Of one sample of each bin: places, and weights in the average; [Q, S, S] each."""
+        along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [Q]
         x, y = (
             bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32))[:, tf.newaxis]
             for which, count in ((sample % along_x, along_x), (sample // along_x, along_y))
         )
-        share = tf.where(sample < total[chunk], 1.0 / tf.cast(tf.maximum(total[chunk], 1), tf.float32), 0.0)  # [CHUNK]
+        share = tf.where(sample < total[chunk], 1.0 / tf.cast(tf.maximum(total[chunk], 1), tf.float32), 0.0)  # [Q]
         for index, weight in rois.map(lambda values: values[chunk]).neighbours(x, y):
             yield index, weight * share[:, tf.newaxis, tf.newaxis]
 
@@ -169,20 +173,19 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
                 taken = [tf.cast(_take(flat, *neighbour), tf.float32) for neighbour in neighbours(chunk, sample)]
                 return sample + 1, pooled + tf.add_n(taken)
 
-            start = (0, tf.zeros([CHUNK, resolution, resolution, channels]))
+            start = (0, tf.zeros([length, resolution, resolution, channels]))
             return tf.while_loop(lambda sample, _: sample < most[chunk], add, start)[1]
 
-        pooled = tf.map_fn(of_chunk, tf.range(chunks), fn_output_signature=tf.float32)  # [chunks, CHUNK, S, S, C]
+        pooled = tf.map_fn(of_chunk, tf.range(chunks), fn_output_signature=tf.float32)  # [chunks, Q, S, S, C]
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             upstream = tf.cast(upstream, tf.float32)
 
             def of_chunk(chunk: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 def add(sample: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                    for index, weight in neighbours(chunk, sample):
-                        share = upstream[chunk] * weight[..., tf.newaxis]
-                        total = tf.tensor_scatter_nd_add(total, index[..., tf.newaxis], share)
-                    return sample + 1, total
+                    index, weight = (tf.stack(parts)[..., tf.newaxis] for parts in zip(*neighbours(chunk, sample), strict=True))
+                    # All four neighbours at once: on a CPU each addition copies the whole of `total`.
+                    return sample + 1, tf.tensor_scatter_nd_add(total, index, upstream[chunk] * weight)
 
                 return chunk + 1, tf.while_loop(lambda sample, _: sample < most[chunk], add, (0, total))[1]
 
