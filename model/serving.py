@@ -54,23 +54,27 @@ def header_size(image_bytes: tf.Tensor) -> tf.Tensor:
         return tf.identity(size)
 
 
-def own_pixels(detections: Mapping[str, tf.Tensor], scale: tf.Tensor, size: tf.Tensor) -> dict[str, tf.Tensor]:
+def own_pixels(
+    detections: Mapping[str, tf.Tensor], scale: tf.Tensor, size: tf.Tensor, keypoint_offset: float
+) -> dict[str, tf.Tensor]:
     """Takes answers from canvas pixels to those of the pictures, and cuts boxes at their edges.
 
     Args:
       detections: what `KeypointRCNN.detect` gives, float32 [N, D, ...].
       scale: float32 [N, 2], canvas over picture along y and x.
       size: int32 [N, 2], height and width of the pictures.
+      keypoint_offset: `DataConfig.keypoint_offset` of the model.
     """
     scale_xy = scale[:, ::-1]  # [N, 2]
     size_xy = tf.cast(size[:, ::-1], tf.float32)
     corners = tf.concat([scale_xy, scale_xy], axis=-1)[:, None]  # [N, 1, 4]
     limit = tf.concat([size_xy, size_xy], axis=-1)[:, None]
+    found = (detections["scores"] > 0.0)[..., None, None]  # [N, D, 1, 1]
     return {
         "num_detections": detections["num_detections"],
         "boxes": tf.minimum(tf.maximum(detections["boxes"] / corners, 0.0), limit),
         "scores": detections["scores"],
-        "keypoints": detections["keypoints"] / scale_xy[:, None, None],
+        "keypoints": tf.where(found, detections["keypoints"] / scale_xy[:, None, None] - keypoint_offset, 0.0),
         "keypoint_scores": detections["keypoint_scores"],
     }
 
@@ -99,6 +103,10 @@ class ServingModule(tf.Module):
     def model(self) -> KeypointRCNN:
         """The model that answers."""
         return self._model()
+
+    @property
+    def _keypoint_offset(self) -> float:
+        return self.model.config.data.keypoint_offset
 
     # Nothing branches on tensors in Python; without AutoGraph, tracing takes half the time.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
@@ -130,7 +138,7 @@ class ServingModule(tf.Module):
                 fn_output_signature=tf.TensorSpec([None, None, 3], image.pixel_dtype(rule)),
             )
             found = self.model.detect(pixels, resized)
-        answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size)
+        answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset)
         return {name: value[:count] for name, value in answers.items()}
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")], autograph=False)
@@ -177,5 +185,5 @@ class ServingModule(tf.Module):
             ]
         size = tf.tile(tf.stack([height, width])[None], [tf.maximum(count, 1), 1])
         canvas = tf.pad(images, padding) if padding else images
-        answers = own_pixels(self.model.detect(canvas, size), tf.ones_like(size, tf.float32), size)
+        answers = own_pixels(self.model.detect(canvas, size), tf.ones_like(size, tf.float32), size, self._keypoint_offset)
         return answers if isinstance(count, int) else {name: value[:count] for name, value in answers.items()}

@@ -23,6 +23,8 @@ class DataConfig:
       short_edges: pixels; each image draws one of them in each epoch. They must be among those of the records.
       max_edge: pixels that the longer side has at most; the records' own.
       resize: the family's rule, for training, evaluation and exports alike.
+      keypoint_offset: pixels of the file, added to x and y of keypoints on their way in, and taken off on their way out: 0.5 in
+        Detectron2, which takes COCO's coordinates for indices of pixels.
       flip: whether half of the images are mirrored.
       max_boxes: G; of more boxes in an image the largest stay.
       sampled_anchors: A, anchors per image for the loss of the RPN.
@@ -35,6 +37,7 @@ class DataConfig:
     short_edges: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     max_edge: int = 1333
     resize: ResizeRule = "standard"
+    keypoint_offset: float = 0.0
     flip: bool = True
     max_boxes: int = 100
     sampled_anchors: int = 256
@@ -52,5 +55,7 @@ class DataConfig:
                 f"data.num_canvases={self.num_canvases}, data.max_boxes={self.max_boxes}, "
                 f"data.sampled_anchors={self.sampled_anchors}: at least 1 each"
             )
+        if not 0 <= self.keypoint_offset < 1:
+            raise UserError(f"data.keypoint_offset={self.keypoint_offset}: pixels, from 0 to below 1")
         if not 0 <= self.positive_fraction <= 1:
             raise UserError(f"data.positive_fraction={self.positive_fraction}: a share between 0 and 1")

@@ -41,6 +41,7 @@ class Preparation:
     skeleton: Skeleton
     max_edge: int
     resize: ResizeRule
+    keypoint_offset: float
     max_boxes: int
     anchors: AnchorConfig
     recorded_short_edges: tuple[int, ...]
@@ -53,6 +54,7 @@ class Preparation:
             skeleton=data_set.skeleton,
             max_edge=max_edge,
             resize=config.resize,
+            keypoint_offset=config.keypoint_offset,
             max_boxes=config.max_boxes,
             anchors=data_set.anchors,
             recorded_short_edges=data_set.short_edges,
@@ -133,9 +135,12 @@ class Preparation:
         """float32 [P, K, 3] pixels and visibility; left and right are exchanged where flipped."""
         height, width = (tf.cast(side, tf.float32) for side in size)
         visibility = tf.cast(record["image/object/keypoint/visibility"], tf.float32)
-        x = record["image/object/keypoint/x"] * width
-        x = tf.where(flipped, width - x, x)
-        points = tf.stack([x, record["image/object/keypoint/y"] * height, visibility], axis=1)  # [P·K, 3]
+        x, y = record["image/object/keypoint/x"], record["image/object/keypoint/y"]
+        if self.keypoint_offset:
+            x += self.keypoint_offset / tf.cast(record["image/width"], tf.float32)
+            y += self.keypoint_offset / tf.cast(record["image/height"], tf.float32)
+        x = tf.where(flipped, width - x * width, x * width)
+        points = tf.stack([x, y * height, visibility], axis=1)  # [P·K, 3]
         points = tf.reshape(tf.where(visibility[:, None] > 0, points, 0.0), [-1, self.skeleton.num_keypoints, 3])
         return tf.where(flipped, tf.gather(points, self.skeleton.flip, axis=1), points)
 

@@ -146,14 +146,16 @@ def test_what_is_no_picture_is_refused(module: ServingModule, encoded: bytes) ->
 def test_own_pixels_scales_and_cuts() -> None:
     detections = {
         "num_detections": tf.constant([1]),
-        "boxes": tf.constant([[[-4.0, 8.0, 500.0, 16.0]]]),
-        "scores": tf.constant([[0.5]]),
-        "keypoints": tf.constant([[[[20.0, 30.0]]]]),
-        "keypoint_scores": tf.constant([[[0.1]]]),
+        "boxes": tf.constant([[[-4.0, 8.0, 500.0, 16.0], [0.0, 0.0, 0.0, 0.0]]]),
+        "scores": tf.constant([[0.5, 0.0]]),
+        "keypoints": tf.constant([[[[20.0, 30.0]], [[0.0, 0.0]]]]),
+        "keypoint_scores": tf.constant([[[0.1], [0.0]]]),
     }
-    answer = own_pixels(detections, tf.constant([[2.0, 4.0]]), tf.constant([[50, 60]]))
-    assert answer["boxes"].numpy().tolist() == [[[0.0, 4.0, 60.0, 8.0]]]
-    assert answer["keypoints"].numpy().tolist() == [[[[5.0, 15.0]]]]
+    answer = own_pixels(detections, tf.constant([[2.0, 4.0]]), tf.constant([[50, 60]]), 0.0)
+    assert answer["boxes"].numpy().tolist() == [[[0.0, 4.0, 60.0, 8.0], [0.0, 0.0, 0.0, 0.0]]]
+    assert answer["keypoints"].numpy().tolist() == [[[[5.0, 15.0]], [[0.0, 0.0]]]]
+    of_detectron2 = own_pixels(detections, tf.constant([[2.0, 4.0]]), tf.constant([[50, 60]]), 0.5)
+    assert of_detectron2["keypoints"].numpy().tolist() == [[[[4.5, 14.5]], [[0.0, 0.0]]]]
 
 
 def test_canvas_is_the_next_multiple() -> None:

@@ -83,9 +83,13 @@ def test_element_spec(small_data_set: DataSet) -> None:
     }
 
 
-def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
-    drawn = variants(small_data_set, SMALL)
-    for image_id, example in images(train(small_data_set, SMALL, num_steps=length_of_epoch(small_data_set, SMALL))):
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(
+    small_data_set: DataSet, pictures: dict[int, Picture], offset: float
+) -> None:
+    config = dataclasses.replace(SMALL, keypoint_offset=offset)
+    drawn = variants(small_data_set, config)
+    for image_id, example in images(train(small_data_set, config, num_steps=length_of_epoch(small_data_set, config))):
         picture, variant = pictures[image_id], drawn[image_id]
         height, width = anchors.resized_size(picture.height, picture.width, SMALL.short_edges[variant // 2], 192)
         assert example["image_size"].tolist() == [height, width]
@@ -99,7 +103,8 @@ def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(small_data_set: D
         scale = np.array([width / picture.width, height / picture.height])
         for box, keypoints, person in zip(example["boxes"], example["keypoints"], picture.persons, strict=False):
             expected_box = np.array(person.box) * np.tile(scale, 2)
-            expected = person.keypoints * [*scale, 1]
+            labelled = person.keypoints[:, 2:] > 0
+            expected = (person.keypoints + np.where(labelled, [offset, offset, 0], 0)) * [*scale, 1]
             if variant % 2:
                 expected_box[[0, 2]] = width - expected_box[[2, 0]]
                 expected = expected[list(small_data_set.skeleton.flip)]
