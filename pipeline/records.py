@@ -27,47 +27,58 @@ class Field:
 
     Attributes:
       shape: of the values: "[]" is a scalar, "[V, …]" a ragged list of lists, stored as TFDS stores it under two keys.
+      unit: and the frame, of places; "" where there is none.
     """
 
     key: str
     dtype: Literal["bytes", "float", "int64"]
     shape: Literal["[]", "[P]", "[P·K]", "[V, …]"]
+    unit: str
     meaning: str
 
 
-_AXES = (("x", "width"), ("y", "height"))
+_AXES = (("x", "width", "left"), ("y", "height", "upper"))
 FIELDS: tuple[Field, ...] = (
-    Field("image/encoded", "bytes", "[]", "the file's own bytes, never re-encoded unless a stored rotation had to be applied"),
-    Field("image/format", "bytes", "[]", "jpeg or png"),
-    Field("image/height", "int64", "[]", "pixels of the decoded picture"),
-    Field("image/width", "int64", "[]", "pixels of the decoded picture"),
-    Field("image/filename", "bytes", "[]", "file_name of the JSON"),
-    Field("image/source_id", "bytes", "[]", "image id of the JSON, in decimal"),
-    Field("image/key/sha256", "bytes", "[]", "of image/encoded, in hexadecimal"),
-    *(
-        Field(f"image/object/bbox/{axis}{end}", "float", "[P]", f"fraction 0…1 of the picture's {side}, clipped to the picture")
-        for end in ("min", "max")
-        for axis, side in _AXES
+    Field(
+        "image/encoded", "bytes", "[]", "", "the file's own bytes, never re-encoded unless a stored rotation had to be applied"
     ),
-    Field("image/object/class/label", "int64", "[P]", "1 = person"),
-    Field("image/object/class/text", "bytes", "[P]", "name of the category"),
-    Field("image/object/is_crowd", "int64", "[P]", "1 where the box encloses a crowd"),
-    Field("image/object/area", "float", "[P]", "of the JSON's segment, in square pixels"),
-    Field("image/object/id", "int64", "[P]", "annotation id of the JSON"),
+    Field("image/format", "bytes", "[]", "", "jpeg or png"),
+    Field("image/height", "int64", "[]", "pixels", "of the decoded picture"),
+    Field("image/width", "int64", "[]", "pixels", "of the decoded picture"),
+    Field("image/filename", "bytes", "[]", "", "file_name of the JSON"),
+    Field("image/source_id", "bytes", "[]", "", "image id of the JSON, in decimal"),
+    Field("image/key/sha256", "bytes", "[]", "", "of image/encoded, in hexadecimal"),
+    *(
+        Field(
+            f"image/object/bbox/{axis}{end}",
+            "float",
+            "[P]",
+            f"1 / {side}, from the {edge} edge",
+            f"{'low' if end == 'min' else 'high'} end of the box, clipped to the picture: 0…1",
+        )
+        for end in ("min", "max")
+        for axis, side, edge in _AXES
+    ),
+    Field("image/object/class/label", "int64", "[P]", "", "1 = person"),
+    Field("image/object/class/text", "bytes", "[P]", "", "name of the category"),
+    Field("image/object/is_crowd", "int64", "[P]", "", "1 where the box encloses a crowd"),
+    Field("image/object/area", "float", "[P]", "pixels²", "of the JSON's segment"),
+    Field("image/object/id", "int64", "[P]", "", "annotation id of the JSON"),
     *(
         Field(
             f"image/object/keypoint/{axis}",
             "float",
             "[P·K]",
-            f"fraction of the picture's {side}; the JSON's {axis} without a shift; 0 where not labelled",
+            f"1 / {side}, from the {edge} edge",
+            f"the JSON's {axis} without a shift; 0 where not labelled",
         )
-        for axis, side in _AXES
+        for axis, side, edge in _AXES
     ),
-    Field("image/object/keypoint/visibility", "int64", "[P·K]", "0 not labelled, 1 labelled but hidden, 2 visible"),
-    Field("image/object/keypoint/num", "int64", "[P]", "number of labelled keypoints"),
-    Field("anchors/positive", "int64", "[V, …]", "names of the positive anchors, sorted, as differences"),
-    Field("anchors/positive_box", "int64", "[V, …]", "for each of them the matched object, 0…P−1, never a crowd"),
-    Field("anchors/ignored", "int64", "[V, …]", "names of the anchors neither positive nor negative, sorted, as differences"),
+    Field("image/object/keypoint/visibility", "int64", "[P·K]", "", "0 not labelled, 1 labelled but hidden, 2 visible"),
+    Field("image/object/keypoint/num", "int64", "[P]", "", "number of labelled keypoints"),
+    Field("anchors/positive", "int64", "[V, …]", "differences", "names of the positive anchors, sorted"),
+    Field("anchors/positive_box", "int64", "[V, …]", "", "for each of them the matched object, 0…P−1, never a crowd"),
+    Field("anchors/ignored", "int64", "[V, …]", "differences", "names of the anchors neither positive nor negative, sorted"),
 )
 
 
