@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from pipeline import anchors, image, sheet
 from pipeline.command import UserError
-from pipeline.data_set import DataSet
+from pipeline.data_set import DataSet, open_data_set
 from pipeline.draw import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
 from pipeline.record_reader import Record, pixel_keypoints, read_record, reason_of
 from pipeline.skeleton import Skeleton
@@ -69,6 +70,19 @@ def rows_of(data_set: DataSet, split: str, image_ids: Sequence[int]) -> list[np.
             some = ", ".join(map(str, sorted(place)[:3])) or "none"
             raise UserError(f"image_id {image_id}: not among the {len(place)} pictures of split {split!r} ({some}, …)")
     return [index[place[image_id]] for image_id in image_ids]
+
+
+def overview_path(data_dir: str | Path, split: str) -> Path:
+    """Where the small sheet lies that a conversion ends with."""
+    return Path(data_dir) / f"contact-sheet-{split}.png"
+
+
+def write_overview(data_dir: str | Path, split: str) -> None:
+    """Writes the small sheet of a finished conversion: a dozen pictures with their people, always the same."""
+    data_set = open_data_set(data_dir)
+    rows = chosen_rows(data_set, split, 12)
+    drawn = contact_sheet(data_set, split, rows, Variant(), width=1280, row_height=240)
+    sheet.write_sheet(drawn, overview_path(data_dir, split))
 
 
 def contact_sheet(

@@ -78,6 +78,7 @@ def main(beam_flags: list[str]) -> None:
     root = logging.getLogger()
     root.setLevel(logging.ERROR)  # Beam warns of clients of cloud services that are not installed
     command.load_tensorflow()
+    from pipeline import contact_sheet
     from pipeline.anchors import AnchorConfig
     from pipeline.conversion import ConversionConfig, convert, summary_table
 
@@ -102,6 +103,10 @@ def main(beam_flags: list[str]) -> None:
         beam_flags=beam_flags,
     )
     print(summary_table(result, FLAGS.output_dir, FLAGS.split))
+    overview = contact_sheet.overview_path(FLAGS.output_dir, FLAGS.split)
+    if result.seconds or not overview.exists():
+        contact_sheet.write_overview(FLAGS.output_dir, FLAGS.split)
+    print(f"a dozen of its pictures: {overview}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def remove_split(output: Path, split: str, metadata: dict[str, Any]) -> None:
         write_file(output / METADATA_FILE, to_json(metadata))
     else:
         (output / METADATA_FILE).unlink()
-    for name in [shard["file"] for shard in removed["shards"]] + [removed["index"], f"errors-{split}.jsonl"]:
+    others = [removed["index"], f"errors-{split}.jsonl", f"contact-sheet-{split}.png"]
+    for name in [shard["file"] for shard in removed["shards"]] + others:
         (output / name).unlink(missing_ok=True)
 
 

@@ -21,6 +21,9 @@ FLAGS = {
         "annotations", "images", "output_dir", "split", "num_shards", "short_edges", "max_edge", "anchor_sizes", "limit",
         "on_error", "dataset_name", "overwrite",
     ),
+    "pipeline.inspect_records": (
+        "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "verify", "stats", "batches",
+    ),
     "model.train": (
         "data_dir", "split", "model_dir", "preset", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",
         "precision", "save_every", "eval_split", "eval_annotations", "eval_every",
@@ -109,6 +112,8 @@ WRONG_INPUTS = {
     "make_tfrecords: no pictures": (
         "pipeline.make_tfrecords", ("--annotations=one_picture.json", "--images=empty", "--output_dir=out"), "1.jpg",
     ),
+    "inspect_records: missing folder": ("pipeline.inspect_records", ("--data_dir=nowhere", "--verify"), "nowhere"),
+    "inspect_records: empty folder": ("pipeline.inspect_records", ("--data_dir=empty", "--output=out/a.png"), "empty"),
     "train: missing folder": ("model.train", ("--data_dir=nowhere", "--model_dir=out"), "nowhere"),
     "train: empty folder": ("model.train", ("--data_dir=empty", "--model_dir=out"), "empty"),
     "evaluate: missing file": (
