@@ -37,9 +37,9 @@ A field of shape [V, …] is a ragged list of lists, and lies under two keys, as
 
 ## Places
 x runs to the right from the picture's left edge, y down from its upper edge, both continuous: x · width is in pixels, 0 the
-left edge and `width` the right one. Boxes and keypoints are those of the JSON in this measure; nobody adds half a pixel. Boxes are
-clipped to the picture, and a keypoint outside the picture counts as not labelled. Who decodes a picture must not turn it by its
-EXIF orientation: where that had to be applied, it was when the record was made.
+left edge and `width` the right one. Boxes and keypoints are those of the JSON in this measure; nobody adds half a pixel.
+Boxes are clipped to the picture, and a keypoint outside the picture counts as not labelled. Who decodes a picture must not
+turn it by its EXIF orientation: where that had to be applied, it was when the record was made.
 
 ## Anchors
 Precomputed for each variant, by the published matching. Positive: an IoU of `positive_iou` or more with a person's box, or no
