@@ -11,6 +11,7 @@ score of at least 0.5, 99 % must have a counterpart: box within 0.5 px, keypoint
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from absl import flags
@@ -71,23 +72,18 @@ def main(_rest: list[str]) -> None:
     files = picture_files(Path(FLAGS.images))[: FLAGS.limit]
     pixels = np.stack([letterbox(path.read_bytes(), height, width)[0] for path in files])
 
-    module = ServingModule(load_model(FLAGS.model))
-    own = [{k: v.numpy() for k, v in module.serve_images(picture[None]).items()} for picture in pixels]
-    reference = {name: np.concatenate([answer[name] for answer in own]) for name in own[0]}
+    print(f"{len(files)} pictures at {height}×{width}; of the model's detections with a score of {MIN_SCORE} or more")
     shares: dict[str, float] = {}
     counts: dict[str, dict[str, int]] = {}
-    print(f"{len(files)} pictures at {height}×{width}; of the model's detections with a score of {MIN_SCORE} or more")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         np.save(f"{folder}/pixels.npy", pixels)
-        for title, code, path in (("SavedModel", ASK_SAVED_MODEL, saved_model), ("TFLite", ASK_TFLITE, tflite)):
-            # -I: neither this folder nor PYTHONPATH can be imported from.
-            arguments = [str(path.resolve()), f"{folder}/pixels.npy", f"{folder}/answers.npz"]
-            ended = subprocess.run([sys.executable, "-I", "-c", code, *arguments], cwd=folder, capture_output=True, text=True)
-            if ended.returncode:
-                raise command.UserError(
-                    f"{path}: asking it failed: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}"
-                )
-            with np.load(f"{folder}/answers.npz") as answers:
+        exports = {"SavedModel": (ASK_SAVED_MODEL, saved_model), "TFLite": (ASK_TFLITE, tflite)}
+        asked = {title: pool.submit(_ask, code, path, Path(folder), title) for title, (code, path) in exports.items()}
+        module = ServingModule(load_model(FLAGS.model))
+        own = [{k: v.numpy() for k, v in module.serve_images(picture[None]).items()} for picture in pixels]
+        reference = {name: np.concatenate([answer[name] for answer in own]) for name in own[0]}
+        for title, answer in asked.items():
+            with np.load(answer.result()) as answers:
                 found = agreement(reference, dict(answers), MIN_SCORE)
             if not found.total:
                 raise command.UserError(
@@ -103,6 +99,16 @@ def main(_rest: list[str]) -> None:
         raise command.UserError(
             f"{100 * min(shares.values()):.2f} % of the detections agree: must be {100 * LEAST_SHARE:.0f} % or more"
         )
+
+
+def _ask(code: str, model: Path, folder: Path, title: str) -> Path:
+    """Runs `code` on the pixels in `folder`, in a process that can import nothing from this repository; the answers' file."""
+    answers = folder / f"{title}.npz"
+    arguments = [str(model.resolve()), str(folder / "pixels.npy"), str(answers)]
+    ended = subprocess.run([sys.executable, "-I", "-c", code, *arguments], cwd=folder, capture_output=True, text=True)
+    if ended.returncode:
+        raise command.UserError(f"{model}: asking it failed: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return answers
 
 
 if __name__ == "__main__":
