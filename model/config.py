@@ -232,17 +232,17 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(value: Mapping[str, Any]) -> Config:
-    """Inverse of `to_json`. Raises: UserError for a field that is unknown, missing, or of another type."""
+    """Inverse of `to_json`. A field that is missing, as an earlier version did not know it, has its default, which is what that
+    version did. Raises: UserError for a field that is unknown or of another type.
+    """
     return typing.cast(Config, _from_json(Config, value, "config"))
 
 
 def _from_json(kind: type[Any], value: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
-    unknown, missing = set(value) - set(hints), set(hints) - set(value)
-    if unknown or missing:
-        raise UserError(
-            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}: written by another version?"
-        )
+    unknown = set(value) - set(hints)
+    if unknown:
+        raise UserError(f"{where}: unknown fields {sorted(unknown)}: written by a later version?")
     try:
         return kind(**{name: _typed(item, hints[name], f"{where}.{name}") for name, item in value.items()})
     except (ValueError, TypeError) as error:

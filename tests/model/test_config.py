@@ -11,6 +11,17 @@ def test_json_and_back(name):
     assert from_json(json.loads(json.dumps(to_json(PRESETS[name])))) == PRESETS[name]
 
 
+def test_a_file_of_an_earlier_version_means_what_it_meant():
+    written = to_json(TINY)
+    del written["rpn"]["min_size"], written["roi_align"]
+    assert from_json(written) == TINY
+
+
+def test_a_file_of_a_later_version_is_refused():
+    with pytest.raises(UserError, match="from_the_future"):
+        from_json(to_json(TINY) | {"from_the_future": 1})
+
+
 def test_override_sets_one_value():
     changed = override(TINY, ["rpn.nms_threshold=0.6", "data.short_edges=[96,128]", "data.flip=true"])
     assert (changed.rpn.nms_threshold, changed.data.short_edges, changed.data.flip) == (0.6, (96, 128), True)
