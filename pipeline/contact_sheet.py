@@ -107,13 +107,13 @@ def contact_sheet(
     if variant.short_edge is not None:
         shown += f", with the anchors at {variant.short_edge}"
         legend += [sheet.Sign("box", POSITIVE, "positive anchor"), sheet.Sign("box", (110, 114, 118), "ignored anchor")]
-    return sheet.compose(tiles, shown, legend, width=width, row_height=row_height)
+    return sheet.compose([tiles], shown, legend, width=width, row_height=row_height)
 
 
 def _tile(data_set: DataSet, record: Record, variant: Variant) -> sheet.Tile:
     crowds = int(record.is_crowd.sum())
     persons = len(record.is_crowd) - crowds
-    what = [_count(persons, "person") if persons or not crowds else "", _count(crowds, "crowd") if crowds else ""]
+    what = [number_of(persons, "person") if persons or not crowds else "", number_of(crowds, "crowd") if crowds else ""]
     lines = [
         f"image {record.image_id}, {record.width} x {record.height}",
         ", ".join([*filter(None, what), f"{int((record.keypoints[..., 2] > 0).sum())} keypoints"]),
@@ -144,7 +144,8 @@ def _tile(data_set: DataSet, record: Record, variant: Variant) -> sheet.Tile:
     return sheet.Tile(2 * aspect, paint_both, tuple(lines))
 
 
-def _count(number: int, what: str) -> str:
+def number_of(number: int, what: str) -> str:
+    """Such as "1 crowd", "2 crowds"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -177,9 +178,13 @@ def draw_matching(
     ignored: NDArray[np.floating],
 ) -> NDArray[np.uint8]:
     """Draws anchors over a dimmed picture, uint8 [h, w, 3]; boxes and anchors are float [n, 4] in its pixels."""
-    grey = pixels.mean(axis=-1, keepdims=True)
-    drawn = (0.5 * (0.4 * pixels + 0.6 * grey)).astype(np.uint8)
-    drawn = draw_boxes(drawn, ignored, IGNORED, IGNORED_OPACITY)
+    drawn = draw_boxes(dimmed(pixels), ignored, IGNORED, IGNORED_OPACITY)
     drawn = draw_crowds(drawn, crowds, LINE)
     drawn = draw_boxes(drawn, positive, POSITIVE, POSITIVE_OPACITY, LINE - 1)
     return draw_boxes(drawn, boxes, BOX, 1.0, LINE)
+
+
+def dimmed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A darker and greyer picture, on which thin lines can be seen."""
+    grey = pixels.mean(axis=-1, keepdims=True)
+    return np.asarray(0.5 * (0.4 * pixels + 0.6 * grey), np.uint8)

@@ -1,9 +1,10 @@
-r"""Looks at a folder of records: draws them, or checks every byte.
+r"""Looks at a folder of records: draws them, or the batches that training makes of them, or checks every byte.
 
 Examples:
   python -m pipeline.inspect_records --data_dir=records --split=train --output=sheet.png
   python -m pipeline.inspect_records --data_dir=records --split=train --image_id=785 --image_id=872 \
       --short_edge=640 --flipped --output=sheet.png
+  python -m pipeline.inspect_records --data_dir=records --split=train --batches=1 --output=batches.png
   python -m pipeline.inspect_records --data_dir=records --verify
 """
 
@@ -31,6 +32,16 @@ flags.DEFINE_bool("anchors", False, "Draws positive and ignored anchors beside e
 flags.DEFINE_integer(
     "short_edge", None, "Short edge for which to draw the anchors; by default the largest one.", flag_values=FLAGS
 )
+flags.DEFINE_integer(
+    "batches",
+    None,
+    "Instead of records, draws training batches: so many for each canvas, with the sampled anchors.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("batch_size", 4, "With --batches: images in a batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_canvases", 6, "With --batches: sizes of batches.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "With --batches: seed of the training.", flag_values=FLAGS)
 flags.DEFINE_bool(
     "verify",
     False,
@@ -51,6 +62,8 @@ def main(_: list[str]) -> None:
 
     if FLAGS.verify:
         _verify(data_set)
+    elif FLAGS.batches:
+        _draw_batches(data_set)
     else:
         _draw_records(data_set)
 
@@ -73,6 +86,24 @@ def _draw_records(data_set: DataSet) -> None:
     drawn = contact_sheet.contact_sheet(data_set, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
     sheet.write_sheet(drawn, output)
     print(f"written: {output} ({len(rows)} pictures)")
+
+
+def _draw_batches(data_set: DataSet) -> None:
+    from pipeline import batch_sheet, sheet
+    from pipeline.data_config import DataConfig
+
+    output = _output()
+    sheet.check_suffix(output)
+    split = _split(data_set)
+    config = DataConfig(data_set.short_edges, data_set.max_edge, num_canvases=FLAGS.num_canvases)
+    steps = batch_sheet.chosen_steps(
+        data_set, split, config, batch_size=FLAGS.batch_size, seed=FLAGS.seed, per_canvas=FLAGS.batches
+    )
+    drawn = batch_sheet.batch_sheet(
+        data_set, split, config, steps, batch_size=FLAGS.batch_size, seed=FLAGS.seed, width=SHEET_WIDTH
+    )
+    sheet.write_sheet(drawn, output)
+    print(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")
 
 
 def _verify(data_set: DataSet) -> None:

@@ -51,16 +51,17 @@ class Sign:
 
 
 def compose(
-    tiles: Sequence[Tile], title: str, legend: Sequence[Sign], *, width: int = 1600, row_height: int = 300
+    groups: Sequence[Sequence[Tile]], title: str, legend: Sequence[Sign], *, width: int = 1600, row_height: int = 300
 ) -> Image.Image:
     """Paints a sheet.
 
     Args:
-      tiles: in order, from left to right and top to bottom.
+      groups: of pictures, from left to right and top to bottom; each group begins a row.
       width: of the sheet in pixels.
       row_height: of the pictures, about: a row's pictures are as high as makes them fill it.
     """
-    rows = justified([tile.aspect for tile in tiles], width - 2 * MARGIN, row_height)
+    tiles = [tile for group in groups for tile in group]
+    rows = [row for group in groups for row in justified([tile.aspect for tile in group], width - 2 * MARGIN, row_height)]
     caption = LINE * max((len(tile.caption) for tile in tiles), default=0) + 6
     legend_rows = _legend_rows(legend, width - 2 * MARGIN)
     top = MARGIN + TITLE_SIZE + 12 + (TEXT_SIZE + 10) * len(legend_rows) + 10

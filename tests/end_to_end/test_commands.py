@@ -22,7 +22,8 @@ FLAGS = {
         "on_error", "dataset_name", "overwrite",
     ),
     "pipeline.inspect_records": (
-        "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "verify", "stats", "batches",
+        "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "batches", "batch_size",
+        "num_canvases", "seed", "verify",
     ),
     "model.train": (
         "data_dir", "split", "model_dir", "preset", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",

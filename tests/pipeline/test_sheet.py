@@ -39,7 +39,7 @@ def test_pictures_lie_where_the_layout_says_and_are_reduced() -> None:
         return sheet.Tile(1.5, paint, ("a caption that is far too long for so narrow a picture" * 5, "two"))
 
     made = np.asarray(
-        sheet.compose([tile(c) for c in colours], "title", [sheet.Sign("hatch", (1, 2, 3), "x")], width=500, row_height=120)
+        sheet.compose([[tile(c) for c in colours]], "title", [sheet.Sign("hatch", (1, 2, 3), "x")], width=500, row_height=120)
     )
     rows = sheet.justified([1.5] * 3, 500 - 2 * sheet.MARGIN, 120)
     assert [(sheet.FINENESS * h, sheet.FINENESS * w) for row in rows for w, h in row] == asked

@@ -1,0 +1,148 @@
+"""Sheets of training batches: canvases with what lies on them, drawn from the very tensors that the trainer gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import anchors, plan, sheet
+from pipeline.anchors import AnchorConfig
+from pipeline.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet
+from pipeline.dataset import training_batches, training_pool
+from pipeline.draw import BOX, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.preparation import CROWD, PERSON
+from pipeline.skeleton import Skeleton
+
+NEGATIVE, PADDING = (255, 80, 80), ((44, 48, 54), (58, 63, 70))
+NEGATIVE_OPACITY = 0.22
+STRIPE = 24  # pixels of the canvas
+
+Batch = Mapping[str, NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of the first epoch whose batch is drawn.
+
+    Attributes:
+      number: of the step, from 0.
+      canvas: height and width.
+      variants: of its images, 2 · (index of the short edge) + flipped; without those of padding images at the end.
+    """
+
+    number: int
+    canvas: tuple[int, int]
+    variants: tuple[int, ...]
+
+
+def chosen_steps(
+    data_set: DataSet, split: str, config: DataConfig, *, batch_size: int, seed: int, per_canvas: int
+) -> list[Step]:
+    """The first steps of an epoch with each canvas, those with both flips before others, in the order of the steps."""
+    pool = training_pool(data_set, split, config)
+    epoch = plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch_size)
+    real = epoch.rows >= 0  # [T, B]
+    flipped = epoch.variants % 2 == 1
+    both = (real & flipped).any(axis=1) & (real & ~flipped).any(axis=1)
+    steps = []
+    for canvas, size in enumerate(pool.canvases.sizes):
+        numbers = np.flatnonzero(epoch.canvas == canvas)
+        for number in numbers[np.argsort(~both[numbers], kind="stable")][:per_canvas].tolist():
+            steps.append(Step(number, size, tuple(epoch.variants[number][real[number]].tolist())))
+    return sorted(steps, key=lambda step: step.number)
+
+
+def batch_sheet(
+    data_set: DataSet, split: str, config: DataConfig, steps: Sequence[Step], *, batch_size: int, seed: int, width: int
+) -> Image.Image:
+    """Draws the batches of some steps of the first epoch, each in a row of its own, by area of their canvases.
+
+    Args:
+      config, batch_size, seed: of the training.
+      steps: as from `chosen_steps`, with the same arguments.
+      width: of the sheet in pixels.
+    """
+    wanted = {step.number: step for step in steps}
+    rows: dict[int, list[sheet.Tile]] = {}
+    batches = training_batches(
+        data_set, split, config, global_batch_size=batch_size, seed=seed, num_steps=max(wanted, default=-1) + 1
+    )
+    for number, batch in enumerate(batches.as_numpy_iterator()):
+        if number in wanted:
+            step = wanted[number]
+            rows[number] = [_tile(batch, place, step, variant, config, data_set) for place, variant in enumerate(step.variants)]
+    by_area = sorted(steps, key=lambda step: (step.canvas[0] * step.canvas[1], step.canvas, step.number))
+    canvases = len({step.canvas for step in steps})
+    title = f"{len(steps)} training batches of split '{split}' of {data_set.name}, on {canvases} canvases"
+    legend = [
+        *PEOPLE_SIGNS,
+        sheet.Sign("box", POSITIVE, "sampled positive anchor"),
+        sheet.Sign("box", NEGATIVE, "sampled negative anchor"),
+    ]
+    return sheet.compose([rows[step.number] for step in by_area], title, legend, width=width, row_height=260)
+
+
+def _tile(batch: Batch, place: int, step: Step, variant: int, config: DataConfig, data_set: DataSet) -> sheet.Tile:
+    image: Batch = {key: values[place] for key, values in batch.items()}
+    height, width = step.canvas
+    kinds, labels = image["box_kind"], image["anchor_label"]
+    persons, crowds = int((kinds == PERSON).sum()), int((kinds == CROWD).sum())
+    flip = "flipped" if variant % 2 else "not flipped"
+    lines = (
+        f"step {step.number}, image {image['image_id']}, at {config.short_edges[variant // 2]}, {flip}",
+        f"{width} x {height} canvas, {number_of(persons, 'person')}"
+        + (f", {number_of(crowds, 'crowd')}" if crowds else "")
+        + f"; {(labels == 1).sum()} positive, {(labels == 0).sum()} negative anchors",
+    )
+
+    def paint(tile_height: int, tile_width: int) -> NDArray[np.uint8]:
+        people, sampled = (
+            Image.fromarray(drawn).resize((tile_width // 2, tile_height), Image.Resampling.LANCZOS)
+            for drawn in draw_image(image, data_set.skeleton, data_set.anchors, line=max(1, round(LINE * height / tile_height)))
+        )
+        both = Image.new("RGB", (tile_width, tile_height))
+        both.paste(people, (0, 0))
+        both.paste(sampled, (tile_width - tile_width // 2, 0))
+        return np.asarray(both)
+
+    return sheet.Tile(2 * width / height, paint, lines)
+
+
+def draw_image(
+    image: Batch, skeleton: Skeleton, config: AnchorConfig, *, line: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draws one image of a batch on its canvas, padding in stripes.
+
+    Args:
+      image: the batch's entries without their first dimension.
+      line: thickness in pixels of the canvas.
+
+    Returns:
+      uint8 [H, W, 3] twice: with its people, and with its sampled anchors.
+    """
+    canvas = _with_stripes(image["image"], image["image_size"])
+    boxes, kinds = image["boxes"], image["box_kind"]
+    crowds, persons = boxes[kinds == CROWD], kinds == PERSON
+    people = draw_crowds(canvas, crowds, line)
+    people = draw_people(people, Drawn(boxes[persons], image["keypoints"][persons]), skeleton, line)
+    places = anchors.corners(config, image["anchor_index"].astype(np.int64), *canvas.shape[:2])
+    sampled = draw_boxes(dimmed(canvas), places[image["anchor_label"] == 0], NEGATIVE, NEGATIVE_OPACITY, line)
+    sampled = draw_crowds(sampled, crowds, line)
+    sampled = draw_boxes(sampled, places[image["anchor_label"] == 1], POSITIVE, POSITIVE_OPACITY, line)
+    return people, draw_boxes(sampled, boxes[persons], BOX, 1.0, line)
+
+
+def _with_stripes(canvas: NDArray[np.uint8], size: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Stripes where the canvas is free, over whatever lies there: black where the loader is right."""
+    height, width = canvas.shape[:2]
+    rows, columns = np.ogrid[:height, :width]
+    outside = (rows >= size[0]) | (columns >= size[1])
+    stripes = np.array(PADDING, np.uint8)[(rows + columns) // STRIPE % 2]  # [H, W, 3]
+    return np.where(outside[..., None], np.maximum(stripes, canvas), canvas)
