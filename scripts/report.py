@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from pipeline import command
+from pipeline.html_page import STYLE, table
 from pipeline.skeleton import Skeleton
 from scripts.demo_files import DemoFiles
 from scripts.stages import STATE_FILE
@@ -94,6 +95,7 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
 
     missed = report_gallery.worst(examples[shown:], FAILURES_SHOWN)
     page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        style=STYLE,
         origin=html.escape(_origin(summary)),
         headline=_headline(summary),
         reading=_reading(summary, figures, examples),
@@ -182,22 +184,13 @@ def _failures(pairs: Sequence[str]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of ready-made cells; a column whose title ends in "#" is one of numbers."""
-    kinds = [' class="n"' if title.endswith("#") else "" for title in head]
-    lines = ["".join(f"<th{kind}>{title.rstrip('#')}</th>" for kind, title in zip(kinds, head, strict=True))]
-    for row in rows:
-        lines.append("".join(c if c.startswith("<td") else f"<td{k}>{c}</td>" for k, c in zip(kinds, row, strict=True)))
-    return "".join(f"<tr>{line}</tr>" for line in lines)
-
-
 def _figures_table(figures: Mapping[str, Any]) -> str:
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR")
     rows = []
     for kind, title in (("keypoints", "keypoints"), ("bbox", "boxes")):
         values = figures[kind] | ({"AR": figures[kind]["AR_100"]} if kind == "bbox" else {})
         rows.append([title, *(f"{values[n]:.3f}" if values.get(n, -1) >= 0 else "–" for n in names)])
-    return _table(["", *(f"{name.replace('_', ' ')}#" for name in names)], rows)
+    return table(["", *(f"{name.replace('_', ' ')}#" for name in names)], rows)
 
 
 def _comparison_text(comparison: Mapping[str, Any]) -> str:
@@ -216,7 +209,7 @@ def _comparison_table(comparison: Mapping[str, Any]) -> str:
         [name, str(count["total"]), str(count["matched"]), f"{count['matched'] / count['total']:.2%}"]
         for name, count in comparison["exports"].items()
     ]
-    return _table(["export", "detections#", "alike#", "share#"], rows)
+    return table(["export", "detections#", "alike#", "share#"], rows)
 
 
 def _times_table(stages: Mapping[str, Any], times: Mapping[str, float]) -> str:
@@ -229,7 +222,7 @@ def _times_table(stages: Mapping[str, Any], times: Mapping[str, float]) -> str:
         ]
         for name, s in times.items()
     ]
-    return _table(["stage", "time#", ""], rows)
+    return table(["stage", "time#", ""], rows)
 
 
 def _files_table(files: DemoFiles) -> str:
@@ -249,7 +242,7 @@ def _files_table(files: DemoFiles) -> str:
             found = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
             name = html.escape(f"{path}/" if path.is_dir() else str(path)).replace("/", "/<wbr>").replace("_", "_<wbr>")
             rows.append([f"<code>{name}</code>", purpose, str(len(found)), _size(sum(p.stat().st_size for p in found))])
-    return _table(["where", "what", "files#", "size#"], rows)
+    return table(["where", "what", "files#", "size#"], rows)
 
 
 def _size(count: float) -> str:
