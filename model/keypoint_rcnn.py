@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from model import box_head, keypoint_head, rpn
-from model.config import Config
+from model.config import BoxHeadConfig, Config, KeypointHeadConfig
 from model.fpn import fpn, level_shapes
 from model.resnet import resnet
 from model.roi_align import roi_align
@@ -100,13 +100,13 @@ class KeypointRCNN(tf.Module):
         proposals, proposal_scores = rpn.proposals(
             self.config.rpn, *rpn.rpn_outputs(self.rpn_head, pyramid), anchors, image_size, training=False
         )
-        logits, deltas = self._classify(pyramid, proposals)
+        logits, deltas = self.classify(pyramid, proposals)
         boxes, scores, number = box_head.detections(
             self.config.inference, logits, deltas, proposals, proposal_scores, image_size
         )
         count = self.config.inference.max_detections
         flat_boxes = tf.reshape(boxes, [-1, 4])  # [B · D, 4]
-        heatmaps = self._heatmaps(pyramid, flat_boxes, _image_index(boxes))
+        heatmaps = self.heatmaps(pyramid, flat_boxes, _image_index(boxes))
         keypoints, keypoint_scores = keypoint_head.decode(heatmaps, flat_boxes)
         num_keypoints = self.skeleton.num_keypoints
         found = scores > 0.0  # [B, D]
@@ -147,11 +147,11 @@ class KeypointRCNN(tf.Module):
             training=True,
         )
         rois = box_head.sample_rois(self.config.box_head, proposals, proposal_scores, batch, seed)
-        logits, deltas = self._classify(pyramid, rois["boxes"])
+        logits, deltas = self.classify(pyramid, rois["boxes"])
         losses |= box_head.box_losses(self.config.box_head, logits, deltas, rois, batch["boxes"])
 
         packed = pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
-        heatmaps = self._heatmaps(pyramid, packed["boxes"], packed["image_index"])
+        heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"])
         losses["keypoint"] = keypoint_head.keypoint_loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
         watched = {
             "positive_rois": tf.reduce_sum(tf.cast(rois["label"] == 1, tf.float32)),
@@ -160,10 +160,9 @@ class KeypointRCNN(tf.Module):
         }
         return losses, watched
 
-    def _classify(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def classify(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Class logits [B, N, 2] and deltas [B, N, 4] of boxes [B, N, 4], float32."""
-        head = self.config.box_head
-        pooled = self._pool(pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes), head.resolution, head.sampling_ratio)
+        pooled = self.pool(self.config.box_head, pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes))
         logits, deltas = self.box_head(pooled)
         number = boxes.shape[1]
         return (
@@ -171,19 +170,19 @@ class KeypointRCNN(tf.Module):
             tf.reshape(tf.cast(deltas, tf.float32), [-1, number, 4]),
         )
 
-    def _heatmaps(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor) -> tf.Tensor:
+    def heatmaps(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor) -> tf.Tensor:
         """Heatmap logits [N, S, S, K] of boxes [N, 4], float32."""
-        head = self.config.keypoint_head
-        heatmaps = self.keypoint_head(self._pool(pyramid, boxes, image_index, head.resolution, head.sampling_ratio))
+        heatmaps = self.keypoint_head(self.pool(self.config.keypoint_head, pyramid, boxes, image_index))
         return tf.cast(heatmaps, tf.float32)
 
-    def _pool(
-        self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor, resolution: int, sampling_ratio: int
+    def pool(
+        self, head: BoxHeadConfig | KeypointHeadConfig, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor
     ) -> tf.Tensor:
-        """RoIAlign from P2…P5; P6 exists for proposals only."""
+        """RoIAlign for a head, [N, S, S, C] of boxes [N, 4], from P2…P5; P6 exists for proposals only."""
         levels, strides = pyramid[:-1], self.config.anchors.strides[:-1]
-        pooled = roi_align(self.config.roi_align, levels, strides, boxes, image_index, resolution, sampling_ratio)
-        return tf.ensure_shape(pooled, [None, resolution, resolution, self.config.backbone.fpn_channels])
+        size = head.resolution
+        pooled = roi_align(self.config.roi_align, levels, strides, boxes, image_index, size, head.sampling_ratio)
+        return tf.ensure_shape(pooled, [None, size, size, self.config.backbone.fpn_channels])
 
 
 def _image_index(boxes: tf.Tensor) -> tf.Tensor:
