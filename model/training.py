@@ -203,6 +203,7 @@ def train(
         num_steps=total - first,
         input_workers=workers,
         input_worker=worker,
+        anchors=config.anchors,
     )
     iterator = trainer.distribute(batches)
     log = MetricsLog(run.model_dir, first) if worker == 0 else None

@@ -140,26 +140,33 @@ def cell_anchors(config: AnchorConfig) -> Float32:
     return ((np.round(corners) if config.rounded else corners) + 0.0).astype(np.float32)
 
 
-def level_shapes(config: AnchorConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of cells of each level."""
-    return tuple((-(-height // stride), -(-width // stride)) for stride in config.strides)
-
-
-def level_strides(config: AnchorConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Pixels between centres of each level, along y and x."""
+def level_strides(config: AnchorConfig, canvas_hw: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Pixels between centres of each level on a canvas, along y and x."""
     if not config.canvas_strides:
         return tuple((stride, stride) for stride in config.strides)
-    return tuple((height // rows, width // columns) for rows, columns in level_shapes(config, height, width))
+    height, width = canvas_hw
+    return tuple((height // -(-height // stride), width // -(-width // stride)) for stride in config.strides)
+
+
+def level_shapes(
+    config: AnchorConfig, height: int, width: int, canvas_hw: tuple[int, int] | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of cells of each level, for an image at the top left of a canvas (by default of its own size)."""
+    canvas_height, canvas_width = canvas_hw = canvas_hw or (height, width)
+    return tuple(
+        (min(-(-height // down), -(-canvas_height // stride)), min(-(-width // right), -(-canvas_width // stride)))
+        for stride, (down, right) in zip(config.strides, level_strides(config, canvas_hw), strict=True)
+    )
 
 
 def num_anchors(config: AnchorConfig, height: int, width: int) -> int:
     return config.anchors_per_cell * sum(rows * columns for rows, columns in level_shapes(config, height, width))
 
 
-def grid(config: AnchorConfig, height: int, width: int) -> Float32:
+def grid(config: AnchorConfig, height: int, width: int, canvas_hw: tuple[int, int] | None = None) -> Float32:
     """All anchors of an image, float32 [A, 4], in the order of their names; centres at multiples of the stride."""
     levels = []
-    shapes, strides = level_shapes(config, height, width), level_strides(config, height, width)
+    shapes, strides = level_shapes(config, height, width, canvas_hw), level_strides(config, canvas_hw or (height, width))
     for cell, (rows, columns), (down, right) in zip(cell_anchors(config), shapes, strides, strict=True):
         y, x = np.meshgrid(np.arange(rows) * down, np.arange(columns) * right, indexing="ij")
         centres = np.stack([x, y, x, y], axis=-1).astype(np.float32)  # [rows, columns, 4]
@@ -170,27 +177,30 @@ def grid(config: AnchorConfig, height: int, width: int) -> Float32:
 def to_canvas(config: AnchorConfig, index: Int64, image_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Int64:
     """Names of anchors on an image's grid → positions of the same anchors on the grid of the canvas that holds it top left."""
     ratios = config.anchors_per_cell
-    level, row, column, ratio = _locate(config, index, image_hw)
-    canvas, start = _levels(config, canvas_hw)
+    level, row, column, ratio = _locate(config, index, image_hw, canvas_hw)
+    canvas, start = _levels(config, canvas_hw, canvas_hw)
     return np.asarray(start[level] + (row * canvas[level, 1] + column) * ratios + ratio, np.int64)
 
 
 def corners(config: AnchorConfig, names: Int64, height: int, width: int) -> Float32:
     """Names of anchors [N] on the grid of an image of that size → their boxes, float32 [N, 4]: rows of `grid`."""
-    level, row, column, ratio = _locate(config, names, (height, width))
-    centre = np.stack([column, row, column, row], axis=1) * np.array(config.strides, np.int64)[level][:, None]
-    return np.asarray(centre.astype(np.float32) + cell_anchors(config)[level, ratio])
+    level, row, column, ratio = _locate(config, names, (height, width), (height, width))
+    strides = np.array(level_strides(config, (height, width)), np.int64)[level, ::-1]  # [N, 2] as x, y
+    centre = np.stack([column, row], axis=1) * strides
+    return np.asarray(np.tile(centre, 2).astype(np.float32) + cell_anchors(config)[level, ratio])
 
 
-def _levels(config: AnchorConfig, size: tuple[int, int]) -> tuple[Int64, Int64]:
+def _levels(config: AnchorConfig, size: tuple[int, int], canvas_hw: tuple[int, int]) -> tuple[Int64, Int64]:
     """Rows and columns of each level [L, 2], and the name of its first anchor [L]."""
-    shapes = np.array(level_shapes(config, *size), np.int64)
+    shapes = np.array(level_shapes(config, *size, canvas_hw), np.int64)
     return shapes, np.cumsum([0, *(config.anchors_per_cell * shapes.prod(axis=1))])[:-1]
 
 
-def _locate(config: AnchorConfig, names: Int64, size: tuple[int, int]) -> tuple[Int64, Int64, Int64, Int64]:
+def _locate(
+    config: AnchorConfig, names: Int64, size: tuple[int, int], canvas_hw: tuple[int, int]
+) -> tuple[Int64, Int64, Int64, Int64]:
     """Level, row, column and ratio of anchors [N]."""
-    shapes, start = _levels(config, size)
+    shapes, start = _levels(config, size, canvas_hw)
     level = np.searchsorted(start, names, side="right") - 1
     cell, ratio = np.divmod(names - start[level], config.anchors_per_cell)
     row, column = np.divmod(cell, shapes[level, 1])
@@ -214,12 +224,14 @@ def _iou(overlap_x: Float32, overlap_y: Float32, area: Float32, other_area: Floa
     return np.asarray(intersection / ((area + other_area) - intersection))
 
 
-def match_dense(config: AnchorConfig, boxes: Float32, height: int, width: int) -> Matching:
+def match_dense(
+    config: AnchorConfig, boxes: Float32, height: int, width: int, canvas_hw: tuple[int, int] | None = None
+) -> Matching:
     """The definition of the matching: every anchor against every box. Same arguments and result as `match`."""
     empty = np.zeros(0, np.int64)
     if len(boxes) == 0:
         return Matching(empty, empty, empty)
-    table = iou(grid(config, height, width)[:, None], boxes[None])  # [A, P]
+    table = iou(grid(config, height, width, canvas_hw)[:, None], boxes[None])  # [A, P]
     largest = table.max(axis=1)  # [A]
     best = table.max(axis=0)  # [P]
     positive = (largest >= np.float32(config.positive_iou)) | ((table == best) & (best > 0)).any(axis=1)

@@ -14,17 +14,22 @@ from pipeline.command import UserError
 #   detectron2: sides rounded half up, in two steps; Pillow's antialiasing of bytes, which costs six times as much.
 ResizeRule = Literal["standard", "torchvision", "detectron2"]
 
+AnchorSource = Literal["precomputed", "online"]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What training batches are made of.
 
     Attributes:
-      short_edges: pixels; each image draws one of them in each epoch. They must be among those of the records.
-      max_edge: pixels that the longer side has at most; the records' own.
+      short_edges: pixels; each image draws one of them in each epoch.
+      max_edge: pixels that the longer side has at most.
       resize: the family's rule, for training, evaluation and exports alike.
       keypoint_offset: pixels of the file, added to x and y of keypoints on their way in, and taken off on their way out: 0.5 in
         Detectron2, which takes COCO's coordinates for indices of pixels.
+      anchors: where the matching of anchors comes from. "precomputed": from the records, which have it for their own short
+        edges, max_edge and anchors, and the standard resize rule. "online": computed while loading, for any; the same where
+        the records have it, and 2 ms an image and core.
       flip: whether half of the images are mirrored.
       max_boxes: G; of more boxes in an image the largest stay.
       sampled_anchors: A, anchors per image for the loss of the RPN.
@@ -38,6 +43,7 @@ class DataConfig:
     max_edge: int = 1333
     resize: ResizeRule = "standard"
     keypoint_offset: float = 0.0
+    anchors: AnchorSource = "precomputed"
     flip: bool = True
     max_boxes: int = 100
     sampled_anchors: int = 256

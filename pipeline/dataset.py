@@ -36,25 +36,29 @@ from pipeline.skeleton import Skeleton
 
 
 def check_compatible(data_set: DataSet, anchors: AnchorConfig, config: DataConfig, skeleton: Skeleton) -> None:
-    """Refuses records whose precomputed matching or keypoints are not those that training is asked for.
+    """Refuses records whose keypoints, or precomputed matching if it is to be used, are not those that training is asked for.
 
     Raises:
       UserError: names what the records have and what is asked for.
     """
-    way_out = "convert the data again, or train with the records' own"
+    online = config.anchors == "online"
     missing = sorted(set(config.short_edges) - set(data_set.short_edges))
     for name, recorded, asked, same in (
-        ("anchors", data_set.anchors.to_json(), anchors.to_json(), data_set.anchors == anchors),
         ("keypoints", data_set.skeleton.to_json(), skeleton.to_json(), data_set.skeleton == skeleton),
-        ("short edges", list(data_set.short_edges), list(config.short_edges), not missing),
-        ("max_edge", data_set.max_edge, config.max_edge, data_set.max_edge == config.max_edge),
-        ("resize rule", "standard", config.resize, config.resize == "standard"),
+        ("anchors", data_set.anchors.to_json(), anchors.to_json(), online or data_set.anchors == anchors),
+        ("short edges", list(data_set.short_edges), list(config.short_edges), online or not missing),
+        ("max_edge", data_set.max_edge, config.max_edge, online or data_set.max_edge == config.max_edge),
+        ("resize rule", "standard", config.resize, online or config.resize == "standard"),
     ):
         if not same:
             if isinstance(recorded, dict) and isinstance(asked, dict):
                 differing = [key for key in recorded if recorded[key] != asked[key]]
                 recorded, asked = ({key: value[key] for key in differing} for value in (recorded, asked))
-            raise UserError(f"{data_set.folder}: its records have {name} {recorded}, training asks for {asked}; {way_out}")
+            other = "" if name == "keypoints" else ", or match while loading: --set data.anchors=online"
+            raise UserError(
+                f"{data_set.folder}: its records have {name} {recorded}, training asks for {asked}; convert the data again, "
+                f"or train with the records' own{other}"
+            )
 
 
 def training_pool(data_set: DataSet, split: str, config: DataConfig) -> plan.Pool:
@@ -83,6 +87,7 @@ def training_batches(
     num_steps: int | None = None,
     input_workers: int = 1,
     input_worker: int = 0,
+    anchors: AnchorConfig | None = None,
 ) -> tf.data.Dataset:
     """Batches from `start_step` on; each worker gets its slice of the global batch.
 
@@ -91,6 +96,7 @@ def training_batches(
       start_step: the first batch's step, 0 at the beginning of training. Starting late costs nothing.
       num_steps: number of batches; None: without end.
       input_workers, input_worker: number of workers that share a global batch, and which of them this is.
+      anchors: the model's; None: the records' own. Others need `config.anchors` = "online".
 
     Returns:
       dicts with leading dimension global_batch_size / input_workers; all dimensions static but the canvas's H and W, which
@@ -101,7 +107,8 @@ def training_batches(
     """
     if global_batch_size < 1 or global_batch_size % input_workers:
         raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
-    check_compatible(data_set, data_set.anchors, config, data_set.skeleton)
+    anchors = anchors or data_set.anchors
+    check_compatible(data_set, anchors, config, data_set.skeleton)
     index = data_set.index(split)
     pool = training_pool(data_set, split, config)
     size = global_batch_size // input_workers
@@ -119,7 +126,7 @@ def training_batches(
                 yield _rows(index, batches.rows[t, mine], batches.variants[t, mine], config.short_edges, canvas, key)
                 step += 1
 
-    prepare = Preparation.of(data_set, split, config, max_edge=config.max_edge, training=True)
+    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True)
     return _batches(rows, prepare, size)
 
 
@@ -165,7 +172,8 @@ def evaluation_batches(
         for canvas, images, variants in zip(batches.canvas, batches.rows, batches.variants, strict=True):
             yield _rows(index, images[mine], variants[mine], [short_edge], pool.canvases.sizes[canvas], np.int64(0))
 
-    return _batches(rows, Preparation.of(data_set, split, config, max_edge=max_edge, training=False), size)
+    prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=max_edge, training=False)
+    return _batches(rows, prepare, size)
 
 
 def _rows(

@@ -9,10 +9,11 @@ import dataclasses
 
 import tensorflow as tf
 
-from pipeline import image, records, sampling
+from pipeline import image, matching, records, sampling
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig, ResizeRule
 from pipeline.data_set import DataSet
+from pipeline.image_grid import ImageGrid
 from pipeline.skeleton import Skeleton
 
 PADDING, PERSON, CROWD = 0, 1, 2  # values of `box_kind`
@@ -48,7 +49,9 @@ class Preparation:
     training: DataConfig | None  # None: without sampled anchors
 
     @staticmethod
-    def of(data_set: DataSet, split: str, config: DataConfig, *, max_edge: int, training: bool) -> Preparation:
+    def of(
+        data_set: DataSet, split: str, config: DataConfig, anchors: AnchorConfig, *, max_edge: int, training: bool
+    ) -> Preparation:
         return Preparation(
             shards=tuple(str(path) for path in data_set.shards(split)),
             skeleton=data_set.skeleton,
@@ -56,7 +59,7 @@ class Preparation:
             resize=config.resize,
             keypoint_offset=config.keypoint_offset,
             max_boxes=config.max_boxes,
-            anchors=data_set.anchors,
+            anchors=anchors,
             recorded_short_edges=data_set.short_edges,
             training=config if training else None,
         )
@@ -73,7 +76,7 @@ class Preparation:
 
         pixels = image.decode(record["image/encoded"])
         pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
-        boxes = self._boxes(record, size, row["flipped"])  # [P, 4]
+        boxes = self.boxes(record, size, row["flipped"])  # [P, 4]
         crowd = record["image/object/is_crowd"] > 0  # [P]
         kept = _largest(boxes, self.max_boxes)  # [at most G]
 
@@ -123,7 +126,7 @@ class Preparation:
         )
         return tf.data.experimental.from_variant(one, tf.TensorSpec([], tf.string)).take(1).get_single_element()
 
-    def _boxes(self, record: dict[str, tf.Tensor], size: tuple[tf.Tensor, tf.Tensor], flipped: tf.Tensor) -> tf.Tensor:
+    def boxes(self, record: dict[str, tf.Tensor], size: tuple[tf.Tensor, tf.Tensor], flipped: tf.Tensor) -> tf.Tensor:
         """float32 [P, 4] pixels: `anchors.variant_boxes` in TensorFlow, the same bits."""
         height, width = (tf.cast(side, tf.float32) for side in size)
         x0, y0, x1, y1 = (record[f"image/object/bbox/{corner}"] for corner in ("xmin", "ymin", "xmax", "ymax"))
@@ -155,24 +158,39 @@ class Preparation:
         canvas: tuple[tf.Tensor, tf.Tensor],
     ) -> Batch:
         assert self.training is not None
-        short_edge = tf.argmax(tf.constant(self.recorded_short_edges, tf.int64) == row["short_edge"])
-        variant = 2 * short_edge + tf.cast(row["flipped"], tf.int64)
-        positive, ignored = (
-            tf.cast(records.names_from_differences(record[f"anchors/{name}"][variant]), tf.int32)
-            for name in ("positive", "ignored")
-        )
+        grid = ImageGrid.of(self.anchors, size, canvas)
+        if self.training.anchors == "online":
+            positive, positive_box, ignored = self.match(grid, boxes, crowd)
+        else:
+            positive, positive_box, ignored = self.recorded_matching(record, row["short_edge"], row["flipped"])
         slot = tf.scatter_nd(kept[:, None], 1 + tf.range(tf.size(kept)), [tf.shape(boxes)[0]]) - 1  # [P]; −1: not kept
         sampled = sampling.sample(
-            self.anchors,
-            (positive, tf.gather(slot, record["anchors/positive_box"][variant]), ignored),
+            grid,
+            (positive, tf.gather(slot, positive_box), ignored),
             tf.boolean_mask(boxes, crowd),
-            size,
             count=self.training.sampled_anchors,
             positive_fraction=self.training.positive_fraction,
             seed=tf.stack([row["key"], row["image_id"]]),
         )
-        index = tf.where(sampled.label >= 0, sampling.to_canvas(self.anchors, sampled.index, size, canvas), 0)
+        index = tf.where(sampled.label >= 0, grid.positions(sampled.index), 0)
         return {"anchor_index": index, "anchor_label": sampled.label, "anchor_box": sampled.box}
+
+    def match(self, grid: ImageGrid, boxes: tf.Tensor, crowd: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Matches anchors with the boxes [P, 4] that are no crowds; as `recorded_matching`."""
+        persons = tf.cast(tf.where(~crowd)[:, 0], tf.int32)
+        positive, box, ignored = matching.match(grid, tf.gather(boxes, persons))
+        return positive, tf.gather(persons, box), ignored
+
+    def recorded_matching(
+        self, record: dict[str, tf.Tensor], short_edge: tf.Tensor, flipped: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Names of positive anchors, the object 0…P−1 of each, and names of ignored anchors: int32, names sorted."""
+        variant = 2 * tf.argmax(tf.constant(self.recorded_short_edges, tf.int64) == short_edge) + tf.cast(flipped, tf.int64)
+        positive, ignored = (
+            tf.cast(records.names_from_differences(record[f"anchors/{name}"][variant]), tf.int32)
+            for name in ("positive", "ignored")
+        )
+        return positive, tf.cast(record["anchors/positive_box"][variant], tf.int32), ignored
 
 
 def _largest(boxes: tf.Tensor, count: int) -> tf.Tensor:

@@ -1,6 +1,6 @@
 """Sampling anchors for the loss of the RPN: a few hundred names instead of labels for two hundred thousand anchors.
 
-All in TensorFlow, on one image. Names and positions of anchors are those of `anchors.py`.
+All in TensorFlow, on one image.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from pipeline import anchors
+from pipeline.image_grid import ImageGrid
 
 CROWD_SHARE = 0.7  # an anchor that lies in a crowd with this share of its area is not a negative
 DRAWS_PER_ANCHOR = 4  # negatives are found by rejection with a fixed number of draws; few are in vain
@@ -25,10 +25,9 @@ class Sample:
 
 
 def sample(
-    config: anchors.AnchorConfig,
+    grid: ImageGrid,
     matching: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
     crowds: tf.Tensor,
-    image_size: tuple[tf.Tensor, tf.Tensor],
     *,
     count: int,
     positive_fraction: float,
@@ -41,11 +40,10 @@ def sample(
     few, the rest stays unused.
 
     Args:
-      config: the grid.
+      grid: the anchors of the image.
       matching: int32 names of the positive anchors [M], their boxes [M] and names of the ignored anchors [N], both
         kinds of names sorted. A positive whose box is −1 counts as ignored.
       crowds: float32 [C, 4] boxes of crowds in the image's pixels.
-      image_size: int32 height and width.
       count: A, the number of anchors.
       positive_fraction: largest share of positives.
       seed: integer [2]; the same seed draws the same anchors.
@@ -60,12 +58,11 @@ def sample(
     _, chosen = tf.math.top_k(keys, tf.minimum(tf.size(candidates), int(count * positive_fraction)))
     candidates, boxes = tf.gather(candidates, chosen), tf.gather(boxes, chosen)
 
-    _, ends = _grid(config, image_size)
     draws = tf.random.stateless_uniform(
-        [DRAWS_PER_ANCHOR * count], seed + tf.constant([1, 0], seed.dtype), 0, ends[-1], tf.int32, alg="philox"
+        [DRAWS_PER_ANCHOR * count], seed + tf.constant([1, 0], seed.dtype), 0, grid.size, tf.int32, alg="philox"
     )
     names = tf.unique(draws).y
-    negative = ~(_among(positive, names) | _among(ignored, names) | _in_crowd(config, names, image_size, crowds))
+    negative = ~(_among(positive, names) | _among(ignored, names) | _in_crowd(grid, names, crowds))
     names = tf.boolean_mask(names, negative)[: count - tf.size(candidates)]
 
     unused = [[0, count - tf.size(candidates) - tf.size(names)]]
@@ -77,53 +74,16 @@ def sample(
     )
 
 
-def to_canvas(
-    config: anchors.AnchorConfig, index: tf.Tensor, image_size: tuple[tf.Tensor, tf.Tensor], canvas: tuple[tf.Tensor, tf.Tensor]
-) -> tf.Tensor:
-    """`anchors.to_canvas` in TensorFlow: int32 [N] names on the image's grid → positions on the canvas's grid."""
-    level, row, column, ratio = _locate(config, index, image_size)
-    columns, ends = _grid(config, canvas)
-    starts = tf.concat([[0], ends[:-1]], axis=0)
-    cell = row * tf.gather(columns, level) + column
-    return tf.gather(starts, level) + cell * config.anchors_per_cell + ratio
-
-
-def _grid(config: anchors.AnchorConfig, size: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of each level the number of columns and the name after its last anchor, int32 [L]."""
-    strides = tf.constant(config.strides, tf.int32)
-    rows, columns = (-(-side // strides) for side in size)
-    return columns, tf.cumsum(rows * columns * config.anchors_per_cell)
-
-
-def _locate(
-    config: anchors.AnchorConfig, index: tf.Tensor, size: tuple[tf.Tensor, tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Level, row, column and ratio of anchors, int32 [N] each."""
-    columns, ends = _grid(config, size)
-    level = tf.searchsorted(ends, index, side="right")
-    within = index - tf.gather(tf.concat([[0], ends[:-1]], axis=0), level)
-    cell, ratio = within // config.anchors_per_cell, within % config.anchors_per_cell
-    columns = tf.gather(columns, level)
-    return level, cell // columns, cell % columns, ratio
-
-
 def _among(names: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Whether each value is among the sorted names; bool like `values`."""
     return tf.gather(tf.concat([names, [-1]], axis=0), tf.searchsorted(names, values)) == values
 
 
-def _in_crowd(
-    config: anchors.AnchorConfig, index: tf.Tensor, size: tuple[tf.Tensor, tf.Tensor], crowds: tf.Tensor
-) -> tf.Tensor:
+def _in_crowd(grid: ImageGrid, names: tf.Tensor, crowds: tf.Tensor) -> tf.Tensor:
     """Whether `CROWD_SHARE` of an anchor's area lies in one of the crowds; bool [N]."""
-    level, row, column, ratio = _locate(config, index, size)
-    cells = tf.gather_nd(tf.constant(anchors.cell_anchors(config)), tf.stack([level, ratio], axis=1))  # [N, 4]
-    centre = tf.cast(
-        tf.stack([column, row], axis=1) * tf.gather(tf.constant(config.strides, tf.int32), level)[:, None], tf.float32
-    )
-    corners = cells + tf.tile(centre, [1, 2])
+    corners = grid.corners(names)
     low = tf.maximum(corners[:, None, :2], crowds[:, :2])  # [N, C, 2]
     high = tf.minimum(corners[:, None, 2:], crowds[:, 2:])
     inside = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=2)
-    area = tf.reduce_prod(cells[:, 2:] - cells[:, :2], axis=1)
+    area = tf.reduce_prod(corners[:, 2:] - corners[:, :2], axis=1)
     return tf.reduce_any(inside >= CROWD_SHARE * area[:, None], axis=1)

@@ -311,11 +311,19 @@ def test_records_of_another_configuration_are_refused(small_data_set: DataSet) -
         ),
         (
             (small_data_set.anchors, dataclasses.replace(SMALL, max_edge=200), small_data_set.skeleton),
-            r"max_edge 192, training asks for 200",
+            r"max_edge 192, training asks for 200; .*data\.anchors=online",
+        ),
+        (
+            (small_data_set.anchors, dataclasses.replace(SMALL, resize="detectron2"), small_data_set.skeleton),
+            r"resize rule standard, training asks for detectron2",
         ),
     ):
         with pytest.raises(UserError, match=message):
             check_compatible(small_data_set, *given)
+    online = dataclasses.replace(SMALL, anchors="online", short_edges=(100,), max_edge=200, resize="detectron2")
+    check_compatible(small_data_set, other_anchors, online, small_data_set.skeleton)
+    with pytest.raises(UserError, match="sigmas"):
+        check_compatible(small_data_set, other_anchors, online, other_skeleton)
 
 
 def test_batches_refuse_short_edges_that_the_records_lack(small_data_set: DataSet) -> None:

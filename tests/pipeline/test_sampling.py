@@ -9,6 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline import anchors, sampling
+from pipeline.image_grid import ImageGrid
 
 CONFIG = anchors.AnchorConfig()
 SIZE = (150, 210)
@@ -26,8 +27,8 @@ def scene(seed: int) -> tuple[anchors.Matching, NDArray[np.float32]]:
 def sampler(count: int, positive_fraction: float) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     @tf.function(reduce_retracing=True)
     def draw(*matching: tf.Tensor, crowds: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        size = (tf.constant(SIZE[0]), tf.constant(SIZE[1]))
-        sampled = sampling.sample(CONFIG, matching, crowds, size, count=count, positive_fraction=positive_fraction, seed=seed)
+        grid = ImageGrid.of(CONFIG, SIZE, (160, 224))
+        sampled = sampling.sample(grid, matching, crowds, count=count, positive_fraction=positive_fraction, seed=seed)
         return sampled.index, sampled.label, sampled.box
 
     return draw  # type: ignore[no-any-return]
@@ -116,12 +117,3 @@ def test_nobody() -> None:
     empty = np.zeros(0, np.int64)
     _, label, _ = draw(anchors.Matching(empty, empty, empty), np.zeros((0, 4), np.float32))
     assert (label == 0).all()
-
-
-@pytest.mark.parametrize("canvas", [(160, 224), (256, 224), (320, 512)])
-def test_positions_on_a_canvas(canvas: tuple[int, int]) -> None:
-    names = np.arange(anchors.num_anchors(CONFIG, *SIZE))
-    size, on_canvas = (tuple(tf.constant(side) for side in sides) for sides in (SIZE, canvas))
-    positions = sampling.to_canvas(CONFIG, tf.constant(names, tf.int32), size, on_canvas).numpy()
-    np.testing.assert_array_equal(positions, anchors.to_canvas(CONFIG, names, SIZE, canvas))
-    np.testing.assert_array_equal(anchors.grid(CONFIG, *canvas)[positions], anchors.grid(CONFIG, *SIZE))
