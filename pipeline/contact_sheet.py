@@ -18,7 +18,7 @@ from pipeline import anchors, image, sheet
 from pipeline.command import UserError
 from pipeline.data_set import DataSet, open_data_set
 from pipeline.draw import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
-from pipeline.record_reader import Record, pixel_keypoints, read_record, reason_of
+from pipeline.record_reader import Record, pixel_keypoints, read_records, reason_of
 from pipeline.skeleton import Skeleton
 
 POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
@@ -100,7 +100,7 @@ def contact_sheet(
     if variant.short_edge is not None and variant.short_edge not in data_set.short_edges:
         edges = ", ".join(map(str, data_set.short_edges)) or "none"
         raise UserError(f"short edge {variant.short_edge}: {data_set.folder} has anchors for {edges}")
-    tiles = [_tile(data_set, read_record(data_set, split, row), variant) for row in rows]
+    tiles = [_tile(data_set, record, variant) for record in read_records(data_set, split, rows)]
     shown = f"{len(rows)} of {len(data_set.index(split)):,} pictures of split '{split}' of {data_set.name}"
     legend = list(PEOPLE_SIGNS)
     shown += ", flipped" if variant.flipped else ""
@@ -149,16 +149,21 @@ def number_of(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _pixels(record: Record, height: int, width: int, *, flipped: bool) -> NDArray[np.uint8]:
-    """The record's picture at some size; where it cannot be decoded a grey one that says so."""
+def picture_of(record: Record) -> Image.Image:
+    """The record's picture; where it cannot be decoded a grey one that says so."""
     try:
-        decoded = image.decode(tf.constant(record.image_bytes)).numpy()
+        return Image.fromarray(image.decode(tf.constant(record.image_bytes)).numpy())
     except tf.errors.OpError as error:
-        blank = Image.new("RGB", (width, height), (60, 60, 60))
-        ImageDraw.Draw(blank).text((12, 12), f"cannot be decoded:\n{reason_of(error)[:60]}", fill=sheet.INK, font_size=24)
-        return np.asarray(blank)
-    picture = Image.fromarray(decoded[:, ::-1] if flipped else decoded)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        blank = Image.new("RGB", (record.width, record.height), (60, 60, 60))
+        text = f"cannot be decoded:\n{reason_of(error)[:60]}"
+        ImageDraw.Draw(blank).text((12, 12), text, fill=sheet.INK, font_size=max(12, record.width // 25))
+        return blank
+
+
+def _pixels(record: Record, height: int, width: int, *, flipped: bool) -> NDArray[np.uint8]:
+    """The record's picture at some size."""
+    picture = picture_of(record).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture)[:, ::-1] if flipped else np.asarray(picture)
 
 
 def draw_record(pixels: NDArray[np.uint8], record: Record, skeleton: Skeleton, *, flipped: bool) -> NDArray[np.uint8]:

@@ -1,10 +1,11 @@
-r"""Looks at a folder of records: draws them, or the batches that training makes of them, or checks every byte.
+r"""Looks at a folder of records: draws them or the batches that training makes of them, counts, or checks every byte.
 
 Examples:
   python -m pipeline.inspect_records --data_dir=records --split=train --output=sheet.png
   python -m pipeline.inspect_records --data_dir=records --split=train --image_id=785 --image_id=872 \
       --short_edge=640 --flipped --output=sheet.png
   python -m pipeline.inspect_records --data_dir=records --split=train --batches=1 --output=batches.png
+  python -m pipeline.inspect_records --data_dir=records --split=train --stats --output=statistics.html
   python -m pipeline.inspect_records --data_dir=records --verify
 """
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # imports TensorFlow, which --help can do without
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
 flags.DEFINE_string("split", None, "Which split; may be left out where there is one, or with --verify.", flag_values=FLAGS)
-flags.DEFINE_string("output", None, "File to write: a sheet ends in .png or .jpg.", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "File to write: a sheet ends in .png or .jpg, a page in .html.", flag_values=FLAGS)
 flags.DEFINE_multi_integer("image_id", [], "Draws this picture; may be repeated.", flag_values=FLAGS)
 flags.DEFINE_integer("count", 12, "How many pictures to draw without --image_id.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool("flipped", False, "Draws pictures mirrored, as half of them are in training.", flag_values=FLAGS)
@@ -43,6 +44,12 @@ flags.DEFINE_integer("batch_size", 4, "With --batches: images in a batch.", lowe
 flags.DEFINE_integer("num_canvases", 6, "With --batches: sizes of batches.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "With --batches: seed of the training.", flag_values=FLAGS)
 flags.DEFINE_bool(
+    "stats",
+    False,
+    "Instead of drawing, counts: people, keypoints by joint and side, sizes, and how well anchors match, as a page with plots.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
     "verify",
     False,
     "Instead of drawing, re-reads every record, picture and matching and compares them with the metadata.",
@@ -60,8 +67,12 @@ def main(_: list[str]) -> None:
 
     data_set = open_data_set(FLAGS.data_dir)
 
+    if FLAGS.stats + FLAGS.verify + (FLAGS.batches is not None) > 1:
+        raise command.UserError("--stats, --verify, --batches: one of them at a time")
     if FLAGS.verify:
         _verify(data_set)
+    elif FLAGS.stats:
+        _write_statistics(data_set)
     elif FLAGS.batches:
         _draw_batches(data_set)
     else:
@@ -106,10 +117,26 @@ def _draw_batches(data_set: DataSet) -> None:
     print(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")
 
 
+def _write_statistics(data_set: DataSet) -> None:
+    from pipeline.files import write_file
+    from pipeline.record_statistics import collect
+    from pipeline.statistics_page import statistics_page
+
+    output = _output()
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise command.UserError(f"{output}: statistics are a page; its name must end in .html")
+    split = _split(data_set)
+    with command.Progress(len(data_set.index(split)), f"read {split}", "record") as progress:
+        statistics = collect(data_set, split, progress.advance)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, statistics_page(data_set, split, statistics))
+    print(f"written: {output} ({statistics.pictures:,} pictures)")
+
+
 def _verify(data_set: DataSet) -> None:
     from pipeline import verification
 
-    splits = [FLAGS.split] if FLAGS.split else sorted(data_set.splits)
+    splits = _splits(data_set)
     found: Counter[Path] = Counter()
     for split in splits:
         with command.Progress(data_set.splits[split]["images"], f"verify {split}", "image") as progress:
@@ -133,10 +160,21 @@ def _verify(data_set: DataSet) -> None:
         )
 
 
+def _splits(data_set: DataSet) -> list[str]:
+    """The split that was asked for, or all."""
+    there = sorted(data_set.splits)
+    if FLAGS.split is None:
+        return there
+    if FLAGS.split not in there:
+        raise command.UserError(f"--split={FLAGS.split}: {data_set.folder} has {', '.join(there) or 'none'}")
+    return [FLAGS.split]
+
+
 def _split(data_set: DataSet) -> str:
-    if FLAGS.split is None and len(data_set.splits) != 1:
-        raise command.UserError(f"--split: {data_set.folder} has {', '.join(sorted(data_set.splits))}; say which")
-    return str(FLAGS.split or next(iter(data_set.splits)))
+    splits = _splits(data_set)
+    if len(splits) != 1:
+        raise command.UserError(f"--split: {data_set.folder} has {', '.join(splits) or 'none'}; say which")
+    return splits[0]
 
 
 def _output() -> Path:

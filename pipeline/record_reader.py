@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -44,20 +44,24 @@ class Record:
     matchings: tuple[anchors.Matching, ...]
 
 
-def read_record(data_set: DataSet, split: str, row: NDArray[Any] | np.void) -> Record:
-    """Reads the record of one row of the split's index.
+def read_records(data_set: DataSet, split: str, rows: Iterable[np.void]) -> Iterator[Record]:
+    """Reads the records of some rows of the split's index, one after the other.
 
     Raises:
-      UserError: the file is damaged there.
+      UserError: no such split, or a damaged file.
     """
-    path = data_set.shards(split)[row["shard"]]
-    try:
-        return decode_record(read_payload(path, int(row["offset"]), int(row["length"])), data_set.skeleton.num_keypoints)
-    except (tf.errors.OpError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{path}, record at byte {row['offset']}: damaged ({reason_of(error)}); "
-            "python -m pipeline.inspect_records --verify lists what else is"
-        ) from None
+    shards = data_set.shards(split)
+    for row in rows:
+        path = shards[row["shard"]]
+        try:
+            payload = read_payload(path, int(row["offset"]), int(row["length"]))
+            record = decode_record(payload, data_set.skeleton.num_keypoints)
+        except (tf.errors.OpError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{path}, record at byte {row['offset']}: damaged ({reason_of(error)}); "
+                "python -m pipeline.inspect_records --verify lists what else is"
+            ) from None
+        yield record
 
 
 def read_payload(path: Path, offset: int, length: int) -> bytes:

@@ -23,7 +23,7 @@ FLAGS = {
     ),
     "pipeline.inspect_records": (
         "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "batches", "batch_size",
-        "num_canvases", "seed", "verify",
+        "num_canvases", "seed", "stats", "verify",
     ),
     "model.train": (
         "data_dir", "split", "model_dir", "preset", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",

@@ -13,7 +13,7 @@ from pipeline.command import UserError
 from pipeline.contact_sheet import Variant, chosen_rows, draw_record, rows_of
 from pipeline.data_set import DataSet, open_data_set
 from pipeline.draw import BOX, CROWD
-from pipeline.record_reader import read_record
+from pipeline.record_reader import read_records
 from tests.conftest import SKELETON, MakeDataSet, random_picture
 
 
@@ -36,7 +36,7 @@ def test_pictures_of_nobody_are_drawn_where_there_are_no_others(make_data_set: M
 def test_mirrored_records_are_mirrored_drawings(small_data_set: DataSet) -> None:
     for number in (4, 8, 20):  # two with a crowd
         (row,) = rows_of(small_data_set, "train", [number])
-        record = read_record(small_data_set, "train", row)
+        record = next(read_records(small_data_set, "train", [row]))
         grey = np.full((200, 300, 3), 90, np.uint8)
         plain = draw_record(grey, record, SKELETON, flipped=False)
         mirrored = draw_record(grey, record, SKELETON, flipped=True)
@@ -71,7 +71,7 @@ def test_real_photographs(coco_sample_records: DataSet, tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_decoded_is_a_grey_one(small_records: Path) -> None:
     data_set = open_data_set(small_records)
-    record = read_record(data_set, "train", rows_of(data_set, "train", [6])[0])
+    record = next(read_records(data_set, "train", [rows_of(data_set, "train", [6])[0]]))
     broken = dataclasses.replace(record, image_bytes=b"nonsense")
-    pixels = contact_sheet._pixels(broken, 100, 200, flipped=False)
-    assert pixels.shape == (100, 200, 3) and (pixels[-1] == 60).all()
+    picture = np.asarray(contact_sheet.picture_of(broken))
+    assert picture.shape == (record.height, record.width, 3) and (picture[-1] == 60).all() and (picture > 200).any()

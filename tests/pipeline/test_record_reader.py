@@ -12,7 +12,7 @@ from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches
-from pipeline.record_reader import decode_record, pixel_keypoints, read_record
+from pipeline.record_reader import decode_record, pixel_keypoints, read_records
 from tests.conftest import SKELETON, MakeDataSet, random_picture
 
 
@@ -22,7 +22,7 @@ def test_boxes_keypoints_and_matching_are_those_of_the_batches(small_data_set: D
     flips = set()
     for batch in training_batches(small_data_set, "train", config, global_batch_size=1, seed=0, num_steps=20):
         image_id, (height, width) = int(batch["image_id"][0]), batch["image_size"][0].numpy().tolist()
-        record = read_record(small_data_set, "train", rows[image_id])
+        record = next(read_records(small_data_set, "train", [rows[image_id]]))
         assert (record.image_id, record.height, record.width) == (image_id, *batch["original_size"][0].numpy().tolist())
         assert (height, width) in [resized_size(record.height, record.width, edge, 192) for edge in (96, 128)]
         kept = slice(len(record.boxes))
@@ -40,7 +40,7 @@ def test_boxes_keypoints_and_matching_are_those_of_the_batches(small_data_set: D
 def test_it_holds_the_very_matching(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
     data_set = small_data_set
     row = next(row for row in data_set.index("train") if row["image_id"] == 8)  # with a crowd
-    record = read_record(data_set, "train", row)
+    record = next(read_records(data_set, "train", [row]))
     expected = records.match_picture(pictures[8], data_set.anchors, data_set.short_edges, data_set.max_edge)
     for stored, right in zip(record.matchings, expected, strict=True):
         np.testing.assert_array_equal(stored.positive, right.positive)
@@ -58,7 +58,7 @@ def test_a_damaged_file_makes_one_line(make_data_set: MakeDataSet) -> None:
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"record at byte 0: damaged \(corrupted record at \d+\); .*--verify") as caught:
-        read_record(data_set, "train", row)
+        next(read_records(data_set, "train", [row]))
     assert "\n" not in str(caught.value)
 
 

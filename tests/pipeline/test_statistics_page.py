@@ -1,0 +1,81 @@
+"""The page of statistics needs nothing beside it, and says what was counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_statistics import collect
+from pipeline.skeleton import Skeleton
+from pipeline.statistics_page import mirror_pairs, statistics_page
+from tests.conftest import MakeDataSet
+
+VOID = {"meta", "img", "br", "path", "use", "rect", "wbr", "hr", "link"}
+
+
+class Checked(HTMLParser):
+    """Every tag that is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(data_set: DataSet, split: str = "train") -> tuple[str, str]:
+    """The page, and the words in it."""
+    made = statistics_page(data_set, split, collect(data_set, split, lambda _: None))
+    checked = Checked()
+    checked.feed(made)
+    assert checked.open == []
+    return made, " ".join(" ".join(checked.words).split())
+
+
+def test_real_photographs(coco_sample_records: DataSet) -> None:
+    made, words = page_of(coco_sample_records)
+    assert made.count("<svg") == 8
+    assert not re.search(r'(src|href)="(?!data:|#)', made) and "@import" not in made  # nothing is fetched
+    ids = re.findall(r'\bid="([^"]+)"', made)
+    assert len(ids) == len(set(ids))
+    for name in ("left shoulder", "right ankle", "nose", "128, flipped", "160"):
+        assert name in words, name
+    assert "1,834" in words  # labelled points, as the conversion counts them
+    assert made.count("data:image/jpeg;base64,") == len(collect(coco_sample_records, "train", lambda _: None).worst)
+
+
+def test_a_split_of_nobody_and_records_without_anchors(make_data_set: MakeDataSet, small_records: Path) -> None:
+    made, words = page_of(make_data_set([], split="empty"), "empty")
+    assert "0 pictures" in words and made.count("<svg") == 8
+    data_set = open_data_set(small_records)
+    without = dataclasses.replace(data_set, short_edges=())
+    statistics = collect(data_set, "train", lambda _: None)
+    made = statistics_page(without, "train", statistics)
+    assert made.count("<svg") == 6 and "Anchors" not in made
+
+
+@pytest.mark.parametrize(
+    ("names", "flip", "pairs"),
+    [
+        (("nose", "right_eye", "left_eye"), (0, 2, 1), [(2, 1)]),
+        (("a", "b"), (1, 0), [(0, 1)]),
+        (("a", "b"), (0, 1), []),
+    ],
+)
+def test_pairs_begin_with_the_left_one(names: tuple[str, ...], flip: tuple[int, ...], pairs: list[tuple[int, int]]) -> None:
+    assert mirror_pairs(Skeleton("x", names, (), flip, (0.1,) * len(names))) == pairs
