@@ -22,6 +22,7 @@ from pipeline.record_checks import check_record
 from pipeline.record_reader import read_payload, reason_of
 from pipeline.shard_writer import RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
 
+_SPLIT_KEYS, _SHARD_KEYS = {"images", "index", "shards", "summary"}, {"file", "records", "bytes", "sha256"}
 _RECORDS_AT_ONCE = 64  # bounds the memory, and the wait after Ctrl-C
 
 
@@ -51,6 +52,10 @@ def verify(data_set: DataSet, split: str, advance: Callable[[int], None]) -> Ite
       advance: is told of every record that was looked at.
     """
     info = data_set.splits[split]
+    missing = sorted(_SPLIT_KEYS - set(info)) + [key for s in info.get("shards", ()) for key in sorted(_SHARD_KEYS - set(s))]
+    if missing:
+        yield Fault(data_set.folder / METADATA_FILE, None, f"split {split!r} lacks {', '.join(missing)}")
+        return
     yield from _metadata(data_set, split)
     try:
         index = data_set.index(split)

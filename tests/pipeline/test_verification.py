@@ -130,6 +130,8 @@ def rename_a_feature(folder: Path) -> None:
         (lambda folder: (folder / INDEX).unlink(), [(INDEX, "cannot be read")]),
         (change_metadata(lambda split: split["shards"][1].update(sha256="0" * 64)), [(SHARD, "sha256", "000000000000")]),
         (change_metadata(lambda split: split["shards"][1].update(bytes=5)), [(SHARD, "bytes long"), ("ends at byte",)]),
+        (change_metadata(lambda split: split["shards"][1].pop("sha256")), [(METADATA_FILE, "lacks sha256")]),
+        (change_metadata(lambda split: split.pop("shards")), [(METADATA_FILE, "lacks shards")]),
         (change_metadata(lambda split: split["summary"].update(persons=1)), [(METADATA_FILE, "persons 1 ")]),
         (change_metadata(lambda split: split["summary"].update(images_skipped=1)), [("errors-train.jsonl", "counts 1")]),
         (lambda folder: (folder / "dataset_info.json").write_text("{"), [("dataset_info.json",)]),
