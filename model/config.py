@@ -49,6 +49,9 @@ class RpnConfig:
     proposals_train: int = 1000  # per image, after NMS
     proposals_test: int = 1000
     nms_threshold: float = 0.7
+    # Proposals are ranked by their logit, or by its sigmoid as torchvision has it: those of large logits are equal in float32,
+    # and the finer level comes first.
+    rank_by: Literal["logit", "sigmoid"] = "logit"
     min_size: float = 0.0  # canvas pixels; proposals with a shorter side are dropped, empty ones always
     smooth_l1_beta: float = 0.0  # 0: L1
     # Both losses are divided by the number of anchors sampled per image × images, or by the number that has a label: they

@@ -54,7 +54,7 @@ def torchvision(architecture: Architecture = Architecture(), *, norm_epsilon: fl
         anchors=AnchorConfig(canvas_strides=True),
         data=DataConfig(resize="torchvision"),
         backbone=dataclasses.replace(_backbone(architecture), norm_epsilon=norm_epsilon),
-        rpn=RpnConfig(proposals_train=2000, min_size=1e-3, smooth_l1_beta=1 / 9, normalise_by="labelled"),
+        rpn=RpnConfig(proposals_train=2000, rank_by="sigmoid", min_size=1e-3, smooth_l1_beta=1 / 9, normalise_by="labelled"),
         roi_align=RoiAlignConfig(aligned=False, level_tolerance=1e-6),
         box_head=BoxHeadConfig(channels=architecture.box_channels, smooth_l1_beta=1 / 9),
         keypoint_head=_keypoint_head(architecture),

@@ -75,7 +75,7 @@ def proposals(
 
     Returns:
       boxes float32 [B, N, 4], clipped to the picture, best first; zeros where there are fewer than N;
-      scores float32 [B, N], logits; `NOTHING` there.
+      scores float32 [B, N], what they are ranked by; `NOTHING` there.
     """
     top_k = config.top_k_train if training else config.top_k_test
     count = config.proposals_train if training else config.proposals_test
@@ -87,6 +87,8 @@ def proposals(
         scores, index = tf.math.top_k(level_logits, k)  # [B, k]
         boxes = box_ops.decode(tf.gather(level_deltas, index, batch_dims=1), tf.gather(level_anchors, index), DELTA_WEIGHTS)
         boxes = box_ops.clip(boxes, image_size)
+        if config.rank_by == "sigmoid":
+            scores = 1.0 / (1.0 + tf.exp(-scores))  # in these steps, so that it is 0 where theirs is
         level_boxes.append(boxes)
         level_scores.append(tf.where(box_ops.large_enough(boxes, config.min_size), scores, NOTHING))
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -77,6 +79,23 @@ def test_proposals_are_the_same_for_a_batch_known_late_and_compiled(compiled):
         found = tf.function(run, input_signature=[*open_batch, tf.TensorSpec([None, 2], tf.int32)])(logits, deltas, SIZE)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank_by", "expected"), [("logit", [120.0, 100.0]), ("sigmoid", [100.0, 90.0])])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_of_proposals_whose_sigmoids_are_equal_those_of_finer_levels_come_first(rank_by, expected, compiled):
+    """Two levels of far apart anchors 10 pixels wide; x0 tells the logit."""
+    config = dataclasses.replace(CONFIG, rank_by=rank_by, proposals_test=2)
+    logits = [tf.constant([[90.0, 100.0, -100.0]]), tf.constant([[120.0, -90.0]])]
+    grid = [tf.stack([x, 0 * x, x + 10.0, 0 * x + 10.0], -1) for x in (level[0] + 200.0 for level in logits)]
+    deltas = [tf.zeros([1, len(anchors), 4]) for anchors in grid]
+
+    @tf.function(jit_compile=compiled)
+    def propose():
+        return rpn.proposals(config, logits, deltas, grid, tf.constant([[20, 400]]), training=False)
+
+    boxes, _ = propose()
+    np.testing.assert_array_equal(boxes[0, :, 0] - 200.0, expected)
 
 
 def test_fewer_proposals_than_places_are_padded():
