@@ -1,4 +1,6 @@
-"""A model directory: `config.json`, `skeleton.json`, `checkpoints/`. Saving, resuming, and loading for inference.
+"""A model directory: `config.json`, `skeleton.json`, `checkpoints/`, and `weights.json` if it began with somebody's weights.
+
+Saving, resuming, and loading for inference.
 
 Checkpoints hold raw variables by path, not layer objects: a layer kept in a list would be dropped in silence, and optimizer
 slots that are numbered would not survive a change in the order of layers.
@@ -21,6 +23,7 @@ from model.optimizer import Sgd
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 
+NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
 # What may change between two runs into the same directory; all else decides what the weights mean.
 FREE_SECTIONS = ("train", "inference", "data")
 
@@ -102,20 +105,27 @@ def newest_checkpoint(model_dir: Path) -> str | None:
 
 
 def load_model(model_dir: str | Path) -> KeypointRCNN:
-    """The model of a directory that `model.train` wrote, in float32, with its newest checkpoint's weights.
+    """The model of a directory that `model.train` or `model.import_weights` wrote, in float32, with the newest weights.
 
     Raises:
       UserError: no such directory, no configuration or no checkpoint in it, or one of another model.
     """
     model_dir = Path(model_dir)
     if not (model_dir / "config.json").exists():
-        raise UserError(f"--model={model_dir}: has no config.json; name a directory that model.train wrote")
+        raise UserError(
+            f"--model={model_dir}: has no config.json; name a directory that model.train or model.import_weights wrote"
+        )
     path = newest_checkpoint(model_dir)
     if path is None:
         raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
     model = KeypointRCNN(config_lib.load(model_dir / "config.json"), load_skeleton(model_dir))
     restore(checkpoint_of(model), path, partial=True)
     return model
+
+
+def has_optimizer(path: str) -> bool:
+    """Whether training can go on from a checkpoint as if nothing had been; those of imported weights hold a model alone."""
+    return any(name.startswith("optimizer/") for name, _ in tf.train.list_variables(path))
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False) -> None:

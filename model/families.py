@@ -52,7 +52,7 @@ def torchvision(architecture: Architecture = Architecture(), *, norm_epsilon: fl
     return Config(
         preset="torchvision",
         anchors=AnchorConfig(canvas_strides=True),
-        data=DataConfig(resize="torchvision"),
+        data=DataConfig(resize="torchvision", anchors="online"),  # its grid depends on the canvas: no record has it
         backbone=dataclasses.replace(_backbone(architecture), norm_epsilon=norm_epsilon),
         rpn=RpnConfig(proposals_train=2000, rank_by="sigmoid", min_size=1e-3, smooth_l1_beta=1 / 9, normalise_by="labelled"),
         roi_align=RoiAlignConfig(aligned=False, level_tolerance=1e-6),
@@ -67,7 +67,7 @@ def detectron2(architecture: Architecture = Architecture()) -> Config:
     return Config(
         preset="detectron2",
         anchors=AnchorConfig(rounded=False),
-        data=DataConfig(resize="detectron2", keypoint_offset=0.5),
+        data=DataConfig(resize="detectron2", keypoint_offset=0.5, anchors="online"),
         backbone=dataclasses.replace(
             _backbone(architecture),
             stride_in_1x1=True,

@@ -129,7 +129,11 @@ def _read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
 
 
 def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
-    """Every data set, by its path within the file; other files that it may point to are not followed."""
+    """Every data set, by its path within the file; other files that it may point to are not followed.
+
+    In Keras 3's .weights.h5, groups are numbered and carry their layer's name: "layers/conv2d_3/vars/0" with the name
+    "conv2_block1_1_conv" becomes "conv2_block1_1_conv/vars/0".
+    """
     size = path.stat().st_size
     arrays: dict[str, NDArray[Any]] = {}
     total = 0
@@ -143,7 +147,8 @@ def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
         total += item.nbytes
         if total > size or item.id.get_storage_size() < item.nbytes:
             raise RefusedError("refused: its data sets announce more bytes than the file has")
-        arrays[name] = item[()]
+        layer = item.parent.attrs.get("name")
+        arrays[f"{layer}/vars/{name.rpartition('/')[2]}" if isinstance(layer, str) else name] = item[()]
 
     try:
         with h5py.File(path, "r") as file:

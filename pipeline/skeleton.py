@@ -127,3 +127,15 @@ class Skeleton:
             flip=tuple(flip),
             sigmas=tuple(float(s) for s in sigmas),
         )
+
+
+COCO_PERSON = Skeleton.from_category(
+    {
+        "name": "person",
+        "keypoints": list(COCO_SIGMAS),
+        "skeleton": [
+            *([16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10], [9, 11]),
+            *([2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]),
+        ],
+    }
+)  # as the category of COCO's person_keypoints_*.json

@@ -29,6 +29,7 @@ FLAGS = {
         "data_dir", "split", "model_dir", "preset", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",
         "precision", "save_every", "eval_split", "eval_annotations", "eval_every",
     ),
+    "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
     "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "output_dir"),
     "model.predict": ("model", "input", "output_dir", "score_threshold", "draw"),
     "export.export_model": ("model", "output_dir", "name", "version", "formats", "tflite_height", "tflite_width"),
@@ -117,6 +118,12 @@ WRONG_INPUTS = {
     "inspect_records: empty folder": ("pipeline.inspect_records", ("--data_dir=empty", "--output=out/a.png"), "empty"),
     "train: missing folder": ("model.train", ("--data_dir=nowhere", "--model_dir=out"), "nowhere"),
     "train: empty folder": ("model.train", ("--data_dir=empty", "--model_dir=out"), "empty"),
+    "import_weights: missing file": (
+        "model.import_weights", ("--source=torchvision", "--weights=nowhere.pth", "--model_dir=out"), "nowhere.pth",
+    ),
+    "import_weights: a text": (
+        "model.import_weights", ("--source=detectron2", "--weights=a_list.json", "--model_dir=out"), "a_list.json",
+    ),
     "evaluate: missing file": (
         "model.evaluate", ("--model=empty", "--data_dir=empty", "--annotations=nowhere.json"), "",
     ),

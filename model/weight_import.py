@@ -1,0 +1,193 @@
+"""From a published file of weights to a model directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model import checkpoint as checkpoint_lib
+from model import config as config_lib
+from model import families, weight_layout, weight_names
+from model.array_pickle import RefusedError
+from model.config import Config
+from model.json_files import read_json, write_json
+from model.keypoint_rcnn import KeypointRCNN
+from model.published_weights import Digests, digests, named_otherwise, note, published_as
+from model.weight_files import read_weights
+from model.weight_names import Family, Tensors, told
+from pipeline.anchors import cell_anchors
+from pipeline.command import UserError
+from pipeline.skeleton import COCO_PERSON, Skeleton
+
+SOURCES: Mapping[str, Family] = {"torchvision": weight_names.TORCHVISION, "detectron2": weight_names.DETECTRON2}
+
+# What older files of Detectron2 hold besides weights, and what it must be in this model's configuration.
+_CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
+
+
+def import_model(
+    source: str,
+    weights: str | Path,
+    model_dir: str | Path,
+    *,
+    skeleton_file: str | Path | None = None,
+    norm_epsilon: float | None = None,
+    assignments: Sequence[str] = (),
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes a model directory, with a checkpoint at step 0, from a file of a whole Keypoint R-CNN.
+
+    Args:
+      model_dir: must not exist, or be empty.
+      source, weights, skeleton_file, norm_epsilon, assignments, report: as `imported` takes them.
+
+    Raises:
+      UserError: as `imported`; or a directory that is in use.
+    """
+    model_dir = Path(model_dir)
+    if model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir())):
+        raise UserError(f"--model_dir={model_dir}: exists already; name a new directory")
+    model, origin = imported(
+        source, weights, skeleton_file=skeleton_file, norm_epsilon=norm_epsilon, assignments=assignments, report=report
+    )
+    _write(model, model_dir, origin)
+
+
+def imported(
+    source: str,
+    weights: str | Path,
+    *,
+    skeleton_file: str | Path | None = None,
+    norm_epsilon: float | None = None,
+    assignments: Sequence[str] = (),
+    report: Callable[[str], None] = print,
+) -> tuple[KeypointRCNN, dict[str, Any]]:
+    """The model of a file of a whole Keypoint R-CNN, and where its weights come from (see `published_weights.note`).
+
+    Args:
+      source: the family, a key of `SOURCES`.
+      weights: the file.
+      skeleton_file: the keypoint set (see `read_skeleton`), where it is not COCO's.
+      norm_epsilon: of the batch norms; by default 0 for torchvision's COCO_V1 file, told by its sha256, and 1e-5 otherwise.
+      assignments: as `config.override` takes them, for what a file cannot say and its owner did otherwise than the family.
+      report: called with each line of what was found.
+
+    Raises:
+      UserError: a file that is not read, not of this family or size, or not whole.
+    """
+    weights, family = Path(weights), SOURCES[source]
+    tensors = read_weights(weights)
+    found = digests(weights)
+    try:
+        by_path, names, left_over = weight_names.renamed(tensors, family)
+        _check_whole(by_path, tensors, family)
+        config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
+        config = config_lib.override(config, assignments)
+        _check_beside_weights(tensors, config)
+        skeleton = _skeleton(weight_layout.num_keypoints(by_path), skeleton_file, report)
+        by_path = weight_layout.complete(by_path, family, config.backbone.norm_epsilon)
+        model = KeypointRCNN(config, skeleton)
+        variables = model.variables_by_path()
+        shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+        values = weight_layout.values(by_path, family, shapes, names, box_resolution=config.box_head.resolution)
+    except RefusedError as error:
+        raise UserError(f"{weights}: {error}") from None
+    for path, value in values.items():
+        variables[path].assign(value)
+    left_over += [names[path] for path in by_path if path not in variables]
+    report(f"{len(tensors) - len(left_over)} tensors of {weights.name} fill all {len(variables)} variables; {told(left_over)}")
+    return model, note(source, weights, found, left_over)
+
+
+def _check_whole(by_path: Tensors, tensors: Tensors, family: Family) -> None:
+    if "keypoint.deconv/kernel" in by_path:
+        return
+    of = weight_names.recognise(tensors)
+    if "backbone.conv1/kernel" in weight_names.renamed(tensors, of)[0] and not any("roi_heads" in name for name in tensors):
+        raise RefusedError("is a backbone alone, with which training can start: python -m model.train --init=FILE")
+    if of is not family:
+        raise RefusedError(f"has the names of {of.name}, not of {family.name}: give --source={of.name}")
+    raise RefusedError("has no keypoint head: a detector of another kind, or only a part of a file")
+
+
+def _config(source: str, by_path: Tensors, norm_epsilon: float) -> Config:
+    size = weight_layout.architecture(by_path)
+    config = families.torchvision(size) if source == "torchvision" else families.detectron2(size)
+    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm_epsilon=norm_epsilon))
+
+
+def _epsilon(weights: Path, found: Digests, given: float | None, report: Callable[[str], None]) -> float:
+    published = published_as(found)
+    namesake = named_otherwise(weights, found)
+    if namesake is not None:
+        report(f"{weights.name} is not the published file of that name: sha256 {found.sha256[:8]}…, md5 {found.md5[:6]}…")
+    if given is not None:
+        return given
+    epsilon = published.norm_epsilon if published else 1e-5
+    report(f"batch norm's epsilon: {epsilon:g}" + (f", as for {published.name}" if published else ""))
+    return epsilon
+
+
+def _check_beside_weights(tensors: Tensors, config: Config) -> None:
+    """Compares what older files of Detectron2 say of pixels and anchors with the configuration. Raises: RefusedError."""
+    backbone = config.backbone
+    expected: dict[str, Any] = {"pixel_mean": backbone.pixel_mean, "pixel_std": backbone.pixel_std}
+    expected |= {f"{_CELL_ANCHORS}{level}": cells for level, cells in enumerate(cell_anchors(config.anchors))}
+    for name, value in expected.items():
+        if name in tensors and not np.allclose(np.ravel(tensors[name]), np.ravel(value), atol=1e-3):
+            said = ", ".join(f"{number:g}" for number in np.ravel(tensors[name])[:4])
+            raise RefusedError(
+                f"says {name} = {said}…, where this import has {', '.join(f'{n:g}' for n in np.ravel(value)[:4])}…: "
+                "set backbone.pixel_mean, backbone.pixel_std, backbone.pixel_order or anchors with --set as it was trained"
+            )
+
+
+def _skeleton(number: int, file: str | Path | None, report: Callable[[str], None]) -> Skeleton:
+    if file is not None:
+        skeleton = read_skeleton(file)
+        if skeleton.num_keypoints != number:
+            raise UserError(f"--skeleton={file}: has {skeleton.num_keypoints} keypoints, the weights have {number}")
+        return skeleton
+    if number != COCO_PERSON.num_keypoints:
+        raise RefusedError(
+            f"has {number} keypoints; name them with --skeleton=FILE, the skeleton.json of a model or pipeline.json of records"
+        )
+    report("its 17 keypoints are taken for COCO's; --skeleton=FILE names others")
+    return COCO_PERSON
+
+
+def read_skeleton(file: str | Path) -> Skeleton:
+    """A keypoint set from a model directory's `skeleton.json`, or from the `pipeline.json` of records.
+
+    Raises:
+      UserError: no such file, or another.
+    """
+    value = read_json(file)
+    try:
+        return Skeleton.from_json(value.get("skeleton", value))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--skeleton={file}: no keypoint set ({error!r}); see the skeleton.json of a model directory") from None
+
+
+def _write(model: KeypointRCNN, model_dir: Path, source: Mapping[str, Any]) -> None:
+    """All of it under another name first, so that a directory of that name is whole."""
+    model_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = model_dir.with_name(f".{model_dir.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
+    try:
+        checkpoint_lib.prepare_model_dir(temporary, model.config, model.skeleton)
+        write_json(temporary / checkpoint_lib.NOTE_FILE, dict(source))
+        saved = checkpoint_lib.checkpoint_of(model)
+        manager = tf.train.CheckpointManager(saved, str(temporary / "checkpoints"), 1, checkpoint_name="step")
+        manager.save(checkpoint_number=0)
+        if model_dir.exists():
+            model_dir.rmdir()  # empty
+        temporary.replace(model_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
