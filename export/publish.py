@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -11,8 +12,8 @@ from export import saved_model, tflite
 from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
 from export.tflite import Pixels
 from model import config as config_lib
-from model.checkpoint import load_model, newest_checkpoint
-from model.json_files import write_json
+from model.checkpoint import NOTE_FILE, load_model, newest_checkpoint
+from model.json_files import read_json, write_json
 from model.predict_files import picture_files
 from model.predictor import letterbox
 from model.serving import ServingModule
@@ -68,7 +69,12 @@ def export_model(
     pictures = _check_pictures(check_images, height, width)
     expected = [_arrays(module.serve_images(picture[None])) for picture in pictures]
     checkpoint = newest_checkpoint(Path(model_dir))
-    source = {"model_dir": Path(model_dir).resolve().name, "checkpoint": Path(checkpoint).name if checkpoint else None}
+    source: dict[str, Any] = {
+        "model_dir": Path(model_dir).resolve().name,
+        "checkpoint": Path(checkpoint).name if checkpoint else None,
+    }
+    note = Path(model_dir) / NOTE_FILE  # their licence travels with weights that began as somebody else's
+    source |= {"started_from": read_json(note)} if note.exists() else {}
 
     written: dict[str, Path] = {}
     with saved_model.temporary_folder(output_dir, name) as temporary:

@@ -22,7 +22,18 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Split to train on.", flag_values=FLAGS)
 flags.DEFINE_string("model_dir", None, "Where the model is written: configuration, checkpoints, logs.", flag_values=FLAGS)
-flags.DEFINE_string("preset", "r50_fpn", "Configuration to start from: tiny, r50_fpn or r101_fpn.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "preset",
+    None,
+    "Configuration: tiny, r50_fpn (the default) or r101_fpn; a --model_dir that exists, or --init=DIR, has its own.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "init",
+    None,
+    "Weights to start from: a ResNet's file (.pth, .pkl, .safetensors, .h5), which becomes the backbone, or a model directory.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_multi_string(
     "set", [], "Sets one value of the configuration, such as rpn.nms_threshold=0.6; may be repeated.", flag_values=FLAGS
 )
@@ -60,6 +71,10 @@ def main(_: list[str]) -> None:
         raise UserError("--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index")
     if (FLAGS.eval_split is None) != (FLAGS.eval_annotations is None):
         raise UserError("--eval_split and --eval_annotations: give both or neither")
+    if FLAGS.preset and FLAGS.init and Path(FLAGS.init).is_dir():
+        raise UserError(
+            f"--init={FLAGS.init}: a model directory has a configuration of its own; leave --preset={FLAGS.preset} out"
+        )
     for name in ("steps", "batch_size", "learning_rate", "save_every", "cpu_devices"):
         if FLAGS[name].value is not None and FLAGS[name].value <= 0:
             raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
@@ -67,11 +82,21 @@ def main(_: list[str]) -> None:
     command.load_tensorflow()
     from model import config as config_lib
     from model import training
+    from model.checkpoint import newest_checkpoint
+    from model.starting_point import open_starting_point
     from model.strategies import make_strategy
     from model.validation import Validation
     from pipeline.data_set import open_data_set
 
-    config = config_lib.override(config_lib.preset(FLAGS.preset), FLAGS.set)
+    model_dir = Path(FLAGS.model_dir)
+    start = open_starting_point(FLAGS.init) if FLAGS.init and newest_checkpoint(model_dir) is None else None
+    config = config_lib.preset(FLAGS.preset or "r50_fpn")
+    if (model_dir / "config.json").exists():
+        previous = config_lib.load(model_dir / "config.json")
+        config = previous if FLAGS.preset in (None, previous.preset) else config
+    elif start is not None:
+        config = start.adapt(config_lib.override(config, FLAGS.set))
+    config = config_lib.override(config, FLAGS.set)
     given = {
         "steps": FLAGS.steps,
         "global_batch_size": FLAGS.batch_size,
@@ -84,13 +109,13 @@ def main(_: list[str]) -> None:
     data_set = open_data_set(FLAGS.data_dir)
     validate = Validation(data_set, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
     run = training.Run(
-        model_dir=Path(FLAGS.model_dir),
+        model_dir=model_dir,
         precision=FLAGS.precision,
         jit_compile=FLAGS.jit_compile,
         save_every=FLAGS.save_every,
         evaluate_every=FLAGS.eval_every,
     )
-    training.train(config, data_set, FLAGS.split, run, strategy, validate)
+    training.train(config, data_set, FLAGS.split, run, strategy, validate, start)
 
 
 if __name__ == "__main__":

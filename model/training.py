@@ -18,10 +18,12 @@ import tensorflow as tf
 
 from model import checkpoint as checkpoint_lib
 from model.config import Config
+from model.json_files import write_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import LOSSES, Interval, MetricsLog
 from model.optimizer import Sgd
 from model.schedule import learning_rate
+from model.starting_point import StartingPoint
 from model.strategies import num_workers, worker_index
 from pipeline import dataset
 from pipeline.command import Progress, UserError
@@ -143,6 +145,7 @@ def train(
     run: Run,
     strategy: tf.distribute.Strategy,
     validate: Callable[[KeypointRCNN, MetricsLog, int], None] | None = None,
+    start: StartingPoint | None = None,
 ) -> None:
     """Trains until `config.train.steps`, going on from the newest checkpoint of `run.model_dir`.
 
@@ -152,6 +155,7 @@ def train(
       run: where and how.
       strategy: of tf.distribute.
       validate: called by the first worker with the model, the log and the step, every `run.evaluate_every` steps and last.
+      start: what to start from where there is no checkpoint yet; by default random weights.
 
     Raises:
       UserError: a directory of another model, a batch size that replicas cannot share, a loss that is not finite.
@@ -178,8 +182,16 @@ def train(
         trainer.checkpoint, str(folder), max_to_keep=KEPT_CHECKPOINTS, step_counter=trainer.step, checkpoint_name="step"
     )
     newest = checkpoint_lib.newest_checkpoint(run.model_dir)
-    if newest is not None:
+    if newest is not None and checkpoint_lib.has_optimizer(newest):
         checkpoint_lib.restore(trainer.checkpoint, newest)
+    elif newest is not None:
+        checkpoint_lib.restore(checkpoint_lib.checkpoint_of(trainer.model), newest, partial=True)
+        print(f"train: starts from the imported weights of {run.model_dir}", flush=True)
+    elif start is not None:
+        with strategy.scope():
+            print(f"train: {start.fill(trainer.model)}", flush=True)
+        if worker == 0:
+            write_json(run.model_dir / checkpoint_lib.NOTE_FILE, dict(start.source))
     first = int(trainer.step.numpy())
     if first >= total:
         print(f"train: {run.model_dir} has been trained for {first} of {total} steps already; nothing to do", flush=True)

@@ -26,7 +26,7 @@ FLAGS = {
         "num_canvases", "seed", "stats", "verify",
     ),
     "model.train": (
-        "data_dir", "split", "model_dir", "preset", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",
+        "data_dir", "split", "model_dir", "preset", "init", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",
         "precision", "save_every", "eval_split", "eval_annotations", "eval_every",
     ),
     "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
@@ -118,6 +118,7 @@ WRONG_INPUTS = {
     "inspect_records: empty folder": ("pipeline.inspect_records", ("--data_dir=empty", "--output=out/a.png"), "empty"),
     "train: missing folder": ("model.train", ("--data_dir=nowhere", "--model_dir=out"), "nowhere"),
     "train: empty folder": ("model.train", ("--data_dir=empty", "--model_dir=out"), "empty"),
+    "train: start from a text": ("model.train", ("--data_dir=empty", "--model_dir=out", "--init=a_list.json"), "a_list.json"),
     "import_weights: missing file": (
         "model.import_weights", ("--source=torchvision", "--weights=nowhere.pth", "--model_dir=out"), "nowhere.pth",
     ),

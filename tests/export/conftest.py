@@ -28,6 +28,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     skeleton = Skeleton.from_category({"name": "person", "keypoints": list(COCO_SIGMAS), "skeleton": [[16, 14], [14, 12]]})
     path = tmp_path_factory.mktemp("model")
     checkpoint.prepare_model_dir(path, config, skeleton)
+    (path / checkpoint.NOTE_FILE).write_text('{"source": "torchvision", "licence": null}')
     saved = checkpoint.checkpoint_of(KeypointRCNN(config, skeleton))
     tf.train.CheckpointManager(saved, str(path / "checkpoints"), 1, checkpoint_name="step").save(checkpoint_number=7)
     return path

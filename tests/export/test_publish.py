@@ -47,7 +47,8 @@ def test_layout(exported: Path, model_dir: Path) -> None:
     assert Skeleton.from_json(json.loads((version / "assets" / "skeleton.json").read_text())) == model.skeleton
     made_by = json.loads((version / "assets" / "versions.json").read_text())
     assert made_by["packages"]["tensorflow"] == tf.__version__
-    assert made_by["weights"] == {"model_dir": model_dir.name, "checkpoint": "step-7"}
+    begun = {"source": "torchvision", "licence": None}
+    assert made_by["weights"] == {"model_dir": model_dir.name, "checkpoint": "step-7", "started_from": begun}
     beside = json.loads((exported / "keypoint_rcnn.json").read_text())
     assert (beside["height"], beside["width"]) == (96, 128)
     assert str(model_dir) not in json.dumps([made_by, beside])

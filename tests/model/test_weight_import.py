@@ -41,6 +41,7 @@ from tests.model.torch_weights import (
     torchvision_state,
 )
 
+OLDER = [f"{published_weights.TORCHVISION}/{name}.pth" for name in ("resnet50-19c8e357", "resnet101-5d3b4d8f")]
 FEATURE_TOLERANCE = 1e-4  # largest difference over the largest value
 
 
@@ -197,6 +198,12 @@ def test_published_files_are_known_by_their_digests() -> None:
     licence = published_as(Digests(nothing, "a6e10b" + "0" * 26))
     assert licence is not None and licence.licence == "CC BY-SA 3.0"
     assert published_as(Digests(nothing, nothing)) is None
+
+
+def test_the_readme_names_them_all() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for file in (*published_weights.KEYPOINT_RCNN, *published_weights.BACKBONES):
+        assert f"]({file.url})" in readme or file.url in OLDER, file.url
 
 
 def test_keypoints_of_ones_own(tmp_path: Path) -> None:

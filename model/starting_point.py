@@ -1,0 +1,140 @@
+"""What training starts from instead of random weights: a backbone's file (a ResNet of ImageNet), or a whole model directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from model import weight_layout, weight_names
+from model.array_pickle import RefusedError
+from model.checkpoint import NOTE_FILE, load_model
+from model.config import BackboneConfig, Config
+from model.json_files import read_json
+from model.keypoint_rcnn import KeypointRCNN
+from model.published_weights import digests, note
+from model.weight_files import read_weights
+from model.weight_names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
+from pipeline.command import UserError
+
+# How each family's classification networks see pictures, and where their strides lie. Detectron2's own names are those of its
+# conversion of torchvision's networks; what it calls MSRA's, and Keras' networks, descend from the authors' Caffe models.
+_MSRA = BackboneConfig(
+    stride_in_1x1=True, pixel_order="BGR", pixel_range=255.0, pixel_mean=(103.53, 116.28, 123.675), pixel_std=(1.0, 1.0, 1.0)
+)
+_CONVENTIONS: Mapping[str, BackboneConfig] = {
+    TORCHVISION.name: BackboneConfig(),
+    DETECTRON2.name: BackboneConfig(),
+    CAFFE2.name: _MSRA,
+    # keras.applications.imagenet_utils.preprocess_input, mode "caffe"; resnet.py has the epsilon.
+    KERAS.name: dataclasses.replace(_MSRA, pixel_mean=(103.939, 116.779, 123.68), norm_epsilon=1.001e-5),
+}
+# The stem and the first stage stay as they are, in both reference implementations (FREEZE_AT 2, trainable_backbone_layers 3).
+FROZEN_STAGES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneFile:
+    """The ResNet of a file. `tensors` by path, as the file lays them out; `source` is for the model directory's note."""
+
+    path: Path
+    family: Family
+    tensors: Tensors
+    names: Mapping[str, str]
+    source: Mapping[str, Any]
+
+    def adapt(self, config: Config) -> Config:
+        """The configuration with this backbone's colours, norms and strides, its first stages frozen.
+
+        Raises:
+          UserError: the configuration's backbone is of another size.
+        """
+        try:
+            size = weight_layout.backbone_architecture(self.tensors, channels_last=self.family.channels_last)
+        except RefusedError as error:
+            raise UserError(f"--init={self.path}: {error}") from None
+        backbone = config.backbone
+        asked = (backbone.blocks, backbone.stem_width or backbone.width, backbone.width, backbone.expansion)
+        if asked != (size.blocks, size.stem_width, size.width, size.expansion):
+            raise UserError(
+                f"--init={self.path}: a ResNet with {size.blocks} blocks, {size.width} wide; --preset={config.preset} has "
+                f"{backbone.blocks}, {backbone.width} wide: give another --preset, or --set backbone.blocks and backbone.width"
+            )
+        family = _CONVENTIONS[self.family.name]
+        taken = ("norm", "norm_epsilon", "stride_in_1x1", "pixel_order", "pixel_range", "pixel_mean", "pixel_std")
+        changes = {name: getattr(family, name) for name in taken}
+        return dataclasses.replace(config, backbone=dataclasses.replace(backbone, **changes, frozen_stages=FROZEN_STAGES))
+
+    def fill(self, model: KeypointRCNN) -> str:
+        """Gives the model's backbone its values. Returns what was done. Raises: UserError where they do not fit."""
+        variables = {path: v for path, v in model.variables_by_path().items() if path.startswith("backbone.")}
+        shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+        try:
+            whole = weight_layout.complete(self.tensors, self.family, model.config.backbone.norm_epsilon)
+            values = weight_layout.values(whole, self.family, shapes, self.names)
+        except RefusedError as error:
+            raise UserError(f"--init={self.path}: {error}") from None
+        for path, value in values.items():
+            variables[path].assign(value)
+        return f"the backbone starts from {self.path.name}, all else from random weights; {told(self.source['left_over'])}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDirectory:
+    """A whole model: of `model.import_weights`, or of an earlier training."""
+
+    path: Path
+    model: KeypointRCNN
+    source: Mapping[str, Any]
+
+    def adapt(self, config: Config) -> Config:
+        """The directory's own configuration, whatever `config` is."""
+        return self.model.config
+
+    def fill(self, model: KeypointRCNN) -> str:
+        """Gives the model all values, but those of the heatmaps where the keypoints are others. As `BackboneFile.fill`."""
+        values: dict[str, NDArray[Any]] = {path: v.numpy() for path, v in self.model.variables_by_path().items()}
+        anew: list[str] = []
+        if model.skeleton != self.model.skeleton:
+            anew = [path for path in values if path.startswith("keypoint.deconv/")]
+        variables = model.variables_by_path()
+        for path, variable in variables.items():
+            if path in anew:
+                continue
+            if path not in values or values[path].shape != tuple(variable.shape):
+                has = values[path].shape if path in values else "nothing"
+                raise UserError(
+                    f"--init={self.path}: has {has} for {path} {tuple(variable.shape)}; leave its sizes as they are"
+                )
+            variable.assign(values[path])
+        other = f"; {', '.join(anew)} from random weights, for its keypoints are others" if anew else ""
+        return f"starts from {self.path}{other}"
+
+
+StartingPoint = BackboneFile | ModelDirectory
+
+
+def open_starting_point(path: str | Path) -> StartingPoint:
+    """Reads what `--init` names.
+
+    Raises:
+      UserError: neither a model directory nor a file of a ResNet.
+    """
+    path = Path(path)
+    if path.is_dir():
+        note_file = path / NOTE_FILE
+        return ModelDirectory(path, load_model(path), read_json(note_file) if note_file.exists() else {"model_dir": path.name})
+    tensors = read_weights(path)
+    try:
+        family = weight_names.recognise(tensors)
+        by_path, names, left_over = weight_names.renamed(tensors, family)
+        if any(not name.startswith("backbone.") for name in by_path):
+            raise RefusedError("a whole detector: python -m model.import_weights makes a model directory of it, for --init=DIR")
+        # This ResNet has no biases: Keras' go into the norms' means, and Caffe2's is left out as Detectron2 leaves it out.
+        left_over += [names[key] for key in weight_layout.complete(by_path, family, 0.0) if key.endswith("/bias")]
+    except RefusedError as error:
+        raise UserError(f"--init={path}: {error}") from None
+    return BackboneFile(path, family, by_path, names, note(family.name, path, digests(path), left_over))
