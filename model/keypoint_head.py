@@ -1,7 +1,7 @@
-"""The keypoint head (He et al. 2017): heatmaps of 56×56 places over each person's box; encoding, decoding, loss.
+"""The keypoint head (He et al. 2017): heatmaps of 56×56 places over each person's box; encoding, loss.
 
 Place (i, j) of a box's heatmap covers [j, j + 1) × [i, i + 1) fifty-sixths of the box. `encode` says in which place a point
-lies, `decode` where in the box the best place is: its centre, moved by at most half a place towards the better neighbour.
+lies; `keypoint_decoding` is the way back.
 """
 
 from __future__ import annotations
@@ -55,41 +55,6 @@ def encode(keypoints: tf.Tensor, boxes: tf.Tensor, size: int) -> tuple[tf.Tensor
     cell = tf.where(points == high, size - 1, tf.cast(tf.floor(relative), tf.int32))
     valid = tf.reduce_all((cell >= 0) & (cell < size), -1) & (keypoints[..., 2] > 0)
     return tf.where(valid, cell[..., 1] * size + cell[..., 0], 0), valid
-
-
-def decode(heatmaps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where each keypoint is, at a cost that depends on nothing but the shapes.
-
-    Args:
-      heatmaps: float32 [N, S, S, K], logits; boxes: float32 [N, 4], canvas pixels.
-
-    Returns:
-      points float32 [N, K, 2], x, y in canvas pixels: the centre of the best place, moved along each axis to the vertex of the
-      parabola through it and its two neighbours; scores float32 [N, K]: the best place's share of exp over all places.
-    """
-    size, num_keypoints = heatmaps.shape[1], heatmaps.shape[3]
-    logits = tf.reshape(tf.transpose(heatmaps, [0, 3, 1, 2]), [-1, size * size])  # [N · K, S²]
-    best = tf.argmax(logits, axis=-1, output_type=tf.int32)  # [N · K]
-    row, column = best // size, best % size
-    first = tf.range(tf.shape(best)[0]) * (size * size)  # where each heatmap begins in the flat list
-    flat = tf.reshape(logits, [-1])
-
-    def value(y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return tf.gather(flat, first + tf.clip_by_value(y, 0, size - 1) * size + tf.clip_by_value(x, 0, size - 1))
-
-    peak = value(row, column)
-
-    def shift(place: tf.Tensor, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
-        curvature = 2.0 * peak - before - after
-        vertex = tf.clip_by_value(tf.math.divide_no_nan(0.5 * (after - before), curvature), -0.5, 0.5)
-        return tf.where((place > 0) & (place < size - 1), vertex, 0.0)  # at the border there is no parabola
-
-    x = tf.cast(column, tf.float32) + 0.5 + shift(column, value(row, column - 1), value(row, column + 1))
-    y = tf.cast(row, tf.float32) + 0.5 + shift(row, value(row - 1, column), value(row + 1, column))
-    relative = tf.reshape(tf.stack([x, y], -1), [-1, num_keypoints, 2]) / size
-    low, high = boxes[:, tf.newaxis, :2], boxes[:, tf.newaxis, 2:]
-    scores = tf.reshape(tf.reduce_max(tf.nn.softmax(logits), axis=-1), [-1, num_keypoints])
-    return low + relative * (high - low), scores
 
 
 def keypoint_loss(heatmaps: tf.Tensor, keypoints: tf.Tensor, boxes: tf.Tensor, used: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from model import box_head, keypoint_head, rpn
 from model.config import BoxHeadConfig, Config, KeypointHeadConfig
 from model.fpn import fpn, level_shapes
+from model.keypoint_decoding import Decoder, decode_fast
 from model.resnet import resnet
 from model.roi_align import roi_align
 from pipeline.skeleton import Skeleton
@@ -84,12 +85,13 @@ class KeypointRCNN(tf.Module):
         inside = below[:, :, tf.newaxis, tf.newaxis] & left_of[:, tf.newaxis, :, tf.newaxis]  # [B, H, W, 1]
         return tf.where(inside, pixels, 0.0)
 
-    def detect(self, images: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect(self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder = decode_fast) -> dict[str, tf.Tensor]:
         """Finds people.
 
         Args:
           images: uint8 or float32 [B, H, W, 3], RGB, 0…255; H and W multiples of 32.
           image_size: int32 [B, 2], height and width of each picture within its canvas.
+          decode: how heatmaps become keypoints.
 
         Returns:
           `num_detections` int32 [B], `boxes` [B, D, 4] (x0, y0, x1, y1), `scores` [B, D], `keypoints` [B, D, K, 2],
@@ -107,7 +109,7 @@ class KeypointRCNN(tf.Module):
         count = self.config.inference.max_detections
         flat_boxes = tf.reshape(boxes, [-1, 4])  # [B · D, 4]
         heatmaps = self.heatmaps(pyramid, flat_boxes, _image_index(boxes))
-        keypoints, keypoint_scores = keypoint_head.decode(heatmaps, flat_boxes)
+        keypoints, keypoint_scores = decode(heatmaps, flat_boxes)
         num_keypoints = self.skeleton.num_keypoints
         found = scores > 0.0  # [B, D]
         return {

@@ -18,6 +18,13 @@ flags.DEFINE_string("model", None, "model directory, SavedModel or .tflite file"
 flags.DEFINE_string("input", None, "a picture, or a folder of .jpg, .jpeg and .png", flag_values=FLAGS)
 flags.DEFINE_string("output_dir", None, "folder to write to", flag_values=FLAGS)
 flags.DEFINE_float("score_threshold", 0.5, "leave out people below this score", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "decoder",
+    "fast",
+    ["fast", "reference"],
+    "how heatmaps become keypoints: at a fixed cost, or pixel by pixel as published; the latter for a model directory only",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("draw", True, "draw the people found (--nodraw: only predictions.json)", flag_values=FLAGS)
 flags.DEFINE_integer("short_edge", None, "resize the shorter side to this; a model directory only", 1, flag_values=FLAGS)
 flags.DEFINE_integer("max_edge", None, "but the longer at most to this; a model directory only", 1, flag_values=FLAGS)
@@ -31,7 +38,11 @@ def main(_rest: list[str]) -> None:
 
     files = picture_files(Path(FLAGS.input))
     predictor = open_model(
-        FLAGS.model, score_threshold=FLAGS.score_threshold, short_edge=FLAGS.short_edge, max_edge=FLAGS.max_edge
+        FLAGS.model,
+        score_threshold=FLAGS.score_threshold,
+        short_edge=FLAGS.short_edge,
+        max_edge=FLAGS.max_edge,
+        decoder=FLAGS.decoder,
     )
     summary = predict_files(predictor, files, Path(FLAGS.output_dir), draw=FLAGS.draw)
     print(summary_text(summary))

@@ -23,6 +23,7 @@ from model import config as config_lib
 from model.checkpoint import load_model
 from model.config import Config
 from model.json_files import read_json
+from model.keypoint_decoding import Decoder, decode_fast, decode_reference
 from model.keypoint_rcnn import KeypointRCNN
 from model.serving import MAX_PIXELS, ServingModule, round_up
 from pipeline import anchors, image
@@ -33,6 +34,7 @@ MAX_BATCH = 16
 BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
 Floats = npt.NDArray[np.float32]
 Answer = Mapping[str, npt.NDArray[Any]]
+DECODERS: Mapping[str, Decoder] = {"fast": decode_fast, "reference": decode_reference}  # values of --decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +138,15 @@ def _reason(error: Any) -> str:
     return re.sub(r"\s*\[Op:.*|\{\{.*?\}\}\s*", "", str(error.message)).splitlines()[0].strip()[:200]
 
 
-def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None) -> Predictor:
+def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None, decode: Decoder = decode_fast) -> Predictor:
     """Asks a model in memory. Its functions are traced once: keep the predictor while the weights change.
 
     Args:
       model: a model, in training or loaded.
       score_threshold: people below it are left out (those below `inference.score_threshold` are in any case).
+      decode: how heatmaps become keypoints.
     """
-    module = ServingModule(model)
+    module = ServingModule(model, decode)
     return _of_function(
         model.config, model.skeleton, lambda pictures: module.serving_default(tf.constant(pictures, tf.string)), score_threshold
     )
@@ -155,6 +158,7 @@ def open_model(
     score_threshold: float | None = None,
     short_edge: int | None = None,
     max_edge: int | None = None,
+    decoder: str = "fast",
 ) -> Predictor:
     """Opens a model directory, a SavedModel (`<name>/<version>`, or `<name>`: its newest version) or a `.tflite` file.
 
@@ -162,6 +166,7 @@ def open_model(
       path: of the model.
       score_threshold: people below it are left out; only a model directory can go below its `inference.score_threshold`.
       short_edge, max_edge: instead of the configuration's; a model directory only, an export has them fixed in its graph.
+      decoder: of the keypoints, one of `DECODERS`; an export has "fast" in its graph.
 
     Raises:
       UserError: nothing there, not a model, or an option that this kind of model cannot follow.
@@ -176,17 +181,21 @@ def open_model(
                 f"--model={path}: not a model: no config.json with checkpoints (a model directory), "
                 "no saved_model.pb or <version>/saved_model.pb (a SavedModel), no .tflite file"
             )
-        return _open_directory(path, score_threshold, short_edge, max_edge)
+        return _open_directory(path, score_threshold, short_edge, max_edge, DECODERS[decoder])
     if short_edge is not None or max_edge is not None:
         raise UserError(
             f"--model={path}: an export's picture size is fixed; --short_edge and --max_edge want a model directory"
         )
+    if decoder != "fast":
+        raise UserError(f"--decoder={decoder}: {path} is an export, which decodes as --decoder=fast; give a model directory")
     if saved_model is not None:
         return _open_saved_model(saved_model, score_threshold)
     return _open_tflite(path, score_threshold)
 
 
-def _open_directory(path: Path, score_threshold: float | None, short_edge: int | None, max_edge: int | None) -> Predictor:
+def _open_directory(
+    path: Path, score_threshold: float | None, short_edge: int | None, max_edge: int | None, decode: Decoder
+) -> Predictor:
     model = load_model(path)
     inference = model.config.inference
     lowest = inference.score_threshold if score_threshold is None else min(inference.score_threshold, score_threshold)
@@ -197,7 +206,7 @@ def _open_directory(path: Path, score_threshold: float | None, short_edge: int |
         max_edge=max_edge or inference.max_edge,
     )
     model.config = dataclasses.replace(model.config, inference=inference)  # read when the functions are traced, below
-    return model_predictor(model, score_threshold=score_threshold)
+    return model_predictor(model, score_threshold=score_threshold, decode=decode)
 
 
 def _of_function(

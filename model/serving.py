@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
+from model.keypoint_decoding import Decoder, decode_fast
 from model.keypoint_rcnn import KeypointRCNN
 from pipeline import image
 from pipeline.data_config import ResizeRule
@@ -89,10 +90,15 @@ class ServingModule(tf.Module):
 
     Both answer with `num_detections` int32 [N], `boxes` float32 [N, D, 4] (x0, y0, x1, y1), `scores` [N, D], `keypoints`
     [N, D, K, 2] (x, y) and `keypoint_scores` [N, D, K], best score first, zeros from `num_detections` on.
+
+    Args:
+      model: the model that answers.
+      decode: how heatmaps become keypoints; an export takes the default, whose shapes are static.
     """
 
-    def __init__(self, model: KeypointRCNN) -> None:
+    def __init__(self, model: KeypointRCNN, decode: Decoder = decode_fast) -> None:
         super().__init__(name="serving")
+        self._decode = decode
         # Saving would trace every Keras layer anew and store copies of the variables, which the converter to TFLite does not
         # find: keep the model out of what is tracked, and the raw variables in.
         self._model: Callable[[], KeypointRCNN] = lambda: model
@@ -137,7 +143,7 @@ class ServingModule(tf.Module):
                 (image_bytes, resized),
                 fn_output_signature=tf.TensorSpec([None, None, 3], image.pixel_dtype(rule)),
             )
-            found = self.model.detect(pixels, resized)
+            found = self.model.detect(pixels, resized, self._decode)
         answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset)
         return {name: value[:count] for name, value in answers.items()}
 
@@ -155,7 +161,7 @@ class ServingModule(tf.Module):
         """`detect` of one encoded picture, resized to the given size, on the smallest canvas."""
         encoded, resized = item
         pixels = _prepare(encoded, resized, round_up(resized), self.model.config.data.resize)
-        found = self.model.detect(pixels[None], resized[None])
+        found = self.model.detect(pixels[None], resized[None], self._decode)
         return {name: value[0] for name, value in found.items()}
 
     def _answer_of_one(self) -> dict[str, tf.TensorSpec]:
@@ -185,5 +191,6 @@ class ServingModule(tf.Module):
             ]
         size = tf.tile(tf.stack([height, width])[None], [tf.maximum(count, 1), 1])
         canvas = tf.pad(images, padding) if padding else images
-        answers = own_pixels(self.model.detect(canvas, size), tf.ones_like(size, tf.float32), size, self._keypoint_offset)
+        found = self.model.detect(canvas, size, self._decode)
+        answers = own_pixels(found, tf.ones_like(size, tf.float32), size, self._keypoint_offset)
         return answers if isinstance(count, int) else {name: value[:count] for name, value in answers.items()}

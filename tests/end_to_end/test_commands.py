@@ -31,7 +31,9 @@ FLAGS = {
     ),
     "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
     "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "output_dir"),
-    "model.predict": ("model", "input", "output_dir", "score_threshold", "draw"),
+    "model.predict": (
+        "model", "input", "output_dir", "score_threshold", "draw", "decoder", "short_edge", "max_edge",
+    ),
     "export.export_model": ("model", "output_dir", "name", "version", "formats", "tflite_height", "tflite_width"),
     "scripts.demo": ("output_dir", "num_train", "num_val", "steps"),
     "scripts.real_photographs": ("output_dir", "steps"),
@@ -132,6 +134,9 @@ WRONG_INPUTS = {
         "model.evaluate", ("--model=empty", "--data_dir=empty", "--annotations=one_picture.json"), "empty",
     ),
     "predict: missing model": ("model.predict", ("--model=nowhere", "--input=one.png", "--output_dir=out"), "nowhere"),
+    "predict: no such decoder": (
+        "model.predict", ("--model=empty", "--input=empty", "--output_dir=out", "--decoder=slow"), "--decoder=slow",
+    ),
     "predict: empty folder": ("model.predict", ("--model=empty", "--input=empty", "--output_dir=out"), "empty"),
     "export: missing model": ("export.export_model", ("--model=nowhere", "--output_dir=out"), "nowhere"),
     "export: empty folder": ("export.export_model", ("--model=empty", "--output_dir=out"), "empty"),

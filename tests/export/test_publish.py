@@ -81,6 +81,8 @@ def test_options_that_an_export_cannot_follow(exported: Path) -> None:
             open_model(exported / path, short_edge=64)
         with pytest.raises(UserError, match=r"keeps nobody below 0\.05"):
             open_model(exported / path, score_threshold=0.01)
+        with pytest.raises(UserError, match=r"--decoder=reference: .* is an export, which decodes as --decoder=fast"):
+            open_model(exported / path, decoder="reference")
         assert open_model(exported / path, score_threshold=0.6).score_threshold == 0.6
 
 

@@ -97,6 +97,16 @@ def test_model_directory_with_sizes_and_threshold_of_ones_own(model_dir: Path, s
     assert open_model(model_dir).score_threshold == small_model.config.inference.score_threshold
 
 
+def test_the_decoders_of_a_model_directory_agree(model_dir: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)  # not resized: answers in canvas pixels
+    picture = tf.io.encode_png(pixels).numpy()
+    (fast,), (reference,) = (open_model(model_dir, decoder=name).predict([picture]) for name in ("fast", "reference"))
+    assert len(fast) > 0
+    np.testing.assert_array_equal(fast.boxes, reference.boxes)
+    difference = np.abs(fast.keypoints - reference.keypoints).max(-1)
+    assert np.mean(difference <= 0.501) > 0.95 and difference.max() > 0
+
+
 def test_paths_that_are_no_model(tmp_path: Path, small_model: KeypointRCNN) -> None:
     with pytest.raises(UserError, match="nothing: does not exist"):
         open_model(tmp_path / "nothing")

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from model.config import Norm
+from model.keypoint_decoding import Decoder
 from model.keypoint_rcnn import KeypointRCNN
 from model.serving import MAX_PIXELS, ServingModule, header_size, own_pixels, round_up
 from pipeline import anchors
@@ -29,7 +30,7 @@ class FixedAnswer:
     def variables_by_path(self) -> dict[str, tf.Variable]:
         return {}
 
-    def detect(self, images: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect(self, images: tf.Tensor, image_size: tf.Tensor, _decode: Decoder) -> dict[str, tf.Tensor]:
         size = tf.cast(image_size[:, ::-1], tf.float32)  # [B, 2] x, y
         box = tf.concat([size * 0.1, size * 1.5], axis=-1)[:, None]
         keypoints = tf.tile((size * 0.3)[:, None, None], [1, 1, self.skeleton.num_keypoints, 1])
