@@ -26,6 +26,9 @@ class Canvases:
     sizes: tuple[tuple[int, int], ...]
     padding: float
 
+    def to_json(self) -> dict[str, Any]:
+        return {"canvases": [{"height": height, "width": width} for height, width in self.sizes], "padding": self.padding}
+
     def __str__(self) -> str:
         sizes = ", ".join(f"{height}×{width}" for height, width in self.sizes)
         return f"{len(self.sizes)} canvases {sizes} (height×width), {self.padding:.1%} padding"

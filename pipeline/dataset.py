@@ -16,22 +16,27 @@ is read by its offset, prepared by itself in a parallel map, and stacked with it
 | `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid (training only, as the next two) |
 | `anchor_label` | int32 [B, A] | 1, 0, or −1 for unused |
 | `anchor_box` | int32 [B, A] | index into `boxes` of a positive anchor's box |
+| `unreadable` | int64 [B] | id of the image that this padding image replaces, else −1 (with `Loading.on_error` "skip" only) |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
-from pipeline import plan
+from pipeline import plan, unreadable
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
-from pipeline.preparation import ROW, Preparation
+from pipeline.loading import PLAIN, Loading, check_possible
+from pipeline.preparation import Preparation
 from pipeline.skeleton import Skeleton
 
 
@@ -88,6 +93,7 @@ def training_batches(
     input_workers: int = 1,
     input_worker: int = 0,
     anchors: AnchorConfig | None = None,
+    loading: Loading = PLAIN,
 ) -> tf.data.Dataset:
     """Batches from `start_step` on; each worker gets its slice of the global batch.
 
@@ -109,25 +115,31 @@ def training_batches(
         raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
     anchors = anchors or data_set.anchors
     check_compatible(data_set, anchors, config, data_set.skeleton)
-    index = data_set.index(split)
     pool = training_pool(data_set, split, config)
     size = global_batch_size // input_workers
     mine = slice(input_worker * size, (input_worker + 1) * size)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        step = start_step
-        for epoch, first in plan.epochs_from(pool, seed=seed, global_batch_size=global_batch_size, step=step):
-            batches = plan.plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
-            key = plan.epoch_key(seed, epoch).view(np.int64)
-            for t in range(step - first, len(batches.canvas)):
-                if num_steps is not None and step >= start_step + num_steps:
-                    return
-                canvas = pool.canvases.sizes[batches.canvas[t]]
-                yield _rows(index, batches.rows[t, mine], batches.variants[t, mine], config.short_edges, canvas, key)
-                step += 1
+    def batches() -> Iterator[_Images]:
+        every = _planned(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
+        for images in itertools.islice(every, num_steps):
+            yield images | {"rows": images["rows"][mine], "variants": images["variants"][mine]}
 
-    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True)
-    return _batches(rows, prepare, size)
+    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
+    return _batches(batches, data_set.index(split), pool, config.short_edges, prepare, size, loading)
+
+
+def describe_unreadable(
+    data_set: DataSet, split: str, config: DataConfig, *, global_batch_size: int, seed: int, step: int
+) -> list[str]:
+    """Which images of a step's global batch cannot be read: where each lies, and what is wrong with it.
+
+    For whoever met an error in the step's batch: TensorFlow's own does not say where.
+    """
+    index = data_set.index(split)
+    pool = training_pool(data_set, split, config)
+    rows = next(_planned(pool, global_batch_size=global_batch_size, seed=seed, start_step=step))["rows"]
+    found = (unreadable.describe(data_set, split, index[row]) for row in rows[rows >= 0])
+    return [line for line in found if line is not None]
 
 
 def evaluation_batches(
@@ -140,6 +152,7 @@ def evaluation_batches(
     max_edge: int,
     input_workers: int = 1,
     input_worker: int = 0,
+    loading: Loading = PLAIN,
 ) -> tf.data.Dataset:
     """Every image of a split exactly once, unflipped, without sampled anchors; the last batch of a canvas is filled up.
 
@@ -167,40 +180,95 @@ def evaluation_batches(
     size = batch_size // input_workers
     mine = slice(input_worker * size, (input_worker + 1) * size)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        batches = plan.plan_evaluation(pool, batch_size=batch_size)
-        for canvas, images, variants in zip(batches.canvas, batches.rows, batches.variants, strict=True):
-            yield _rows(index, images[mine], variants[mine], [short_edge], pool.canvases.sizes[canvas], np.int64(0))
+    def batches() -> Iterator[_Images]:
+        planned = plan.plan_evaluation(pool, batch_size=batch_size)
+        for canvas, rows, variants in zip(planned.canvas, planned.rows, planned.variants, strict=True):
+            yield {"canvas": canvas, "rows": rows[mine], "variants": variants[mine], "key": np.int64(0)}
 
-    prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=max_edge, training=False)
-    return _batches(rows, prepare, size)
-
-
-def _rows(
-    index: Any, rows: plan.Ints, variants: Any, short_edges: Any, canvas: tuple[int, int], key: np.int64
-) -> dict[str, Any]:
-    """The columns of `ROW` for the images of one batch, [B] each."""
-    images = index[rows]  # (row −1 is overwritten below)
-    return {
-        "image_id": np.where(rows >= 0, images["image_id"], -1),
-        "shard": images["shard"],
-        "offset": images["offset"],
-        "length": images["length"],
-        "short_edge": np.array(short_edges)[variants // 2],
-        "flipped": variants % 2 == 1,
-        "canvas_height": np.full(len(rows), canvas[0]),
-        "canvas_width": np.full(len(rows), canvas[1]),
-        "key": np.full(len(rows), key),
-    }
+    prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=max_edge, training=False, cache=loading.cache)
+    return _batches(batches, index, pool, [short_edge], prepare, size, loading)
 
 
-def _batches(rows: Callable[[], Iterator[dict[str, Any]]], prepare: Preparation, batch_size: int) -> tf.data.Dataset:
+# The images of one batch, small, so that Python's part in the pipeline is small: index of the canvas, int64 rows of the index
+# [B] (−1: padding), int32 variants [B], and the key of the epoch's draws.
+_Images = dict[str, Any]
+
+
+def _planned(pool: plan.Pool, *, global_batch_size: int, seed: int, start_step: int) -> Iterator[_Images]:
+    """The global batches from a step on, without end."""
+    step = start_step
+    for epoch, first in plan.epochs_from(pool, seed=seed, global_batch_size=global_batch_size, step=step):
+        batches = plan.plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
+        key = plan.epoch_key(seed, epoch).view(np.int64)
+        for t in range(step - first, len(batches.canvas)):
+            yield {"canvas": batches.canvas[t], "rows": batches.rows[t], "variants": batches.variants[t], "key": key}
+            step += 1
+
+
+def _batches(
+    planned: Callable[[], Iterator[_Images]],
+    index: npt.NDArray[Any],
+    pool: plan.Pool,
+    short_edges: Sequence[int],
+    prepare: Preparation,
+    batch_size: int,
+    loading: Loading,
+) -> tf.data.Dataset:
     """Reads and prepares images in parallel, and stacks each `batch_size` of them, which share a canvas."""
-    spec = {name: tf.TensorSpec([batch_size], dtype) for name, dtype in ROW.items()}
-    dataset = tf.data.Dataset.from_generator(rows, output_signature=spec).unbatch()
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    check_possible(loading, index[pool.rows])
+    place = {name: tf.constant(index[name].astype(np.int64)) for name in ("image_id", "shard", "offset", "length")}  # [N] each
+    edges, canvases = tf.constant(short_edges, tf.int64), tf.constant(pool.canvases.sizes, tf.int32)
+
+    def rows(images: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:  # as `Preparation` takes them, [B] each
+        real = tf.maximum(images["rows"], 0)
+        canvas = tf.gather(canvases, images["canvas"])
+        columns = {name: tf.gather(values, real) for name, values in place.items()}
+        return columns | {
+            "image_id": tf.where(images["rows"] >= 0, columns["image_id"], -1),
+            "short_edge": tf.gather(edges, images["variants"] // 2),
+            "flipped": images["variants"] % 2 == 1,
+            "canvas_height": tf.fill([batch_size], canvas[0]),
+            "canvas_width": tf.fill([batch_size], canvas[1]),
+            "key": tf.fill([batch_size], images["key"]),
+        }
+
+    spec = {
+        "canvas": tf.TensorSpec([], tf.int32),
+        "rows": tf.TensorSpec([batch_size], tf.int64),
+        "variants": tf.TensorSpec([batch_size], tf.int32),
+        "key": tf.TensorSpec([], tf.int64),
+    }
+    if loading.data_service:  # its workers have no Python: they get the whole plan
+        whole = list(planned())
+        dataset = tf.data.Dataset.from_tensor_slices({name: np.stack([images[name] for images in whole]) for name in spec})
+    else:
+        dataset = tf.data.Dataset.from_generator(planned, output_signature=spec)
+    dataset = dataset.flat_map(lambda images: tf.data.Dataset.from_tensor_slices(rows(images)))
+    if loading.on_error == "skip":
+        dataset = dataset.interleave(
+            functools.partial(_image_or_padding, prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+    else:
+        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    if loading.data_service:
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(
+                tf.data.experimental.service.ShardingPolicy.DYNAMIC,
+                loading.data_service,
+                compression=None,  # pictures hardly shrink
+            )
+        )
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # slices are cut above
-    return dataset.with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _image_or_padding(prepare: Preparation, row: dict[str, tf.Tensor]) -> tf.data.Dataset:
+    """One element: the image of a row, or a padding image if preparing it fails."""
+    attempts = {name: tf.stack([value, value]) for name, value in row.items()}
+    attempts["image_id"] = tf.stack([row["image_id"], -1])
+    unreadable_id = tf.stack([-1, row["image_id"]])
+    dataset = tf.data.Dataset.from_tensor_slices((attempts, unreadable_id))
+    return dataset.map(lambda row, unreadable: prepare(row) | {"unreadable": unreadable}).ignore_errors().take(1)

@@ -1,4 +1,4 @@
-"""One image's way from its record to its part of a batch: reading, decoding, resizing, flipping, sampling anchors.
+"""One image's way from its record to its part of a batch: decoding, resizing, flipping, sampling anchors.
 
 The parallel map of `dataset.py`, which also describes the batch.
 """
@@ -14,31 +14,20 @@ from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig, ResizeRule
 from pipeline.data_set import DataSet
 from pipeline.image_grid import ImageGrid
+from pipeline.loading import Cache
+from pipeline.reading import Reader
 from pipeline.skeleton import Skeleton
 
 PADDING, PERSON, CROWD = 0, 1, 2  # values of `box_kind`
 
 Batch = dict[str, tf.Tensor]
 
-# What the parallel map is told about an image. Small, so that Python's part in the pipeline is small.
-ROW = {
-    "image_id": tf.int64,  # −1: a padding image
-    "shard": tf.int64,
-    "offset": tf.int64,  # of the record in its shard's file
-    "length": tf.int64,  # of the record's payload
-    "short_edge": tf.int64,
-    "flipped": tf.bool,
-    "canvas_height": tf.int32,
-    "canvas_width": tf.int32,
-    "key": tf.int64,  # of the epoch's draws
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
     """One image's way from its row to its part of a batch; everything that is the same for all images."""
 
-    shards: tuple[str, ...]
+    reader: Reader
     skeleton: Skeleton
     max_edge: int
     resize: ResizeRule
@@ -50,10 +39,17 @@ class Preparation:
 
     @staticmethod
     def of(
-        data_set: DataSet, split: str, config: DataConfig, anchors: AnchorConfig, *, max_edge: int, training: bool
+        data_set: DataSet,
+        split: str,
+        config: DataConfig,
+        anchors: AnchorConfig,
+        *,
+        max_edge: int,
+        training: bool,
+        cache: Cache = "none",
     ) -> Preparation:
         return Preparation(
-            shards=tuple(str(path) for path in data_set.shards(split)),
+            reader=Reader.of([str(path.absolute()) for path in data_set.shards(split)], cache),
             skeleton=data_set.skeleton,
             max_edge=max_edge,
             resize=config.resize,
@@ -65,16 +61,21 @@ class Preparation:
         )
 
     def __call__(self, row: dict[str, tf.Tensor]) -> Batch:
+        """Takes what there is to know about an image, scalars:
+
+        image_id (−1: a padding image), shard, offset, length (of the record, as in the index), short_edge, key (of the epoch's
+        draws): int64; flipped: bool; canvas_height, canvas_width: int32.
+        """
         batch: Batch = tf.cond(row["image_id"] >= 0, lambda: self._image(row), lambda: self._padding(row))
         return batch
 
     def _image(self, row: dict[str, tf.Tensor]) -> Batch:
-        record = records.parse(self._read(row))
+        record = records.parse(self.reader.record(row))
         original = tuple(tf.cast(record[f"image/{side}"], tf.int32) for side in ("height", "width"))
         size = image.resized_size_tf(original[0], original[1], row["short_edge"], self.max_edge, self.resize)
         canvas = (row["canvas_height"], row["canvas_width"])
 
-        pixels = image.decode(record["image/encoded"])
+        pixels = self.reader.pixels(row, record)
         pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
         boxes = self.boxes(record, size, row["flipped"])  # [P, 4]
         crowd = record["image/object/is_crowd"] > 0  # [P]
@@ -115,16 +116,6 @@ class Preparation:
             none = tf.zeros([self.training.sampled_anchors], tf.int32)
             batch |= {"anchor_index": none, "anchor_label": none - 1, "anchor_box": none}
         return batch
-
-    def _read(self, row: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The record's bytes, read by its offset: scalar string."""
-        one = tf.raw_ops.TFRecordDatasetV2(
-            filenames=tf.gather(tf.constant(self.shards), row["shard"])[None],
-            compression_type="",
-            buffer_size=row["length"] + 16,  # the record and its frame: one read from the file
-            byte_offsets=row["offset"][None],
-        )
-        return tf.data.experimental.from_variant(one, tf.TensorSpec([], tf.string)).take(1).get_single_element()
 
     def boxes(self, record: dict[str, tf.Tensor], size: tuple[tf.Tensor, tf.Tensor], flipped: tf.Tensor) -> tf.Tensor:
         """float32 [P, 4] pixels: `anchors.variant_boxes` in TensorFlow, the same bits."""

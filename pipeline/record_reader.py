@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline import anchors, records
 from pipeline.command import UserError
 from pipeline.data_set import DataSet
+from pipeline.reading import read_serialized
 from pipeline.skeleton import Skeleton
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -76,10 +77,7 @@ def read_payload(path: Path, offset: int, length: int) -> bytes:
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)])
 def _read_payload(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    one = tf.raw_ops.TFRecordDatasetV2(
-        filenames=path[None], compression_type="", buffer_size=length + 16, byte_offsets=offset[None]
-    )
-    return tf.data.experimental.from_variant(one, tf.TensorSpec([], tf.string)).take(1).get_single_element()
+    return read_serialized(path, offset, length)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,0 +1,87 @@
+"""How batches are loaded, as opposed to what is in them (`DataConfig`): unreadable images, memory, other machines.
+
+Whatever is chosen here, a batch holds the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+from typing import Any, Literal, get_args
+
+import numpy.typing as npt
+
+from pipeline.command import UserError
+
+OnError = Literal["fail", "skip"]
+Cache = Literal["none", "records", "decoded"]
+SECONDS_TO_ANSWER = 10.0  # for the dispatcher of a data service; its own client would wait without end
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """Choices of a run.
+
+    Attributes:
+      on_error: what an image that cannot be read leads to: "fail", an error that names it; "skip", a padding image in its
+        place, which its batch tells of (`unreadable`). Readiness to skip takes up to a millisecond of a core for every image.
+      cache: what is kept in memory of an image once it has been read: "none"; "records", the record; "decoded", also its
+        pixels. `cache_bytes` tells what that takes.
+      data_service: "grpc://host:port" of the dispatcher of a tf.data service whose workers make the batches; "" for this
+        process. Each batch comes once, but in no certain order, and exact resumption is not promised.
+    """
+
+    on_error: OnError = "fail"
+    cache: Cache = "none"
+    data_service: str = ""
+
+    def __post_init__(self) -> None:
+        if self.on_error not in get_args(OnError):
+            raise UserError(f"on_error={self.on_error}: must be one of {', '.join(get_args(OnError))}")
+        if self.cache not in get_args(Cache):
+            raise UserError(f"cache={self.cache}: must be one of {', '.join(get_args(Cache))}")
+        if self.data_service and not re.fullmatch(r"grpc://[^/]+:\d+", self.data_service):
+            raise UserError(f"data_service={self.data_service}: must be like grpc://host:5050, the dispatcher's address")
+        if self.data_service and self.cache != "none":
+            raise UserError(f"cache={self.cache}: is kept in this process, data_service={self.data_service} reads in others")
+
+
+PLAIN = Loading()
+
+
+def check_possible(loading: Loading, images: npt.NDArray[Any]) -> None:
+    """Finds out before anything is read whether the memory suffices, and the data service answers.
+
+    Args:
+      images: rows of the index, those that will be read.
+
+    Raises:
+      UserError: it does not.
+    """
+    needed, machine = cache_bytes(images, loading.cache), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > machine:
+        raise UserError(
+            f"cache={loading.cache}: takes {needed / 1e9:.1f} GB for these {len(images)} images, this machine has "
+            f"{machine / 1e9:.1f} GB; keep less"
+        )
+    if loading.data_service:
+        host, _, port = loading.data_service.removeprefix("grpc://").rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"data_service={loading.data_service}: does not answer ({error}); start its dispatcher first"
+            ) from None
+
+
+def cache_bytes(images: npt.NDArray[Any], cache: Cache) -> int:
+    """Memory that a cache takes once all images have been read, on each machine that trains.
+
+    Args:
+      images: rows of the index.
+    """
+    records = int(images["length"].sum())
+    pixels = 3 * int((images["height"].astype("int64") * images["width"]).sum())
+    return {"none": 0, "records": records, "decoded": records + pixels}[cache]

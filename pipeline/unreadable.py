@@ -1,0 +1,87 @@
+"""Images that cannot be read: named with file and place, and counted where a run goes on without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from pipeline import reading, records
+from pipeline.command import UserError
+from pipeline.data_set import DataSet
+from pipeline.record_reader import read_payload, reason_of
+
+MOST_SKIPPED = 0.1  # of all images of the split: a data set is not a little damaged any more
+ALWAYS_SKIPPED = 10  # images, however few there are
+
+
+def describe(data_set: DataSet, split: str, image: np.void) -> str | None:
+    """Reads an image as training does, and says where it lies and what is wrong with it; None if nothing is.
+
+    Args:
+      image: its row of the index.
+    """
+    path, offset, length = data_set.shards(split)[image["shard"]], int(image["offset"]), int(image["length"])
+    result: Any = None
+    steps: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("the record is damaged or cut short", lambda: read_payload(path, offset, length)),
+        ("the record does not hold what a record holds", lambda: records.parse(result)),
+        ("the picture is damaged, cut short, or not of the size that the record says", lambda: _decode(result)),
+    )
+    for wrong, step in steps:
+        try:
+            result = step()
+        except tf.errors.OpError as error:
+            return f"{path}, record at byte {offset}, image {image['image_id']}: {wrong} ({reason_of(error)})"
+    return None
+
+
+@tf.function(reduce_retracing=True)
+def _decode(record: dict[str, Any]) -> tf.Tensor:
+    return reading.decode(record)
+
+
+class Skipped:
+    """Names each unreadable image when it is first met, and says at the end how often images were skipped.
+
+    Args:
+      data_set, split: what is read.
+      report: takes a line.
+    """
+
+    def __init__(self, data_set: DataSet, split: str, report: Callable[[str], None]) -> None:
+        self._data_set, self._split, self._report = data_set, split, report
+        self._known: set[int] = set()
+        self._times = 0
+
+    def see(self, unreadable: npt.NDArray[np.int64]) -> None:
+        """Takes the `unreadable` of a batch.
+
+        Raises:
+          UserError: more than `MOST_SKIPPED` of the images are unreadable, and more than `ALWAYS_SKIPPED`.
+        """
+        met = unreadable[unreadable >= 0].tolist()
+        self._times += len(met)
+        new = [image_id for image_id in met if image_id not in self._known]
+        if not new:
+            return
+        index = self._data_set.index(self._split)
+        for image_id in new:
+            found = describe(self._data_set, self._split, index[np.flatnonzero(index["image_id"] == image_id)[0]])
+            self._report(f"skipped {found or f'image {image_id}: unreadable a moment ago, readable now'}")
+        self._known.update(new)
+        if len(self._known) > max(ALWAYS_SKIPPED, MOST_SKIPPED * len(index)):
+            raise UserError(
+                f"{self._data_set.folder}: {len(self._known)} of the {len(index)} images of split {self._split!r} cannot be "
+                "read, too many to go on without them; copy the records again or convert anew"
+            )
+
+    def __enter__(self) -> Skipped:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._known:
+            self._report(f"{len(self._known)} images could not be read; they were skipped {self._times} times")
