@@ -60,6 +60,27 @@ flags.DEFINE_integer("save_every", 1000, "Steps between two checkpoints.", flag_
 flags.DEFINE_string("eval_split", None, "Split to evaluate while training; needs --eval_annotations.", flag_values=FLAGS)
 flags.DEFINE_string("eval_annotations", None, "COCO JSON of --eval_split.", flag_values=FLAGS)
 flags.DEFINE_integer("eval_every", 0, "Steps between two evaluations; 0: only at the end.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "on_error",
+    "fail",
+    ["fail", "skip"],
+    "A record or picture that cannot be read: name it and stop; or name it, and go on without it.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "cache",
+    "none",
+    ["none", "records", "decoded"],
+    "Kept in memory of images that have been read: records (COCO train2017: 8 GB on each machine), or also decoded pictures (3 "
+    "bytes a pixel; in all 61 GB). python -m pipeline.dataset says what it takes for other data.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "data_service",
+    "",
+    "grpc://host:port of the dispatcher of a tf.data service that shall make the batches, in no certain order.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "cpu_devices", 1, "Splits the CPU into so many devices, to try --strategy=mirrored without GPUs.", flag_values=FLAGS
 )
@@ -87,7 +108,9 @@ def main(_: list[str]) -> None:
     from model.strategies import make_strategy
     from model.validation import Validation
     from pipeline.data_set import open_data_set
+    from pipeline.loading import Loading
 
+    loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
     model_dir = Path(FLAGS.model_dir)
     start = open_starting_point(FLAGS.init) if FLAGS.init and newest_checkpoint(model_dir) is None else None
     config = config_lib.preset(FLAGS.preset or "r50_fpn")
@@ -114,6 +137,7 @@ def main(_: list[str]) -> None:
         jit_compile=FLAGS.jit_compile,
         save_every=FLAGS.save_every,
         evaluate_every=FLAGS.eval_every,
+        loading=loading,
     )
     training.train(config, data_set, FLAGS.split, run, strategy, validate, start)
 

@@ -7,6 +7,7 @@ and every random draw are functions of (seed, step), so a checkpoint is the weig
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +29,11 @@ from model.strategies import num_workers, worker_index
 from pipeline import dataset
 from pipeline.command import Progress, UserError
 from pipeline.data_set import DataSet
+from pipeline.loading import PLAIN, Loading
 from pipeline.plan import NoImagesError
+from pipeline.record_reader import reason_of
 from pipeline.skeleton import Skeleton
+from pipeline.unreadable import Skipped
 
 KEPT_CHECKPOINTS = 3
 
@@ -44,6 +48,7 @@ class Run:
     save_every: int = 1000  # steps
     evaluate_every: int = 0  # steps; 0: not while training
     log_every: int = 20  # steps between two lines of metrics.jsonl
+    loading: Loading = PLAIN
 
 
 class InterruptedTrainingError(UserError):
@@ -96,6 +101,8 @@ class Trainer:
         context = tf.distribute.get_replica_context()
         with tf.GradientTape() as tape:
             losses, watched = self.model.losses(batch, seed)
+            if "unreadable" in batch:
+                watched["unreadable"] = tf.reduce_sum(tf.cast(batch["unreadable"] >= 0, tf.float32))
             names = list(losses)
             counts = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([losses[name][1] for name in names]))
             shares = tf.stack([losses[name][0] for name in names]) / tf.maximum(counts, 1.0)
@@ -199,7 +206,10 @@ def train(
     if first:
         print(f"train: going on from {newest}, step {first} of {total}", flush=True)
     if worker == 0:
+        write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
         print(f"train: {split} has {pool}", flush=True)
+        if run.loading.data_service:
+            print(f"train: {run.loading.data_service} promises neither an order of batches nor exact resumption", flush=True)
 
     def save(step: int) -> None:
         trainer.step.assign(step)
@@ -216,16 +226,24 @@ def train(
         input_workers=workers,
         input_worker=worker,
         anchors=config.anchors,
+        loading=run.loading,
     )
+
+    def unreadable(step: int) -> list[str]:
+        return dataset.describe_unreadable(
+            data_set, split, config.data, global_batch_size=batch_size, seed=config.train.seed, step=step
+        )
+
+    skipped = Skipped(data_set, split, lambda line: print(f"train: {line}", flush=True))
     iterator = trainer.distribute(batches)
     log = MetricsLog(run.model_dir, first) if worker == 0 else None
     interval = Interval(batch_size)
     previous: _Step | None = None
 
-    with _Interrupt() as interrupt, Progress(total, "train", "step", done=first) as progress:
+    with _Interrupt() as interrupt, skipped, Progress(total, "train", "step", done=first) as progress:
         for step in range(first, total):
             with interval.waiting():
-                batch = _next(iterator, data_set)
+                batch = _next(iterator, run.loading, functools.partial(unreadable, step))
             rate = learning_rate(config.train, step)
             metrics = trainer.train_step(
                 batch,
@@ -235,7 +253,10 @@ def train(
             )
             # The step before is looked at now, when the device has its next step already.
             stop = previous is not None and previous.settle(interval, run.model_dir)
-            previous = _Step(step, metrics, strategy.experimental_local_results(batch["image_id"]))
+            ids = {
+                name: strategy.experimental_local_results(batch[name]) for name in ("image_id", "unreadable") if name in batch
+            }
+            previous = _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()), skipped)
             done, last = step + 1, step + 1 == total
             if step == first:  # contains tracing and compilation: not counted in rates
                 previous.settle(interval, run.model_dir)
@@ -267,6 +288,8 @@ class _Step:
     step: int
     metrics: dict[str, tf.Tensor]
     image_ids: Sequence[tf.Tensor]
+    unreadable: Sequence[tf.Tensor]
+    skipped: Skipped
     settled: bool = False
 
     def settle(self, interval: Interval, model_dir: Path) -> bool:
@@ -286,16 +309,25 @@ class _Step:
         stop = values.pop("stop") > 0
         if not self.settled:
             interval.add(values)
+            for part in self.unreadable:
+                self.skipped.see(part.numpy())
             self.settled = True
         return stop
 
 
-def _next(iterator: Iterator[dict[str, Any]], data_set: DataSet) -> dict[str, Any]:
+def _next(iterator: Iterator[dict[str, Any]], loading: Loading, unreadable: Callable[[], list[str]]) -> dict[str, Any]:
+    """The next batch; `unreadable` names the images of it that cannot be read."""
     try:
         return next(iterator)
     except tf.errors.OpError as error:
-        reason = str(error.message).splitlines()[0]
-        raise UserError(f"{data_set.folder}: a record cannot be read ({reason}); convert the data again") from None
+        if loading.data_service:
+            raise UserError(
+                f"--data_service={loading.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
+            ) from None
+        named = unreadable() or [f"the data cannot be read ({reason_of(error)})"]
+        raise UserError(f"{named[0]}; convert the data again, or leave such images out with --on_error=skip") from None
+    except StopIteration:  # workers of a service that were lost took their share with them
+        raise UserError(f"--data_service={loading.data_service}: ran out of batches; the same command goes on") from None
 
 
 class _Interrupt:

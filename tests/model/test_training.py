@@ -26,6 +26,7 @@ from pipeline import dataset, synthetic_dataset, synthetic_poses
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, convert
 from pipeline.data_set import DataSet, open_data_set
+from pipeline.loading import Loading
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +92,9 @@ def test_trains_under_each_strategy_and_precision(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 4]  # the first contains tracing; a line tells of the steps before its own
     assert all(np.isfinite(line["loss"]) for line in lines)
+    saved = json.loads((tmp_path / "run" / "canvases.json").read_text())
+    chosen = dataset.training_pool(data_set, "train", small_config.data).canvases
+    assert [(c["height"], c["width"]) for c in saved["canvases"]] == list(chosen.sizes) and saved["padding"] == chosen.padding
     model = checkpoint.load_model(tmp_path / "run")
     assert all(v.dtype == tf.float32 and np.isfinite(v).all() for v in model.variables_by_path().values())
 
@@ -179,15 +183,30 @@ def test_an_empty_split_is_ordinary(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_record_is_one_line(small_config: Config, data_set: DataSet, tmp_path: Path) -> None:
+def test_a_damaged_record_is_named_or_skipped(
+    small_config: Config, data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(data_set.folder, tmp_path / "records")
     (shard,) = (tmp_path / "records").glob("*.tfrecord-*")
-    content = bytearray(shard.read_bytes())
-    for place in range(100, len(content), 997):
-        content[place] ^= 0xFF
-    shard.write_bytes(content)
-    with pytest.raises(UserError, match="a record cannot be read"):
-        train(small_config, open_data_set(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    places = []
+    for image in data_set.index("train")[[3, 8]]:  # of the first step; and of the third and seventh
+        places.append(f"{shard}, record at byte {image['offset']}, image {image['image_id']}: ")
+        with shard.open("r+b") as file:
+            file.seek(image["offset"] + 5000)
+            file.write(bytes(16))
+    config = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=8))
+    damaged = open_data_set(tmp_path / "records")
+    with pytest.raises(UserError, match=rf"^{places[0]}the record is damaged .*--on_error=skip"):
+        train(config, damaged, "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    capsys.readouterr()
+
+    run = Run(tmp_path / "run", log_every=1, loading=Loading(on_error="skip"))
+    train(config, damaged, "train", run, make_strategy("one_device"))
+    output = capsys.readouterr().out
+    assert all(output.count(f"train: skipped {place}") == 1 for place in places)
+    assert "train: 2 images could not be read; they were skipped 3 times" in output
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["unreadable"] == 1] == [4, 8]  # a line tells of the step before its own
 
 
 def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
