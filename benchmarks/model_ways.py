@@ -19,7 +19,7 @@ import tensorflow as tf
 from benchmarks.contestant import serve
 from model.checkpoint import load_model
 from model.config import Config
-from model.training import Trainer
+from model.trainer import Trainer
 from pipeline import anchors
 from pipeline.preparation import PERSON
 

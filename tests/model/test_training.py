@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import checkpoint, training
+from model import checkpoint
 from model.config import Config
+from model.interrupt import InterruptedTrainingError
 from model.strategies import make_strategy
-from model.training import Run, Trainer, train
+from model.trainer import Trainer
+from model.training import Run, train
 from pipeline import dataset, synthetic_dataset, synthetic_poses
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, convert
@@ -220,7 +222,7 @@ def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(training.InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
+    with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
         train(long, data_set, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
     assert checkpoint.newest_checkpoint(tmp_path / "run") is not None
     assert signal.getsignal(signal.SIGINT) is previous

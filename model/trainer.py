@@ -1,0 +1,105 @@
+"""The compiled training step: a model and its optimizer under a strategy of tf.distribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from model import checkpoint
+from model.config import Config
+from model.keypoint_rcnn import KeypointRCNN
+from model.optimizer import Sgd
+from model.strategies import num_workers
+from pipeline.skeleton import Skeleton
+
+
+class Trainer:
+    """A model and its optimizer under a strategy, and the compiled step.
+
+    Args:
+      config: the model and its schedule.
+      skeleton: the keypoint set.
+      strategy: any of tf.distribute's synchronous ones.
+      precision: Keras policy of the layers.
+      jit_compile: whether XLA compiles each replica's step (not on several logical CPU devices, where it cannot).
+    """
+
+    def __init__(
+        self, config: Config, skeleton: Skeleton, strategy: tf.distribute.Strategy, *, precision: str, jit_compile: bool
+    ) -> None:
+        self.config, self.strategy = config, strategy
+        with strategy.scope():
+            self.model = KeypointRCNN(config, skeleton, precision=precision, seed=config.train.seed)
+            self._trainable = self.model.variables_by_path(trainable_only=True)
+            self.optimizer = Sgd(
+                self._trainable,
+                momentum=config.train.momentum,
+                weight_decay=config.train.weight_decay,
+                clip_norm=config.train.clip_norm,
+                dynamic_loss_scale=precision == "mixed_float16",
+            )
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+        self.checkpoint = checkpoint.checkpoint_of(self.model, self.optimizer, self.step)
+        replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
+
+        @tf.function(reduce_retracing=True)
+        def train_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
+            per_replica = strategy.run(replica_step, args=(batch, rate, seed, stop))
+            # Every value has been reduced over the replicas already: any one's will do.
+            return {name: strategy.experimental_local_results(value)[0] for name, value in per_replica.items()}
+
+        self.train_step: Callable[..., dict[str, tf.Tensor]] = train_step
+
+    def gradients(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """In replica context: this replica's share of the global batch's gradient, of the scaled loss, and reduced metrics.
+
+        Each loss is Σ sum / Σ count with both sums over the *global* batch, so the gradients of all replicas add up to those of
+        one replica that sees everything.
+        """
+        context = tf.distribute.get_replica_context()
+        with tf.GradientTape() as tape:
+            losses, watched = self.model.losses(batch, seed)
+            if "unreadable" in batch:
+                watched["unreadable"] = tf.reduce_sum(tf.cast(batch["unreadable"] >= 0, tf.float32))
+            names = list(losses)
+            counts = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([losses[name][1] for name in names]))
+            shares = tf.stack([losses[name][0] for name in names]) / tf.maximum(counts, 1.0)
+            weights = [self.config.train.keypoint_loss_weight if name == "keypoint" else 1.0 for name in names]
+            loss = tf.reduce_sum(shares * tf.constant(weights))
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, list(self._trainable.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        values = tf.concat([shares, [loss], tf.stack(list(watched.values()))], axis=0)
+        values = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
+        return gradients, dict(zip([*names, "loss", *watched], values, strict=True))
+
+    def _replica_step(
+        self, batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        gradients, metrics = self.gradients(batch, seed)
+        metrics |= self.optimizer.apply(gradients, rate)
+        # Workers must stop after the same step, or those that go on wait for ever: each learns here whether any was asked to.
+        context = tf.distribute.get_replica_context()
+        metrics["stop"] = context.all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.identity(stop)
+        )  # one on each device, to be added up
+        return metrics
+
+    def distribute(self, batches: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+        """Splits each batch of this worker over its replicas, in order."""
+        replicas = self.strategy.num_replicas_in_sync // num_workers(self.strategy)
+
+        def split(batch: dict[str, tf.Tensor]) -> tf.data.Dataset:
+            parts = {
+                name: tf.reshape(value, tf.concat([[replicas, value.shape[0] // replicas], tf.shape(value)[1:]], 0))
+                for name, value in batch.items()
+            }
+            shapes = {name: [value.shape[0] // replicas, *value.shape[1:]] for name, value in batch.items()}
+            slices = tf.data.Dataset.from_tensor_slices(parts)
+            return slices.map(lambda part: {name: tf.ensure_shape(value, shapes[name]) for name, value in part.items()})
+
+        def per_replica(_: tf.distribute.InputContext) -> tf.data.Dataset:
+            return batches.flat_map(split) if replicas > 1 else batches
+
+        return iter(self.strategy.distribute_datasets_from_function(per_replica))
