@@ -21,6 +21,9 @@ from model.resnet import resnet
 from model.roi_align import roi_align
 from pipeline.skeleton import Skeleton
 
+# The keypoint head looks at a multiple of so many people: a GPU's library tries its algorithms anew for each number.
+PEOPLE_AT_ONCE = 8
+
 Loss = tuple[tf.Tensor, tf.Tensor]  # (sum, count): reduced in one place, over the global batch
 
 
@@ -85,13 +88,17 @@ class KeypointRCNN(tf.Module):
         inside = below[:, :, tf.newaxis, tf.newaxis] & left_of[:, tf.newaxis, :, tf.newaxis]  # [B, H, W, 1]
         return tf.where(inside, pixels, 0.0)
 
-    def detect(self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder = decode_fast) -> dict[str, tf.Tensor]:
+    def detect(
+        self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder = decode_fast, *, static_shapes: bool = False
+    ) -> dict[str, tf.Tensor]:
         """Finds people.
 
         Args:
           images: uint8 or float32 [B, H, W, 3], RGB, 0…255; H and W multiples of 32.
           image_size: int32 [B, 2], height and width of each picture within its canvas.
           decode: how heatmaps become keypoints.
+          static_shapes: looks for keypoints in all D places of a picture, as if everywhere were somebody. That costs as much as
+            the rest of the model; but no shape depends on what is seen, as XLA and TFLite want it.
 
         Returns:
           `num_detections` int32 [B], `boxes` [B, D, 4] (x0, y0, x1, y1), `scores` [B, D], `keypoints` [B, D, K, 2],
@@ -106,20 +113,27 @@ class KeypointRCNN(tf.Module):
         boxes, scores, number = box_head.detections(
             self.config.inference, logits, deltas, proposals, proposal_scores, image_size
         )
-        count = self.config.inference.max_detections
-        flat_boxes = tf.reshape(boxes, [-1, 4])  # [B · D, 4]
-        heatmaps = self.heatmaps(pyramid, flat_boxes, _image_index(boxes))
-        keypoints, keypoint_scores = decode(heatmaps, flat_boxes)
-        num_keypoints = self.skeleton.num_keypoints
-        found = scores > 0.0  # [B, D]
+        flat_boxes, image_index = tf.reshape(boxes, [-1, 4]), _image_index(boxes)  # [B · D, 4], [B · D]
+        found = tf.reshape(scores > 0.0, [-1])  # [B · D]
+        looked_at = None if static_shapes else _first_places(found)
+        if looked_at is not None:
+            flat_boxes, image_index = tf.gather(flat_boxes, looked_at), tf.gather(image_index, looked_at)
+        keypoints, keypoint_scores = decode(self.heatmaps(pyramid, flat_boxes, image_index), flat_boxes)
+
+        def at_their_places(values: tf.Tensor) -> tf.Tensor:
+            """[N, ...] → [B, D, ...], zeros where nobody was found."""
+            if looked_at is not None:
+                shape = tf.concat([tf.shape(found), values.shape[1:]], axis=0)
+                values = tf.scatter_nd(looked_at[:, tf.newaxis], values, shape)
+            values = tf.where(tf.reshape(found, [-1, *[1] * (values.shape.rank - 1)]), values, 0.0)
+            return tf.reshape(values, [-1, self.config.inference.max_detections, *values.shape[1:]])
+
         return {
             "num_detections": number,
             "boxes": boxes,
             "scores": scores,
-            "keypoints": tf.where(
-                found[..., tf.newaxis, tf.newaxis], tf.reshape(keypoints, [-1, count, num_keypoints, 2]), 0.0
-            ),
-            "keypoint_scores": tf.where(found[..., tf.newaxis], tf.reshape(keypoint_scores, [-1, count, num_keypoints]), 0.0),
+            "keypoints": at_their_places(keypoints),
+            "keypoint_scores": at_their_places(keypoint_scores),
         }
 
     def losses(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[dict[str, Loss], dict[str, tf.Tensor]]:
@@ -191,6 +205,17 @@ def _image_index(boxes: tf.Tensor) -> tf.Tensor:
     """For boxes [B, N, 4] that are flattened, the picture of each: int32 [B · N]."""
     batch, number = boxes.shape[0] or tf.shape(boxes)[0], boxes.shape[1]
     return tf.repeat(tf.range(batch), number)
+
+
+def _first_places(found: tf.Tensor) -> tf.Tensor:
+    """Of places [P] those where somebody was found, int32 [N], filled up with others to a multiple of `PEOPLE_AT_ONCE`.
+
+    Never none: oneDNN's convolutions refuse an empty batch.
+    """
+    places = tf.size(found)
+    number = tf.reduce_sum(tf.cast(found, tf.int32))
+    filled_up = tf.maximum(-(-number // PEOPLE_AT_ONCE), 1) * PEOPLE_AT_ONCE
+    return tf.math.top_k(tf.cast(found, tf.int32), places).indices[: tf.minimum(filled_up, places)]
 
 
 def pack_positives(rois: dict[str, tf.Tensor], keypoints: tf.Tensor, capacity: int) -> dict[str, tf.Tensor]:

@@ -191,6 +191,6 @@ class ServingModule(tf.Module):
             ]
         size = tf.tile(tf.stack([height, width])[None], [tf.maximum(count, 1), 1])
         canvas = tf.pad(images, padding) if padding else images
-        found = self.model.detect(canvas, size, self._decode)
+        found = self.model.detect(canvas, size, self._decode, static_shapes=isinstance(count, int))
         answers = own_pixels(found, tf.ones_like(size, tf.float32), size, self._keypoint_offset)
         return answers if isinstance(count, int) else {name: value[:count] for name, value in answers.items()}

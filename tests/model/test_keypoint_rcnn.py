@@ -1,5 +1,8 @@
 """The whole model: the same answers however it is compiled and batched, and the ordinary cases in which nobody is there."""
 
+import dataclasses
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -37,11 +40,33 @@ def test_detections_are_the_same_in_every_graph(small_model, batch, how):
     expected = small_model.detect(batch["image"], batch["image_size"])
     late = [tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)]
     detect = tf.function(
-        small_model.detect, jit_compile=how == "compiled", input_signature=late if how == "known late" else None
+        functools.partial(small_model.detect, static_shapes=how == "compiled"),
+        jit_compile=how == "compiled",
+        input_signature=late if how == "known late" else None,
     )
     found = detect(batch["image"], batch["image_size"])
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(("threshold", "people", "looked_at"), [(0.0, 10, 10), (0.5125, 7, 8), (0.9, 0, 8)])
+def test_keypoints_are_sought_of_those_alone_who_are_found(small_model, batch, monkeypatch, threshold, people, looked_at):
+    """As many as there are places, some, and none: the same answer as from looking everywhere."""
+    inference = dataclasses.replace(small_model.config.inference, score_threshold=threshold)
+    monkeypatch.setattr(small_model, "config", dataclasses.replace(small_model.config, inference=inference))
+    expected = small_model.detect(batch["image"], batch["image_size"], static_shapes=True)
+    assert int(tf.reduce_sum(expected["num_detections"])) == people
+    heatmaps, numbers = small_model.heatmaps, []
+
+    def counted(pyramid, boxes, image_index):
+        numbers.append(len(boxes))
+        return heatmaps(pyramid, boxes, image_index)
+
+    monkeypatch.setattr(small_model, "heatmaps", counted)
+    found = small_model.detect(batch["image"], batch["image_size"])
+    assert numbers == [looked_at]
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
 
 
 def test_a_picture_does_not_depend_on_its_company(small_model, batch):
