@@ -168,15 +168,18 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
 
     @tf.custom_gradient
     def average(flat: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        def of_chunk(chunk: tf.Tensor) -> tf.Tensor:
-            def add(sample: tf.Tensor, pooled: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def of_chunk(chunk: tf.Tensor, pooled: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            def add(sample: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 taken = [tf.cast(_take(flat, *neighbour), tf.float32) for neighbour in neighbours(chunk, sample)]
-                return sample + 1, pooled + tf.add_n(taken)
+                return sample + 1, total + tf.add_n(taken)
 
-            start = (0, tf.zeros([length, resolution, resolution, channels]))
-            return tf.while_loop(lambda sample, _: sample < most[chunk], add, start)[1]
+            total = tf.while_loop(lambda sample, _: sample < most[chunk], add, (0, pooled[chunk]))[1]
+            return chunk + 1, tf.tensor_scatter_nd_update(pooled, [[chunk]], total[tf.newaxis])
 
-        pooled = tf.map_fn(of_chunk, tf.range(chunks), fn_output_signature=tf.float32)  # [chunks, Q, S, S, C]
+        # A zero that is not known beforehand: a constant of this size would be stored in every TFLite file.
+        zero = tf.cast(tf.minimum(most[0], 0), tf.float32)
+        pooled = tf.fill([chunks, length, resolution, resolution, channels], zero)
+        pooled = tf.while_loop(lambda chunk, _: chunk < chunks, of_chunk, (0, pooled))[1]
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             upstream = tf.cast(upstream, tf.float32)
