@@ -1,117 +1,83 @@
-"""COCO's box and keypoint figures, with or without a model. The figures are pycocotools' own.
+"""How good answers are: COCO's box and keypoint figures, each joint's error, and left and right confused.
 
-Ground truth is the JSON as it is; predictions are in pixels of the pictures.
+Ground truth is the JSON as it is; predictions are in pixels of the pictures. Pictures are looked at one after the other, and
+only what was matched is kept: the memory does not depend on how many people are found.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from model.json_files import read_json, write_json
-from model.predictor import People, Predictor, open_model
+from model.coco_figures import CocoFigures
+from model.coco_results import Result, read_results, results_to_coco
+from model.evaluation_table import table
+from model.ground_truth import GroundTruth, read_ground_truth
+from model.json_files import write_json
+from model.keypoint_errors import KeypointErrors
+from model.predictor import Predictor, open_model
 from pipeline import records
 from pipeline.command import Progress, UserError
 from pipeline.data_set import DataSet, open_data_set
 from pipeline.skeleton import Skeleton
 
-BOX_FIGURES = (
-    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
-)  # fmt: skip
-KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
 PICTURES_AT_ONCE = 64  # bounds the memory: so many encoded pictures are held while they are sorted into batches
 
-Figures = dict[str, dict[str, Any]]
-Result = dict[str, Any]
+Figures = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class GroundTruth:
-    """The part of an annotation file that the figures need."""
-
-    path: str
-    images: tuple[Mapping[str, Any], ...]
-    persons: tuple[Mapping[str, Any], ...]  # of the one category, crowds included
-    category: Mapping[str, Any]
-
-    def skeleton(self, sigmas: Sequence[float] | None = None) -> Skeleton:
-        return Skeleton.from_category(self.category, sigmas=sigmas)
-
-
-def read_ground_truth(path: str | Path, category: str | None = None) -> GroundTruth:
-    """Reads a COCO keypoint file.
+class Evaluation:
+    """Compares answers with annotations, picture by picture.
 
     Args:
-      path: of the JSON.
-      category: the name of the one that counts; by default the one that has keypoints.
-
-    Raises:
-      UserError: no such file, not COCO JSON, no such category.
+      truth: the annotations.
+      skeleton: its sigmas and twins are used.
     """
-    value = read_json(path)
-    if not isinstance(value, dict) or not all(isinstance(value.get(k), list) for k in ("images", "annotations", "categories")):
-        raise UserError(f"{path}: not a COCO annotation file: it needs the lists images, annotations and categories")
-    named = [c for c in value["categories"] if (c.get("name") == category if category else c.get("keypoints"))]
-    if len(named) > 1 and category is None:
-        named = [c for c in named if c.get("name") == "person"]
-    if len(named) != 1:
-        names, what = [c.get("name") for c in value["categories"]], f"named {category!r}" if category else "with keypoints"
-        raise UserError(f"{path}: {len(named)} categories {what} among {names}; one is needed (person_keypoints_*.json)")
-    size = 3 * len(named[0].get("keypoints") or ())
-    persons = []
-    for place, annotation in enumerate(value["annotations"]):
-        try:
-            if annotation["category_id"] != named[0]["id"]:
-                continue
-            keypoints = annotation.get("keypoints") or [0] * size
-            box = [float(x) for x in annotation["bbox"]]
-            if len(keypoints) != size or len(box) != 4:
-                raise ValueError(f"{len(keypoints)} numbers in keypoints (must be {size}), {len(box)} in bbox (must be 4)")
-            persons.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": annotation["category_id"],
-                    "bbox": box,
-                    "area": box[2] * box[3] if annotation.get("area") is None else float(annotation["area"]),
-                    "iscrowd": int(annotation.get("iscrowd") or 0),
-                    "keypoints": keypoints,
-                    "num_keypoints": int(annotation.get("num_keypoints", sum(v > 0 for v in keypoints[2::3]))),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: annotations[{place}] is broken ({error!r}); correct or remove it") from None
-    return GroundTruth(str(path), tuple(value["images"]), tuple(persons), named[0])
 
+    def __init__(self, truth: GroundTruth, skeleton: Skeleton) -> None:
+        if len(truth.category.get("keypoints") or ()) != skeleton.num_keypoints:
+            raise UserError(f"{truth.path}: its persons do not have the {skeleton.num_keypoints} keypoints of the model")
+        self._truth = truth
+        self._figures = {kind: CocoFigures(kind, truth.category, skeleton.sigmas) for kind in ("keypoints", "bbox")}
+        self._swapped_back = CocoFigures("keypoints", truth.category, skeleton.sigmas)
+        self._errors = KeypointErrors(skeleton)
+        self._counts = dict.fromkeys(("images", "persons", "persons_with_keypoints", "crowds", "results"), 0)
 
-def results_to_coco(image_id: int, people: People, category_id: int, **more: Any) -> list[Result]:
-    """One picture's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
-    results = []
-    for box, score, points, point_scores in zip(
-        people.boxes.tolist(), people.scores.tolist(), people.keypoints.tolist(), people.keypoint_scores.tolist(), strict=True
-    ):
-        x0, y0, x1, y1 = box
-        flat = [v for (x, y), s in zip(points, point_scores, strict=True) for v in (round(x, 3), round(y, 3), round(s, 6))]
-        results.append(
-            {
-                "image_id": image_id,
-                **more,
-                "category_id": category_id,
-                "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
-                "score": round(score, 6),
-                "keypoints": flat,
-            }
-        )
-    return results
+    def add(self, pictures: Iterable[tuple[int, list[Result]]]) -> None:
+        """Takes pictures, each once: id, and the results of the annotations' category in it, which may be none."""
+        for image_id, results in pictures:
+            persons = self._truth.by_image.get(image_id, ())
+            for figures in self._figures.values():
+                figures.add([image_id], persons, results)
+            self._swapped_back.add([image_id], persons, self._errors.add(persons, results))
+            single = [person for person in persons if not person["iscrowd"]]
+            self._counts["images"] += 1
+            self._counts["persons"] += len(single)
+            self._counts["persons_with_keypoints"] += sum(person["num_keypoints"] > 0 for person in single)
+            self._counts["crowds"] += len(persons) - len(single)
+            self._counts["results"] += len(results)
+
+    def figures(self) -> Figures:
+        """What `evaluate` returns. Nothing can be added afterwards."""
+        figures: Figures = {kind: of_kind.figures() for kind, of_kind in self._figures.items()}
+        swapped_back = self._swapped_back.figures()
+        twins = self._errors.twins()
+        return {
+            **figures,
+            "counts": self._counts,
+            "joints": self._errors.joints(),
+            "twins": twins,
+            "swapped_back": {
+                "pairs": sum(pair["swapped_back"] for pair in twins),
+                "keypoints": swapped_back,
+                "AP_gain": swapped_back["AP"] - figures["keypoints"]["AP"],
+            },
+        }
 
 
 def evaluate(
@@ -133,47 +99,41 @@ def evaluate(
       progress: whether to show it.
 
     Returns:
-      "keypoints": the ten figures, "bbox": the twelve, "counts".
+      `keypoints`: COCO's ten figures, `bbox`: its twelve, by name; `counts`; `joints` and `twins` as `KeypointErrors` has them;
+      `swapped_back`: how many `pairs` of confused twins were, COCO's figures `keypoints` after that, and the `AP_gain`.
 
     Raises:
       UserError: another keypoint set than the model's; a picture of the split that the annotations do not know.
     """
     truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, data_set.skeleton.category)
-    _check_known(truth, data_set.index(split)["image_id"].tolist())  # before the work
-    skeleton = data_set.skeleton if sigmas is None else dataclasses.replace(data_set.skeleton, sigmas=tuple(sigmas))
-    results, image_ids = predict_split(predictor, data_set, split, progress=progress)
-    return evaluate_results(truth, results, skeleton, image_ids)
+    truth.check_known(data_set.index(split)["image_id"].tolist())  # before the work
+    evaluation = Evaluation(truth, _with_sigmas(data_set.skeleton, sigmas))
+    evaluation.add(predict_split(predictor, data_set, split, truth.category["id"], progress=progress))
+    return evaluation.figures()
 
 
-def _check_known(truth: GroundTruth, image_ids: Iterable[int]) -> None:
-    if unknown := set(image_ids) - {image["id"] for image in truth.images}:
-        raise UserError(
-            f"{truth.path}: has no image with id {min(unknown)}; give the annotations that the records were made of"
-        )
+def _with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton:
+    return skeleton if sigmas is None else dataclasses.replace(skeleton, sigmas=tuple(sigmas))
 
 
 def predict_split(
-    predictor: Predictor, data_set: DataSet, split: str, *, progress: bool = True
-) -> tuple[list[Result], list[int]]:
-    """The people in all pictures of a split, as COCO results, and the ids of the pictures."""
+    predictor: Predictor, data_set: DataSet, split: str, category_id: int, *, progress: bool = True
+) -> Iterator[tuple[int, list[Result]]]:
+    """All pictures of a split: id, and the people in it as COCO results."""
     theirs, ours = data_set.skeleton.keypoints, predictor.skeleton.keypoints
     if theirs != ours:
         raise UserError(
             f"--data_dir={data_set.folder} has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: "
             "they must be the same; make records of the model's keypoint set"
         )
-    results: list[Result] = []
-    image_ids: list[int] = []
     title, total = f"evaluate {split}", len(data_set.index(split))
     with Progress(total, title, "picture") if progress else contextlib.nullcontext() as shown:
         for chunk in _chunks(data_set, split):
             found = predictor.predict([encoded for _, encoded in chunk], [f"{split} picture {i}" for i, _ in chunk])
             for (image_id, _), people in zip(chunk, found, strict=True):
-                results += results_to_coco(image_id, people, data_set.category_id)
-                image_ids.append(image_id)
+                yield image_id, results_to_coco(image_id, people, category_id)
             if shown is not None:
                 shown.advance(len(chunk))
-    return results, image_ids
 
 
 def _chunks(data_set: DataSet, split: str) -> Iterator[list[tuple[int, bytes]]]:
@@ -194,92 +154,28 @@ def evaluate_results(
     skeleton: Skeleton | None = None,
     image_ids: Sequence[int] | None = None,
 ) -> Figures:
-    """COCO's figures of results, without a model.
+    """The same of results, without a model.
 
     Args:
       annotations: COCO JSON.
       results: entries in COCO's results format (or their file); there may be none. Those of other categories do not count.
-      skeleton: its sigmas are used; by default the one of the JSON with COCO's sigmas.
+      skeleton: its sigmas and twins are used; by default the one of the JSON with COCO's sigmas.
       image_ids: the pictures that count; by default all of the JSON.
+
+    Returns:
+      What `evaluate` returns.
 
     Raises:
       UserError: a broken file or entry, an entry or id of a picture that the annotations do not know.
     """
     truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations)
     skeleton = skeleton or truth.skeleton()
-    known = {image["id"] for image in truth.images}
-    counted = known if image_ids is None else set(image_ids)
-    _check_known(truth, counted)
-    where = str(results) if isinstance(results, str | Path) else "results"
-    entries = read_json(results) if isinstance(results, str | Path) else results
-    category_id = truth.category["id"]
-    found = _checked_results(entries, where, known, 3 * skeleton.num_keypoints, category_id)
-    persons = [person for person in truth.persons if person["image_id"] in counted]
-    count_found = sum(result["image_id"] in counted for result in found)
-    gt, dt = _coco(truth.images, truth.persons, truth.category), _coco(truth.images, found, truth.category)
-    figures: Figures = {}
-    for kind, names in (("keypoints", KEYPOINT_FIGURES), ("bbox", BOX_FIGURES)):
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools narrates
-            evaluation = COCOeval(gt, dt, kind)
-            evaluation.params.imgIds = sorted(counted)
-            evaluation.params.catIds = [category_id]
-            if kind == "keypoints":
-                evaluation.params.kpt_oks_sigmas = np.array(skeleton.sigmas)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        figures[kind] = {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
-    figures["counts"] = {
-        "images": len(counted),
-        "persons": sum(not person["iscrowd"] for person in persons),
-        "persons_with_keypoints": sum(not person["iscrowd"] and person["num_keypoints"] > 0 for person in persons),
-        "crowds": sum(person["iscrowd"] for person in persons),
-        "results": count_found,
-    }
-    return figures
-
-
-def _checked_results(entries: Any, where: str, known: set[int], size: int, category_id: int) -> list[Result]:
-    """Copies of the entries with what pycocotools' `loadRes` adds; that one refuses an empty list."""
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise UserError(f"{where}: COCO results are a list of entries")
-    found = []
-    for place, entry in enumerate(entries):
-        try:
-            image_id, box, keypoints = entry["image_id"], [float(x) for x in entry["bbox"]], entry["keypoints"]
-            score, its_category = float(entry["score"]), entry["category_id"]
-            if len(box) != 4 or len(keypoints) != size:
-                raise ValueError(f"{len(keypoints)} numbers in keypoints (must be {size}), {len(box)} in bbox (must be 4)")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: entry {place} is broken ({error!r}); see COCO's results format") from None
-        if image_id not in known:
-            raise UserError(f"{where}: entry {place} is of image {image_id}, which the annotations do not have")
-        if its_category == category_id:
-            found.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "keypoints": keypoints,
-                    "score": score,
-                }
-            )
-    return found
-
-
-def _coco(images: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]], category: Mapping[str, Any]) -> COCO:
-    """Entries numbered from 1: pycocotools takes an annotation of id 0 for no match. It writes into its input, so copies."""
-    coco = COCO()
-    coco.dataset = {
-        "images": list(images),
-        "annotations": [{**entry, "id": number} for number, entry in enumerate(entries, 1)],
-        "categories": [category],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+    counted = truth.image_ids if image_ids is None else image_ids
+    truth.check_known(counted)
+    found = read_results(results, frozenset(truth.image_ids), truth.category["id"], skeleton.num_keypoints)
+    evaluation = Evaluation(truth, skeleton)
+    evaluation.add((image_id, found.of(image_id)) for image_id in sorted(set(counted)))
+    return evaluation.figures()
 
 
 def evaluate_files(
@@ -290,43 +186,36 @@ def evaluate_files(
     split: str = "val",
     results: str | None = None,
     sigmas: Sequence[float] | None = None,
+    decoder: str = "fast",
     output_dir: str | None = None,
 ) -> str:
     """The command `model.evaluate`: a model over records, or a file of results. Returns what to print.
+
+    With results, the records say which pictures count, and what the keypoint set is; they may be left out.
 
     Raises:
       UserError: neither or both of model and results, and all that the functions above refuse.
     """
     if (model is None) == (results is None):
         raise UserError("--model (with --data_dir) or --results: give one of them")
-    if results is not None:
-        truth = read_ground_truth(annotations)
-        figures = evaluate_results(truth, results, truth.skeleton(sigmas))
-        title = f"{results} against {annotations}"
-    else:
-        if data_dir is None:
+    data_set = None if data_dir is None else open_data_set(data_dir)
+    if model is not None:
+        if data_set is None:
             raise UserError("--data_dir: --model needs the folder of records that it shall look at")
-        assert model is not None
-        figures = evaluate(open_model(model), open_data_set(data_dir), split, annotations, sigmas=sigmas)
+        figures = evaluate(open_model(model, decoder=decoder), data_set, split, annotations, sigmas=sigmas)
         title = f"{model} on {split} of {data_dir}"
+    else:
+        assert results is not None
+        if decoder != "fast":
+            raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
+        truth = read_ground_truth(annotations, None if data_set is None else data_set.skeleton.category)
+        skeleton = truth.skeleton(sigmas) if data_set is None else _with_sigmas(data_set.skeleton, sigmas)
+        image_ids = None if data_set is None else data_set.index(split)["image_id"].tolist()
+        figures = evaluate_results(truth, results, skeleton, image_ids)
+        title = f"{results} against {annotations}"
     lines = [title, "", table(figures)]
     if output_dir is not None:
         path = Path(output_dir) / f"evaluation-{split}.json"
         write_json(path, {**figures, "model": model, "results": results, "annotations": annotations, "split": split})
         lines += ["", f"written: {path}"]
-    return "\n".join(lines)
-
-
-def table(figures: Figures) -> str:
-    """The figures for reading; −1 stands for "no such person in the annotations", shown as a dash."""
-    counts = figures["counts"]
-    lines = [
-        f"{counts['images']} pictures, {counts['persons']} persons, {counts['persons_with_keypoints']} with keypoints, "
-        f"{counts['crowds']} crowds; {counts['results']} people found"
-    ]
-    for kind, title in (("keypoints", "keypoints"), ("bbox", "boxes")):
-        for which in ("AP", "AR"):
-            names = [name for name in figures[kind] if name.startswith(which)]
-            cells = [f"{name} {figures[kind][name]:.3f}" if figures[kind][name] >= 0 else f"{name} –" for name in names]
-            lines.append(f"{title if which == 'AP' else '':<10} " + " ".join(f"{cell:<16}" for cell in cells).rstrip())
     return "\n".join(lines)

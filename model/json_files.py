@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.command import UserError
 from pipeline.files import write_file
+
+NO_SPACE = re.compile(r"\S")
 
 
 def read_json(path: str | Path) -> Any:
@@ -16,8 +20,48 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a JSON file") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def iterate_list(path: str | Path) -> Iterator[Any]:
+    """The entries of a JSON file that is one list, made one after the other: together they would take many times its size.
+
+    Raises:
+      UserError: no such file, no JSON, no list.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        place = _next(text, 0)
+        if text[place] != "[":
+            raise UserError(f"{path}: must be a JSON list of entries")
+        place = _next(text, place + 1)
+        separator = "]" if text[place] == "]" else ","
+        while separator == ",":
+            entry, place = json.JSONDecoder().raw_decode(text, place)
+            yield entry
+            place = _next(text, place)
+            separator = text[place]
+            if separator == ",":
+                place = _next(text, place + 1)
+        if separator != "]" or text[place + 1 :].strip():
+            raise ValueError(f"unexpected {text[place : place + 20]!r} after an entry")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a JSON file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    except IndexError:
+        raise UserError(f"{path}: not JSON (it ends within the list)") from None
+
+
+def _next(text: str, place: int) -> int:
+    """The first place from `place` on that holds no white space; the end of the text where there is none."""
+    found = NO_SPACE.search(text, place)
+    return found.start() if found else len(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image
 
+from model.coco_results import Result, results_to_coco
 from model.draw import drawn_people
-from model.evaluation import Result, results_to_coco
 from model.json_files import write_json
 from model.predictor import People, Predictor
 from pipeline import image

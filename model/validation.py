@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from model.draw import drawn_people, side_by_side
-from model.evaluation import Figures, evaluate, read_ground_truth
+from model.evaluation import Figures, evaluate
+from model.ground_truth import read_ground_truth
 from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import MetricsLog
 from model.predictor import Predictor, model_predictor

@@ -30,7 +30,7 @@ FLAGS = {
         "precision", "save_every", "eval_split", "eval_annotations", "eval_every",
     ),
     "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
-    "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "output_dir"),
+    "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "sigmas", "decoder", "output_dir"),
     "model.predict": (
         "model", "input", "output_dir", "score_threshold", "draw", "decoder", "short_edge", "max_edge",
     ),
@@ -132,6 +132,15 @@ WRONG_INPUTS = {
     ),
     "evaluate: empty folder": (
         "model.evaluate", ("--model=empty", "--data_dir=empty", "--annotations=one_picture.json"), "empty",
+    ),
+    "evaluate: results that are none": (
+        "model.evaluate", ("--annotations=one_picture.json", "--results=one_picture.json"), "must be a JSON list",
+    ),
+    "evaluate: missing results": (
+        "model.evaluate", ("--annotations=one_picture.json", "--results=nowhere.json"), "nowhere.json",
+    ),
+    "evaluate: sigmas that are none": (
+        "model.evaluate", ("--annotations=one_picture.json", "--results=a_list.json", "--sigmas=0.1,x"), "--sigmas=0.1,x",
     ),
     "predict: missing model": ("model.predict", ("--model=nowhere", "--input=one.png", "--output_dir=out"), "nowhere"),
     "predict: no such decoder": (

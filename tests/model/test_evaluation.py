@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -14,8 +15,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from model.coco_results import results_to_coco
 from model.config import TINY
-from model.evaluation import evaluate, evaluate_files, evaluate_results, read_ground_truth, results_to_coco, table
+from model.evaluation import evaluate, evaluate_files, evaluate_results
+from model.evaluation_table import table
+from model.ground_truth import read_ground_truth
 from model.mean_pose import mean_pose, mean_pose_baseline
 from model.predictor import Answer, People, Predictor
 from pipeline import records
@@ -137,6 +141,9 @@ def test_pictures_that_do_not_count(annotations: Path) -> None:
         ({"keypoints": [1, 2, 3]}, "3 numbers in keypoints"),
         ({"bbox": "wide"}, "entry 0 is broken"),
         ({"score": None}, "entry 0 is broken"),
+        ({"score": float("nan")}, "entry 0 is broken .*infinite or none"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "entry 0 is broken .*infinite or none"),
+        ({"image_id": "one"}, "entry 0 is of image 'one'"),
     ],
 )
 def test_broken_results_are_named(annotations: Path, change: dict[str, Any], message: str) -> None:
@@ -159,6 +166,9 @@ def test_broken_annotations_are_named(tmp_path: Path) -> None:
             read_ground_truth(path, "cat")
     path.write_text(json.dumps(ground_truth() | {"annotations": [{"category_id": 7, "image_id": 1}]}))
     with pytest.raises(UserError, match=r"annotations\[0\] is broken"):
+        read_ground_truth(path)
+    path.write_text(json.dumps(ground_truth() | {"images": [{"id": 1}, {"id": "two"}]}))
+    with pytest.raises(UserError, match=r"images\[1\] has the id 'two'; it must be a whole number"):
         read_ground_truth(path)
 
 
@@ -185,12 +195,33 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
     results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
     text = evaluate_files(annotations=str(annotations), results=str(results), output_dir=str(tmp_path / "out"))
     assert "AP 1.000" in text and "evaluation-val.json" in text
+    assert "left_eye / right_eye" in text and "0 pairs swapped back: keypoint AP 1.000, +0.000" in text
     written = json.loads((tmp_path / "out" / "evaluation-val.json").read_text())
     assert written["keypoints"]["AP"] == pytest.approx(1.0)
+    assert written["joints"]["nose"] == {"labelled": 4, "found": 4, "mean_error": 0.0, "median_error": 0.0, "hit": 1.0}
+    assert written["joints"]["right_eye"]["labelled"] == written["twins"][0]["compared"] == 0
+    assert written["swapped_back"]["AP_gain"] == 0
     with pytest.raises(UserError, match="give one of them"):
         evaluate_files(annotations=str(annotations))
     with pytest.raises(UserError, match="--data_dir"):
         evaluate_files(annotations=str(annotations), model="x")
+    with pytest.raises(UserError, match="--decoder=reference"):
+        evaluate_files(annotations=str(annotations), results=str(results), decoder="reference")
+
+
+def test_results_of_a_split_of_records(
+    data_set: DataSet, annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records limit the pictures, and give the keypoint set: sigmas and twins that the JSON does not have."""
+    pairs, sigmas = [("nose", "left_eye")], (0.5, 0.5, 0.5)
+    other = data_set.skeleton.from_category(CATEGORY, flip_pairs=pairs, sigmas=sigmas)
+    monkeypatch.setattr("model.evaluation.open_data_set", lambda folder: dataclasses.replace(data_set, skeleton=other))
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
+    evaluate_files(annotations=str(annotations), results=str(results), data_dir="records", output_dir=str(tmp_path))
+    written = json.loads((tmp_path / "evaluation-val.json").read_text())
+    assert written["counts"]["images"] == 3 and written["counts"]["results"] == 3
+    assert [pair["joints"] for pair in written["twins"]] == [["nose", "left_eye"]]
 
 
 def test_another_keypoint_set_is_refused(data_set: DataSet, annotations: Path) -> None:

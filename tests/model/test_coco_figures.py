@@ -1,0 +1,112 @@
+"""The figures are pycocotools', whatever the order of the pictures, and the memory is that of the matches."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from model.coco_figures import FIGURES, CocoFigures
+from model.evaluation import Evaluation
+from model.ground_truth import GroundTruth
+from pipeline.skeleton import COCO_SIGMAS, Skeleton
+
+CATEGORY = {"id": 3, "name": "person", "keypoints": ["a", "b", "c"], "skeleton": []}
+SIGMAS = (0.05, 0.1, 0.2)
+
+
+def pycocotools_figures(kind: str, image_ids: list[int], persons: list[Any], results: list[Any]) -> dict[str, float]:
+    def coco(entries: list[Any]) -> COCO:
+        made = COCO()
+        made.dataset = {
+            "images": [{"id": i} for i in image_ids],
+            "annotations": [dict(entry) for entry in entries],
+            "categories": [CATEGORY],
+        }
+        made.createIndex()
+        return made
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it narrates
+        as_annotations = [
+            {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+            for number, result in enumerate(results, 1)
+        ]
+        evaluation = COCOeval(coco(persons), coco(as_annotations), kind)
+        evaluation.params.kpt_oks_sigmas = np.array(SIGMAS)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(FIGURES[kind], evaluation.stats.tolist(), strict=True))
+
+
+def random_case(seed: int) -> tuple[list[int], list[Any], list[Any]]:
+    """Few pictures with crowds, persons without keypoints or area, equal scores, and more results than count."""
+    rng = np.random.default_rng(seed)
+    image_ids = list(range(0, 5 * int(rng.integers(1, 5)), 5))
+    persons: list[Any] = []
+    results: list[Any] = []
+    for image_id in image_ids:
+        for _ in range(rng.integers(0, 4)):
+            box = np.concatenate([rng.uniform(0, 200, 2), rng.uniform(1, 150, 2)])
+            visibility = rng.integers(0, 3, 3) * (rng.random() > 0.2)
+            points = np.where(visibility[:, None] > 0, box[:2] + rng.random((3, 2)) * box[2:], 0)
+            area = 0.0 if rng.random() < 0.05 else float(box[2] * box[3] * rng.uniform(0.3, 1))
+            entry = {"image_id": image_id, "category_id": 3, "bbox": box.tolist(), "area": area, "id": len(persons) + 1}
+            entry |= {"iscrowd": int(rng.random() < 0.15), "num_keypoints": int((visibility > 0).sum())}
+            persons.append(entry | {"keypoints": np.c_[points, visibility].ravel().tolist()})
+            for _ in range(rng.integers(0, 9)):
+                noise = rng.normal(0, 10 * rng.random(), (3, 2))
+                result = {"image_id": image_id, "category_id": 3, "score": float(rng.integers(1, 6)) / 5}
+                result["bbox"] = np.concatenate([box[:2] + rng.normal(0, 5, 2), box[2:] * rng.uniform(0.7, 1.4, 2)]).tolist()
+                results.append(result | {"keypoints": np.c_[points + noise, np.ones(3)].ravel().tolist()})
+    return image_ids, persons, results
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_figures_are_pycocotools_in_any_order_of_pictures(kind: str, seed: int) -> None:
+    image_ids, persons, results = random_case(seed)
+    figures = CocoFigures(kind, CATEGORY, SIGMAS)
+    for image_id in random.Random(seed).sample(image_ids, len(image_ids)):
+        theirs, found = ([entry for entry in entries if entry["image_id"] == image_id] for entries in (persons, results))
+        figures.add([image_id], theirs, found)
+    assert figures.figures() == pytest.approx(pycocotools_figures(kind, image_ids, persons, results), abs=1e-9)
+
+
+def resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells no process its memory (/proc)")
+def test_memory_does_not_grow_with_the_people_found() -> None:
+    """As many people in each picture as a model may find: they would take half a gigabyte as Python entries."""
+    pictures, people = 2000, 100
+    skeleton = Skeleton.from_category({"name": "person", "keypoints": list(COCO_SIGMAS), "skeleton": []})
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_SIGMAS)}
+    truth = GroundTruth("synthetic", tuple(range(pictures)), (), category)
+    evaluation = Evaluation(truth, skeleton)
+    rng = np.random.default_rng(0)
+
+    def picture(image_id: int) -> tuple[int, list[dict[str, Any]]]:
+        boxes, points = rng.uniform(1, 300, (people, 4)), rng.uniform(0, 600, (people, 51))
+        return image_id, [
+            {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": keypoints}
+            for box, score, keypoints in zip(boxes.tolist(), rng.random(people).tolist(), points.tolist(), strict=True)
+        ]
+
+    evaluation.add(picture(i) for i in range(100))
+    before = resident_megabytes()
+    evaluation.add(picture(i) for i in range(100, pictures))
+    assert resident_megabytes() - before < 80
+    assert evaluation.figures()["counts"]["results"] == pictures * people
