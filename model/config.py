@@ -171,7 +171,7 @@ TINY = Config(
     backbone=BackboneConfig(blocks=(1, 1, 2, 2), width=16, norm="group", fpn_channels=32),
     rpn=RpnConfig(top_k_train=200, top_k_test=200, proposals_train=200, proposals_test=100),
     box_head=BoxHeadConfig(rois=32, sampling_ratio=1, convolutions=2, channels=128),
-    # Few RoIs: 6 a picture learned as fast as 10 (keypoint loss after 200 steps 6.27 and 6.28). Few and wide convolutions: after
+    # Few RoIs: 6 a picture learned as fast as 10 (keypoint loss after 200 steps 6.27 and 6.28). Few, wide convolutions: after
     # 934 steps the keypoint loss was 4.10 with three of 128 channels, 4.27 with four of 64, 4.46 with six of 64.
     keypoint_head=KeypointHeadConfig(rois=5, sampling_ratio=1, convolutions=3, channels=128),
     train=TrainConfig(
