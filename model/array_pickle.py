@@ -1,8 +1,8 @@
 """Reads pickles that hold arrays, numbers, text and containers of these, and refuses every other one; nothing in them is run.
 
 `pickle.Unpickler` looks up whatever function a file names and calls it. Here the file's instructions are taken apart by
-`pickletools.genops`, which executes nothing, and followed by a machine that knows the dozen of them that arrays need. Names
-of functions are looked up in a table of our own, so no import, no attribute and no method of any object can be reached.
+`pickletools.genops`, which executes nothing, and followed by a machine that knows those of them that arrays need. Names of
+functions are looked up in a table of our own, so no import, no attribute and no method of any object can be reached.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_INT64 = 2**63
 MAX_INSTRUCTIONS = 1_000_000  # a ResNet-101 with its optimizer has some 20,000; bounds the time that a hostile file can take
 
 
@@ -79,7 +80,7 @@ def as_bytes(data: Any) -> bytes | bytearray:
 
 def checked_sizes(shape: Any) -> tuple[int, ...]:
     """A shape, or strides. Raises: RefusedError where it is no short tuple of integers from 0."""
-    if not isinstance(shape, tuple | list) or len(shape) > 32 or any(type(size) is not int or size < 0 for size in shape):
+    if not isinstance(shape, tuple | list) or len(shape) > 32 or not all(type(n) is int and 0 <= n < _INT64 for n in shape):
         raise RefusedError("an array's shape is not a tuple of sizes: damaged")
     return tuple(shape)
 
@@ -110,8 +111,9 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
 
 
 def _key(key: Any) -> Any:
-    # A tuple's hash is that of all that hangs on it: nested in itself, twice a level, it would take for ever.
-    if not isinstance(key, str | int | float | None):
+    # A tuple's hash is that of all that hangs on it: nested in itself, twice a level, it would take for ever. So would that of
+    # an integer of a hundred megabytes, again and again.
+    if not isinstance(key, str | int | float | None) or (isinstance(key, int) and not -_INT64 <= key < _INT64):
         raise RefusedError(f"a dictionary has a {type(key).__name__} for a key")
     return key
 
@@ -176,7 +178,7 @@ class _Machine:
 
     def __init__(self, names: Mapping[str, Known], persistent: Callable[[Any], Any] | None, budget: int) -> None:
         self._names, self._persistent = names, persistent
-        self._budget = budget  # bytes or entries that calls may make: a few instructions must not copy a large thing for ever
+        self._budget = budget  # bytes and entries that calls may be given: a large thing must not be copied over and over
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -280,18 +282,17 @@ class _Machine:
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Known) or function.call is None or type(arguments) is not tuple:
             raise RefusedError("refused: it calls what is no function")
-        made = function.call(*arguments)
-        self._spend(made)
-        return made
+        self._spend(arguments)
+        return function.call(*arguments)
 
-    def _spend(self, made: Any) -> None:
-        self._budget -= len(made) if isinstance(made, str | bytes | dict) else 0
+    def _spend(self, arguments: tuple[Any, ...]) -> None:
+        self._budget -= len(arguments) + sum(len(a) for a in arguments if isinstance(a, str | bytes | bytearray | list | tuple))
         if self._budget < 0:
             raise RefusedError("refused: it unfolds to many times its size")
 
     def _build(self, target: Any, state: Any) -> None:
-        if isinstance(target, Array | Dtype):
-            self._spend(state[-1])
+        if isinstance(target, Array | Dtype) and isinstance(state, tuple):
+            self._spend(state)
             target.set_state(state)
         elif type(target) is not dict:  # a state dict's `_metadata`, the versions of its layers, is left aside
             raise RefusedError(f"refused: it sets the state of a {type(target).__name__}")

@@ -188,7 +188,6 @@ def told(left_over: Sequence[str]) -> str:
     """One line of what a file has and this model has no use for; counters of batches are counted."""
     counters = [name for name in left_over if name.endswith("num_batches_tracked")]
     others = [name for name in left_over if name not in set(counters)]
-    parts = ([f"{len(counters)} × num_batches_tracked"] if counters else []) + [
-        re.sub(r"\s", " ", name[:80]) for name in others
-    ]
+    parts = [f"{len(counters)} × num_batches_tracked"] if counters else []
+    parts += [ascii(name)[1:-1][:80] for name in others]  # a file's names may hold anything
     return f"left over: {', '.join(parts)}" if parts else "nothing left over"

@@ -276,7 +276,28 @@ def encode_bomb() -> bytes:
     return b"\x80\x02" + text + b"c_codecs\nencode\nq\x03" + b"0h\x03h\x02Rq\x04" * 100_000 + b"."
 
 
+def pairs_bomb() -> bytes:
+    """A list of 100,000 equal pairs, made a dictionary 10,000 times."""
+    pairs = b"](" + b"K\x01K\x02\x86q\x00" + b"h\x00" * 100_000 + b"e\x85q\x010"
+    return b"\x80\x02" + pairs + b"ccollections\nOrderedDict\nq\x02" + b"0h\x02h\x01R" * 10_000 + b"."
+
+
+def integer(size: int) -> bytes:
+    """The instruction that makes an integer of `size` bytes."""
+    return b"\x8b" + struct.pack("<I", size) + b"\x7f" * size
+
+
+def array_of_shape(shape: bytes) -> bytes:
+    """A pickle of a float32 array whose shape is what the instructions `shape` leave on the stack."""
+    start = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+    return start + shape + b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R\x89U\x04abcdtb."
+
+
 BOMBS = {
+    "equal pairs": pairs_bomb(),
+    "large keys": b"\x80\x02}(" + integer(10**6) + b"q\x00" + b"K\x01" + b"h\x00K\x01" * 200_000 + b"u.",
+    "large sizes": array_of_shape(b"(" + integer(10**6) + b"q\x00" + b"h\x00" * 30 + b"t"),
+    "many dimensions": array_of_shape(b"(" + b"K\x01" * 40 + b"t"),
     "deep nesting": deep(100_000),
     "hash of a tuple": hash_bomb(),
     "many copies": encode_bomb(),
@@ -299,6 +320,11 @@ BOMBS = {
     "an empty dictionary": b"\x80\x02}.",
     "protocol 9": b"\x80\x09}.",
 }
+
+
+def test_the_array_of_the_bombs_is_an_array(tmp_path: Path) -> None:
+    (tmp_path / "weights.pkl").write_bytes(b"\x80\x02}U\x01w" + array_of_shape(b"K\x01\x85")[2:-1] + b"s.")
+    assert_equal(read_weights(tmp_path / "weights.pkl"), {"w": np.frombuffer(b"abcd", np.float32)})
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -162,16 +162,19 @@ def test_other_forms_of_the_same_file(form: str, tmp_path: Path) -> None:
 
 
 def test_the_directory_says_where_its_weights_come_from(tmp_path: Path) -> None:
-    state = torchvision_state() | {"backbone.body.bn1.num_batches_tracked": np.array(5), "extra": np.zeros(3, np.float32)}
+    state = torchvision_state() | {
+        "backbone.body.bn1.num_batches_tracked": np.array(5),
+        "extra\x1b[31m": np.zeros(3, np.float32),
+    }
     lines: list[str] = []
     import_model("torchvision", save(tmp_path / "w.pth", state), tmp_path / "model", report=lines.append)
-    assert "left over: 1 × num_batches_tracked, extra" in lines[-1]
+    assert r"left over: 1 × num_batches_tracked, extra\x1b[31m" in lines[-1]
     restored = load_model(tmp_path / "model").variables_by_path()
     np.testing.assert_array_equal(restored["backbone.bn1/gamma"], state["backbone.body.bn1.weight"])
     note = json.loads((tmp_path / "model" / NOTE_FILE).read_text())
     assert note["file"] == "w.pth" and note["source"] == "torchvision" and note["licence"] is None
     assert note["sha256"] == published_weights.digests(tmp_path / "w.pth").sha256
-    assert note["left_over"] == ["backbone.body.bn1.num_batches_tracked", "extra"]
+    assert note["left_over"] == ["backbone.body.bn1.num_batches_tracked", "extra\x1b[31m"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "w.pth"]
 
 
