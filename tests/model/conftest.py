@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from model.checkpoint import load_model
 from model.config import (
     TINY,
     BackboneConfig,
@@ -19,10 +22,12 @@ from model.config import (
     TrainConfig,
 )
 from model.keypoint_rcnn import KeypointRCNN
+from model.weight_import import import_model
 from pipeline import anchors
 from pipeline.data_config import DataConfig
 from pipeline.preparation import PERSON
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
+from tests.model.oracles import FAMILIES, WEIGHTS, Oracle
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +35,20 @@ def skeleton() -> Skeleton:
     return Skeleton.from_category(
         {"name": "person", "keypoints": list(COCO_SIGMAS), "skeleton": [[16, 14], [14, 12], [17, 15]]}
     )
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A family's answers and its model; the test is skipped where they are missing."""
+    folder = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[3] / "shared")) / "oracles" / request.param
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing (KEYPOINT_SHARED says where it is)")
+    model_dir = tmp_path_factory.mktemp(request.param) / "model"
+    import_model(request.param, folder / WEIGHTS[request.param], model_dir)
+    model = load_model(model_dir)
+    inference = dataclasses.replace(model.config.inference, short_edge=256, max_edge=448)
+    model.config = dataclasses.replace(model.config, inference=inference)
+    return Oracle(request.param, folder, model)
 
 
 @pytest.fixture(scope="session")
