@@ -124,9 +124,10 @@ def _first_of(source: Source, work: Path) -> Source:
     image = content["images"][0]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == image["id"]]
     content["images"] = [image]
-    folder = work / "first"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "images").mkdir(parents=True)
+    from benchmarks.measuring import fresh_folder
+
+    folder = fresh_folder(work / "first")
+    (folder / "images").mkdir()
     shutil.copy(source.images / image["file_name"], folder / "images")
     (folder / "annotations.json").write_text(json.dumps(content))
     return Source(folder / "images", folder / "annotations.json")
@@ -155,13 +156,11 @@ def _ways(source: Source, work: Path, count: int) -> list[Way]:
 
 def _run(way: Way, source: Source, one: Source, work: Path, sizes: dict[str, int]) -> tuple[Measured, Measured]:
     """A way's whole run, and its run on one picture; notes the size of what it wrote."""
-    from benchmarks.measuring import measure
+    from benchmarks.measuring import fresh_folder, measure
 
     measured = []
     for what in (one, source):
-        output = work / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        output.mkdir()
+        output = fresh_folder(work / "output")
         os.sync()  # what was written before is not to be paid for now
         values = {"{images}": what.images, "{annotations}": what.annotations, "{output}": output}
         filled = list(way.command)

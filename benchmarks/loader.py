@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -21,6 +20,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "coco", None, "Folder with annotations/ and train2017/; default: data/coco_sample in KEYPOINT_SHARED.", flag_values=FLAGS
 )
+flags.DEFINE_string("work_dir", "benchmark_data", "Folder for records and logs.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 2, "Images in a batch.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", 1, "Processor cores that each way may use.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 9, "How many turns each way has.", lower_bound=1, flag_values=FLAGS)
@@ -31,32 +31,32 @@ WAYS = {
     "bare_float": "(a′) decode_jpeg, cast, resize",
     "precomputed": "(b) this loader, precomputed anchors",
     "dense": "(c) this loader, dense matching",
+    "online": "(c′) this loader, cheap matching online",
 }
 
 
 def main(_: list[str]) -> None:
     from benchmarks.contest import Contestant, contest
-    from benchmarks.measuring import environment_python, machine, table, use_cores
+    from benchmarks.measuring import environment_python, fresh_folder, machine, table, use_cores
 
     coco = Path(FLAGS.coco or Path(os.environ.get("KEYPOINT_SHARED", "../shared")) / "data" / "coco_sample").resolve()
     batch_size = str(FLAGS.batch_size)
-    with tempfile.TemporaryDirectory(prefix="benchmark-loader-") as scratch:
-        folder = Path(scratch)
-        annotations = _with_keypoints(coco, folder)
-        data_dir = _records(annotations, coco / "train2017", folder)
-        use_cores(FLAGS.cores)
-        contestants = [
-            Contestant(name, [sys.executable, "-m", "benchmarks.loader_ways", way, str(data_dir), batch_size])
-            for way, name in WAYS.items()
-        ]
-        if torch := environment_python("torch"):
-            module = [str(torch), "-m", "benchmarks.loader_torchvision"]
-            arguments = [str(coco / "train2017"), str(annotations), batch_size, "2"]
-            contestants.append(Contestant("(d) torchvision, 2 workers", module + arguments))
-        if tf_models := environment_python("tf_models"):
-            module = [str(tf_models), "-m", "benchmarks.loader_tf_models"]
-            contestants.append(Contestant("(e) tf-models-official", [*module, f"{data_dir}/*.tfrecord-*", batch_size]))
-        results = contest(contestants, rounds=FLAGS.rounds, amount=FLAGS.images, logs=folder)
+    folder = fresh_folder(Path(FLAGS.work_dir) / "loader")
+    annotations = _with_keypoints(coco, folder)
+    data_dir = _records(annotations, coco / "train2017", folder)
+    use_cores(FLAGS.cores)
+    contestants = [
+        Contestant(name, [sys.executable, "-m", "benchmarks.loader_ways", way, str(data_dir), batch_size])
+        for way, name in WAYS.items()
+    ]
+    if torch := environment_python("torch"):
+        module = [str(torch), "-m", "benchmarks.loader_torchvision"]
+        arguments = [str(coco / "train2017"), str(annotations), batch_size, "2"]
+        contestants.append(Contestant("(d) torchvision, 2 workers", module + arguments))
+    if tf_models := environment_python("tf_models"):
+        module = [str(tf_models), "-m", "benchmarks.loader_tf_models"]
+        contestants.append(Contestant("(e) tf-models-official", [*module, f"{data_dir}/*.tfrecord-*", batch_size]))
+    results = contest(contestants, rounds=FLAGS.rounds, amount=FLAGS.images, logs=folder)
     rows = [
         [
             name,

@@ -5,6 +5,7 @@ Usage: python -m benchmarks.loader_ways WAY DATA_DIR BATCH_SIZE
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from benchmarks.contestant import serve
 from model.rpn import anchor_grid
 from pipeline import dataset, records
 from pipeline.anchors import AnchorConfig, resized_size
-from pipeline.data_config import DataConfig
+from pipeline.data_config import AnchorSource, DataConfig
 from pipeline.data_set import DataSet, open_data_set
 from pipeline.preparation import PERSON, Batch
 
@@ -40,9 +41,10 @@ def bare(data_set: DataSet, batch_size: int, *, cast: bool) -> tf.data.Dataset:
     return pictures.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-def ours(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
-    """What training reads: flips, precomputed anchors sampled, on six canvases."""
-    return dataset.training_batches(data_set, SPLIT, CONFIG, global_batch_size=batch_size, seed=0)
+def ours(data_set: DataSet, batch_size: int, anchors: AnchorSource) -> tf.data.Dataset:
+    """What training reads: flips, anchors sampled, on six canvases."""
+    config = dataclasses.replace(CONFIG, anchors=anchors)
+    return dataset.training_batches(data_set, SPLIT, config, global_batch_size=batch_size, seed=0)
 
 
 def dense(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
@@ -69,6 +71,7 @@ def dense(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
 
 def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> dict[str, tf.Tensor]:
     """Torchvision's Matcher and BalancedPositiveNegativeSampler: anchors [A, 4], boxes [P, 4] → 256 sampled anchors."""
+    boxes = tf.cond(tf.size(boxes) > 0, lambda: boxes, lambda: tf.zeros([1, 4]))  # nobody: a box that nothing overlaps
     x0, y0, x1, y1 = tf.split(boxes, 4, axis=1)  # [P, 1]
     left, top, right, bottom = tf.unstack(grid, axis=1)  # [A]; coordinate by coordinate is several times faster here
     width = tf.maximum(tf.minimum(x1, right) - tf.maximum(x0, left), 0.0)  # [P, A]
@@ -92,7 +95,8 @@ def main(way: str, data_dir: str, batch_size: int) -> None:
     ways: dict[str, Callable[[DataSet, int], tf.data.Dataset]] = {
         "bare": lambda data_set, size: bare(data_set, size, cast=False),
         "bare_float": lambda data_set, size: bare(data_set, size, cast=True),
-        "precomputed": ours,
+        "precomputed": lambda data_set, size: ours(data_set, size, "precomputed"),
+        "online": lambda data_set, size: ours(data_set, size, "online"),
         "dense": dense,
     }
     batches = iter(ways[way](open_data_set(data_dir), batch_size))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,7 +20,7 @@ from pipeline.command import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = PROJECT / ".venv-benchmarks"
-SECONDS_BETWEEN_LOOKS = 0.2  # at memory
+SECONDS_BETWEEN_LOOKS = 1.0  # at memory; each takes 10 ms
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,6 +37,14 @@ def environment_python(name: str) -> Path | None:
         return python
     print(f"(no environment {python.parent.parent}: left out; bash benchmarks/environments.sh {name} makes it)", flush=True)
     return None
+
+
+def fresh_folder(path: str | Path) -> Path:
+    """An empty folder in the place of whatever is there."""
+    path = Path(path).resolve()
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
 
 
 def use_cores(count: int) -> None:

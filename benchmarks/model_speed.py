@@ -9,7 +9,6 @@ environment `torch` (bash benchmarks/environments.sh torch).
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -17,6 +16,7 @@ from absl import flags
 from pipeline import command
 
 FLAGS = flags.FlagValues()
+flags.DEFINE_string("work_dir", "benchmark_data", "Folder for weights and logs.", flag_values=FLAGS)
 flags.DEFINE_integer("persons", 10, "People that both models find in a picture.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("rois", 40, "Positive RoIs in a picture of training.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("height", 800, "Of the pictures, in pixels.", lower_bound=64, flag_values=FLAGS)
@@ -29,7 +29,7 @@ flags.DEFINE_list("measure", "inference,training", "What to measure.", flag_valu
 
 def main(_: list[str]) -> None:
     from benchmarks.contest import Contestant, contest
-    from benchmarks.measuring import environment_python, machine, measure, table, use_cores
+    from benchmarks.measuring import environment_python, fresh_folder, machine, measure, table, use_cores
 
     torch = environment_python("torch")
     if torch is None:
@@ -38,31 +38,32 @@ def main(_: list[str]) -> None:
     ours = [sys.executable, "-m", "benchmarks.model_ways"]
     print(f"{machine()}; {FLAGS.cores} in use, {FLAGS.rounds} rounds of {FLAGS.passes} in turn", flush=True)
     use_cores(FLAGS.cores)
-    with tempfile.TemporaryDirectory(prefix="benchmark-model-") as scratch:
-        folder = Path(scratch)
-        _write_pictures(folder / "pictures.npz")
-        measure([*torchvision, "weights", scratch, str(FLAGS.persons)], log=folder / "weights.log")
-        importing = [sys.executable, "-m", "model.import_weights", "--source=torchvision", f"--model_dir={folder / 'model'}"]
-        measure([*importing, f"--weights={folder / 'weights.pth'}"], log=folder / "import.log")
-        for what in FLAGS.measure:
-            contestants = [
-                Contestant("torchvision", [*torchvision, what, scratch]),
-                *(Contestant(f"ours, {compiled}", [*ours, what, compiled, scratch]) for compiled in ("graph", "xla")),
+    folder = fresh_folder(Path(FLAGS.work_dir) / "model_speed")
+    _write_pictures(folder / "pictures.npz")
+    measure([*torchvision, "weights", str(folder), str(FLAGS.persons)], log=folder / "weights.log")
+    importing = [sys.executable, "-m", "model.import_weights", "--source=torchvision", f"--model_dir={folder / 'model'}"]
+    measure([*importing, f"--weights={folder / 'weights.pth'}"], log=folder / "import.log")
+    for what in FLAGS.measure:
+        contestants = [
+            Contestant("torchvision", [*torchvision, what, str(folder)]),
+            Contestant("ours", [*ours, what, str(folder)]),
+        ]
+        if what == "training":
+            contestants.append(Contestant("ours, compiled by XLA", [*ours, "training_xla", str(folder)]))
+        results = contest(contestants, rounds=FLAGS.rounds, amount=FLAGS.passes, logs=folder)
+        rows = [
+            [
+                name,
+                result.note,
+                f"{1000 / result.rate:.0f}",
+                f"{1000 / result.spread[1]:.0f}–{1000 / result.spread[0]:.0f}",
+                f"{1000 * result.cpu:.0f}",
+                f"{result.times(results['torchvision']):.2f}",
             ]
-            results = contest(contestants, rounds=FLAGS.rounds, amount=FLAGS.passes, logs=folder)
-            rows = [
-                [
-                    name,
-                    result.note,
-                    f"{1000 / result.rate:.0f}",
-                    f"{1000 / result.spread[1]:.0f}–{1000 / result.spread[0]:.0f}",
-                    f"{1000 * result.cpu:.0f}",
-                    f"{result.times(results['torchvision']):.2f}",
-                ]
-                for name, result in results.items()
-            ]
-            header = [what, "", "ms", "fastest–slowest round", "processor ms", "× torchvision"]
-            print(f"\n{table(header, rows)}\n", flush=True)
+            for name, result in results.items()
+        ]
+        header = [what, "", "ms", "fastest–slowest round", "processor ms", "× torchvision"]
+        print(f"\n{table(header, rows)}\n", flush=True)
 
 
 def _write_pictures(path: Path) -> None:

@@ -28,16 +28,18 @@ from benchmarks.contestant import serve
 TRAINED_STAGES = 3  # as torchvision trains from ImageNet weights: C3 to C5
 
 
-def keypoint_rcnn(norm: Callable[..., nn.Module], score_threshold: float) -> KeypointRCNN:
+def keypoint_rcnn(norm: Callable[..., nn.Module], score_threshold: float, short_edge: int) -> KeypointRCNN:
     """`keypointrcnn_resnet50_fpn`, which cannot be had with frozen batch norm unless its weights are downloaded.
 
-    RoIs are positive at an IoU of 0.999: those which are true boxes, so that their number is known.
+    Pictures stay as they are: they have that short edge. RoIs are positive at an IoU of 0.999: those which
+    are true boxes, so that their number is known.
     """
     backbone = _resnet_fpn_extractor(resnet50(weights=None, norm_layer=norm), TRAINED_STAGES)
     return KeypointRCNN(
         backbone,
         num_classes=2,
         num_keypoints=17,
+        min_size=short_edge,
         box_score_thresh=score_threshold,
         box_fg_iou_thresh=0.999,
         box_bg_iou_thresh=0.999,
@@ -47,8 +49,8 @@ def keypoint_rcnn(norm: Callable[..., nn.Module], score_threshold: float) -> Key
 def make_weights(folder: Path, persons: int) -> None:
     """Random weights whose activations are of ordinary size, and the score above which they find so many persons."""
     torch.manual_seed(0)
-    model = keypoint_rcnn(nn.BatchNorm2d, 0.0)
     images, _ = case(folder)
+    model = keypoint_rcnn(nn.BatchNorm2d, 0.0, min(images[0].shape[1:]))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of this one picture
@@ -60,7 +62,7 @@ def make_weights(folder: Path, persons: int) -> None:
         model.roi_heads.box_predictor.cls_score.weight *= 30  # scores that differ
     state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(state, folder / "weights.pth")
-    scores = load(folder, 0.0).eval()(images[:1])[0]["scores"]
+    scores = load(folder, 0.0, min(images[0].shape[1:])).eval()(images[:1])[0]["scores"].detach()
     if len(scores) <= persons:
         sys.exit(f"{len(scores)} detections in all, {persons} are wanted")
     threshold = float(scores[persons - 1 : persons + 1].mean())
@@ -68,8 +70,8 @@ def make_weights(folder: Path, persons: int) -> None:
     print(f"scores around the threshold: {scores[persons - 2 : persons + 2].tolist()}")
 
 
-def load(folder: Path, score_threshold: float) -> KeypointRCNN:
-    model = keypoint_rcnn(FrozenBatchNorm2d, score_threshold)
+def load(folder: Path, score_threshold: float, short_edge: int) -> KeypointRCNN:
+    model = keypoint_rcnn(FrozenBatchNorm2d, score_threshold, short_edge)
     model.load_state_dict(torch.load(folder / "weights.pth"))
     return model
 
@@ -91,7 +93,7 @@ def case(folder: Path) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]
 
 def main(what: str, folder: Path) -> None:
     images, targets = case(folder)
-    model = load(folder, json.loads((folder / "case.json").read_text())["score_threshold"])
+    model = load(folder, json.loads((folder / "case.json").read_text())["score_threshold"], min(images[0].shape[1:]))
     keypoint_rois: list[int] = []
     model.roi_heads.keypoint_head.register_forward_hook(lambda module, inputs, output: keypoint_rois.append(len(output)))
 

@@ -1,6 +1,6 @@
 """The project's own model, for `model_speed.py`: imported weights, the same pictures as torchvision's.
 
-Usage: python -m benchmarks.model_ways inference|training graph|xla FOLDER
+Usage: python -m benchmarks.model_ways inference|training|training_xla FOLDER
 
 FOLDER is that of model_torchvision.py; the imported model lies in FOLDER/model.
 """
@@ -43,13 +43,13 @@ def config_of_case(config: Config, folder: Path) -> Config:
     )
 
 
-def detecting(folder: Path, *, xla: bool) -> tuple[Work, str]:
+def detecting(folder: Path) -> tuple[Work, str]:
     """Pixels of the first picture → people."""
     model = load_model(folder / "model")
     model.config = config_of_case(model.config, folder)
     images = tf.constant(np.load(folder / "pictures.npz")["images"][:1])
     size = tf.constant([images.shape[1:3]])
-    detect = tf.function(model.detect, jit_compile=xla, autograph=False)
+    detect = tf.function(model.detect, autograph=False)
 
     def work(count: int) -> int:
         for _ in range(count):
@@ -113,11 +113,11 @@ def training_batch(config: Config, folder: Path) -> dict[str, tf.Tensor]:
     }
 
 
-def main(what: str, compiled: str, folder: Path) -> None:
-    work, note = {"inference": detecting, "training": training}[what](folder, xla=compiled == "xla")
+def main(what: str, folder: Path) -> None:
+    work, note = detecting(folder) if what == "inference" else training(folder, xla=what == "training_xla")
     work(2)
     serve(work, note)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]))
