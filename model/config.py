@@ -196,11 +196,12 @@ def preset(name: str) -> Config:
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """Applies `rpn.nms_threshold=0.6` and the like.
+    """Applies `rpn.nms_threshold=0.6` and the like, all of a section at once: values may depend on each other.
 
     Raises:
       UserError: no such field, or a value of another type.
     """
+    changes: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, dot, field = path.partition(".")
@@ -222,8 +223,9 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             raise UserError(
                 f"--set {assignment}: {section}.{field} is {getattr(part, field)!r}; give a value of that type"
             ) from None
-        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{field: value})})
-    return config
+        changes.setdefault(section, {})[field] = value
+    parts = {section: dataclasses.replace(getattr(config, section), **values) for section, values in changes.items()}
+    return dataclasses.replace(config, **parts)
 
 
 def _near(name: str, names: Sequence[str]) -> str:

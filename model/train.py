@@ -41,6 +41,10 @@ flags.DEFINE_integer("steps", None, "Steps to train, instead of the preset's.", 
 flags.DEFINE_integer("batch_size", None, "Pictures per step over all replicas, instead of the preset's.", flag_values=FLAGS)
 flags.DEFINE_float("learning_rate", None, "Peak rate, instead of the preset's.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "Of weights, order of data and draws, instead of the preset's.", flag_values=FLAGS)
+flags.DEFINE_float("brightness", None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=FLAGS)
+flags.DEFINE_float("contrast", None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=FLAGS)
+flags.DEFINE_float("saturation", None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=FLAGS)
+flags.DEFINE_float("hue", None, "Colour jitter: turns of the circle drawn from ± this; 0.1 is usual.", flag_values=FLAGS)
 flags.DEFINE_enum(
     "strategy",
     "one_device",
@@ -127,7 +131,13 @@ def main(_: list[str]) -> None:
         "seed": FLAGS.seed,
     }
     schedule = {name: value for name, value in given.items() if value is not None}
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **schedule))
+    strengths = {name: FLAGS[name].value for name in ("brightness", "contrast", "saturation", "hue")}
+    colours = {name: value for name, value in strengths.items() if value is not None}
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, **schedule),
+        data=dataclasses.replace(config.data, **colours),
+    )
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
     data_set = open_data_set(FLAGS.data_dir)
     validate = Validation(data_set, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None

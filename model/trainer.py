@@ -12,6 +12,7 @@ from model.config import Config
 from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
 from model.strategies import num_workers
+from pipeline import augment
 from pipeline.skeleton import Skeleton
 
 
@@ -59,6 +60,7 @@ class Trainer:
         one replica that sees everything.
         """
         context = tf.distribute.get_replica_context()
+        batch = augment.jitter_colours(batch, self.config.data, seed)
         with tf.GradientTape() as tape:
             losses, watched = self.model.losses(batch, seed)
             if "unreadable" in batch:

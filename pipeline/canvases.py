@@ -93,6 +93,21 @@ def assign(canvases: npt.ArrayLike, heights: Ints, widths: Ints) -> npt.NDArray[
     return result
 
 
+def square(side: int, scales: tuple[float, ...], heights: Ints, widths: Ints) -> Canvases:
+    """One square canvas for pictures under large-scale jitter, and the padding to expect.
+
+    Args:
+      side: pixels.
+      scales: smallest and largest scale, the longer side of a picture over that of the canvas, all equally frequent.
+      heights, widths: int64 [N] pixels of the pictures.
+    """
+    low, high = scales
+    scale = low + (high - low) * (np.arange(64) + 0.5) / 64  # [64]
+    longer = np.maximum(heights, widths)
+    shares = [np.minimum(scale * (sides / longer)[:, None], 1.0) for sides in (heights, widths)]  # [N, 64]
+    return Canvases(((side, side),), padding=float(1.0 - (shares[0] * shares[1]).mean()))
+
+
 def _merge(sizes: Ints, number: Ints, count: int) -> Ints:
     """Joins two sizes into the smallest canvas for both, always those that lose fewest pixels, until `count` are left.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from pipeline.canvases import MULTIPLE
 from pipeline.command import UserError
 
 # How a family of models has its pictures resized, in training, evaluation and exports alike. Sizes are computed by
@@ -31,6 +32,13 @@ class DataConfig:
         edges, max_edge and anchors, and the standard resize rule. "online": computed while loading, for any; the same where
         the records have it, and 2 ms an image and core.
       flip: whether half of the images are mirrored.
+      brightness, contrast, saturation, hue: strengths of the colour jitter of `augment.jitter_colours`, as torchvision's
+        ColorJitter takes them (0.4, 0.4, 0.4, 0.1 are usual); 0: none.
+      jitter_canvas: pixels of the side of one square canvas, a multiple of 32, for large-scale jitter in place of `short_edges`
+        and `max_edge`: each image's longer side is resized to the canvas times a scale drawn evenly from `jitter_scales`, and
+        what is larger than the canvas is cropped at random (Ghiasi et al. 2021, with 1024 and 0.1…2; for schedules of a
+        hundred epochs and more). Needs anchors = "online". 0: none.
+      jitter_scales: the smallest and the largest.
       max_boxes: G; of more boxes in an image the largest stay.
       sampled_anchors: A, anchors per image for the loss of the RPN.
       positive_fraction: largest share of positives among them.
@@ -45,6 +53,12 @@ class DataConfig:
     keypoint_offset: float = 0.0
     anchors: AnchorSource = "precomputed"
     flip: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter_canvas: int = 0
+    jitter_scales: tuple[float, ...] = (0.1, 2.0)
     max_boxes: int = 100
     sampled_anchors: int = 256
     positive_fraction: float = 0.5
@@ -65,3 +79,17 @@ class DataConfig:
             raise UserError(f"data.keypoint_offset={self.keypoint_offset}: pixels, from 0 to below 1")
         if not 0 <= self.positive_fraction <= 1:
             raise UserError(f"data.positive_fraction={self.positive_fraction}: a share between 0 and 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"data.{name}={getattr(self, name)}: a strength from 0 on; 0.4 draws factors from 0.6 to 1.4")
+        if not 0 <= self.hue <= 0.5:
+            raise UserError(f"data.hue={self.hue}: a part of the circle from 0 to 0.5")
+        if self.jitter_canvas < 0 or self.jitter_canvas % MULTIPLE:
+            raise UserError(f"data.jitter_canvas={self.jitter_canvas}: a multiple of {MULTIPLE} pixels, or 0 for no jitter")
+        if self.jitter_canvas and self.anchors != "online":
+            raise UserError(
+                f"data.jitter_canvas={self.jitter_canvas}: records hold no anchors for crops; add data.anchors=online"
+            )
+        scales = self.jitter_scales
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= 8:
+            raise UserError(f"data.jitter_scales={list(scales)}: two numbers, 0 < smallest ≤ largest ≤ 8")

@@ -21,6 +21,7 @@ is read by its offset, prepared by itself in a parallel map, and stacked with it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from pipeline import plan, unreadable
+from pipeline import canvases, plan, unreadable
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
@@ -68,10 +69,12 @@ def check_compatible(data_set: DataSet, anchors: AnchorConfig, config: DataConfi
 
 def training_pool(data_set: DataSet, split: str, config: DataConfig) -> plan.Pool:
     """The images and canvases that `training_batches` uses; `str` of it is a line for the log."""
-    return plan.make_pool(
-        data_set.index(split),
-        short_edges=config.short_edges,
-        max_edge=config.max_edge,
+    index = data_set.index(split)
+    side = config.jitter_canvas
+    pool = plan.make_pool(
+        index,
+        short_edges=(side,) if side else config.short_edges,
+        max_edge=side or config.max_edge,
         resize=config.resize,
         num_canvases=config.num_canvases,
         max_boxes=config.max_boxes,
@@ -79,6 +82,10 @@ def training_pool(data_set: DataSet, split: str, config: DataConfig) -> plan.Poo
         require_keypoints=config.require_keypoints,
         split=split,
     )
+    if not side:
+        return pool
+    images = index[pool.rows]
+    return dataclasses.replace(pool, canvases=canvases.square(side, config.jitter_scales, images["height"], images["width"]))
 
 
 def training_batches(

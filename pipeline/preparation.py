@@ -9,11 +9,11 @@ import dataclasses
 
 import tensorflow as tf
 
-from pipeline import image, matching, records, sampling
+from pipeline import augment, image, matching, records, sampling
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig, ResizeRule
 from pipeline.data_set import DataSet
-from pipeline.image_grid import ImageGrid
+from pipeline.image_grid import ImageGrid, Size
 from pipeline.loading import Cache
 from pipeline.reading import Reader
 from pipeline.skeleton import Skeleton
@@ -72,13 +72,24 @@ class Preparation:
     def _image(self, row: dict[str, tf.Tensor]) -> Batch:
         record = records.parse(self.reader.record(row))
         original = tuple(tf.cast(record[f"image/{side}"], tf.int32) for side in ("height", "width"))
-        size = image.resized_size_tf(original[0], original[1], row["short_edge"], self.max_edge, self.resize)
         canvas = (row["canvas_height"], row["canvas_width"])
+        resized, place = self._view(row, *original)
 
         pixels = self.reader.pixels(row, record)
         pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
-        boxes = self.boxes(record, size, row["flipped"])  # [P, 4]
+        pixels = image.resize(pixels, *resized, self.resize)
+        boxes = self.boxes(record, resized, row["flipped"])  # [P, 4]
+        keypoints = self._keypoints(record, resized, row["flipped"])  # [P, K, 3]
         crowd = record["image/object/is_crowd"] > 0  # [P]
+        size = resized
+        if place is not None:
+            corner, window = augment.crop_window(resized, canvas, place)
+            pixels = tf.slice(pixels, tf.pad(corner, [[0, 1]]), tf.pad(window, [[0, 1]], constant_values=3))
+            boxes = augment.crop_boxes(boxes, corner, window)
+            keypoints = augment.crop_keypoints(keypoints, corner, window)
+            left = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)  # [P]; of the others the window shows nothing
+            boxes, keypoints, crowd = (tf.boolean_mask(values, left) for values in (boxes, keypoints, crowd))
+            size = (window[0], window[1])
         kept = _largest(boxes, self.max_boxes)  # [at most G]
 
         def slots(values: tf.Tensor) -> tf.Tensor:  # [P, …] → [G, …]
@@ -86,19 +97,27 @@ class Preparation:
             padding = [[0, self.max_boxes - tf.size(kept)]] + [[0, 0]] * (values.shape.rank - 1)
             return tf.ensure_shape(tf.pad(chosen, padding), [self.max_boxes, *values.shape[1:]])
 
+        scale = [tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(resized, original, strict=True)]
         batch = {
-            "image": image.place(image.resize(pixels, *size, self.resize), *canvas),
+            "image": image.place(pixels, *canvas),
             "image_size": tf.stack(size),
-            "scale": tf.stack([tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(size, original, strict=True)]),
+            "scale": tf.stack(scale),
             "original_size": tf.stack(original),
             "image_id": row["image_id"],
             "boxes": slots(boxes),
-            "keypoints": slots(self._keypoints(record, size, row["flipped"])),
+            "keypoints": slots(keypoints),
             "box_kind": slots(tf.where(crowd, CROWD, PERSON)),
         }
         if self.training is not None:
             batch |= self._anchors(record, row, boxes, crowd, kept, size, canvas)
         return batch
+
+    def _view(self, row: dict[str, tf.Tensor], height: tf.Tensor, width: tf.Tensor) -> tuple[Size, tf.Tensor | None]:
+        """The size that an image is resized to, and under large-scale jitter where its crop lies (`augment.draw_jitter`)."""
+        if self.training is None or not self.training.jitter_canvas:
+            return image.resized_size_tf(height, width, row["short_edge"], self.max_edge, self.resize), None
+        longer, place = augment.draw_jitter(self.training, row["key"], row["image_id"])
+        return image.resized_size_tf(height, width, longer, longer, self.resize), place
 
     def _padding(self, row: dict[str, tf.Tensor]) -> Batch:
         boxes, keypoints = self.max_boxes, self.skeleton.num_keypoints
@@ -117,7 +136,7 @@ class Preparation:
             batch |= {"anchor_index": none, "anchor_label": none - 1, "anchor_box": none}
         return batch
 
-    def boxes(self, record: dict[str, tf.Tensor], size: tuple[tf.Tensor, tf.Tensor], flipped: tf.Tensor) -> tf.Tensor:
+    def boxes(self, record: dict[str, tf.Tensor], size: Size, flipped: tf.Tensor) -> tf.Tensor:
         """float32 [P, 4] pixels: `anchors.variant_boxes` in TensorFlow, the same bits."""
         height, width = (tf.cast(side, tf.float32) for side in size)
         x0, y0, x1, y1 = (record[f"image/object/bbox/{corner}"] for corner in ("xmin", "ymin", "xmax", "ymax"))
@@ -125,7 +144,7 @@ class Preparation:
         x0, x1 = tf.where(flipped, width - x1, x0), tf.where(flipped, width - x0, x1)
         return tf.stack([x0, y0 * height, x1, y1 * height], axis=1)
 
-    def _keypoints(self, record: dict[str, tf.Tensor], size: tuple[tf.Tensor, tf.Tensor], flipped: tf.Tensor) -> tf.Tensor:
+    def _keypoints(self, record: dict[str, tf.Tensor], size: Size, flipped: tf.Tensor) -> tf.Tensor:
         """float32 [P, K, 3] pixels and visibility; left and right are exchanged where flipped."""
         height, width = (tf.cast(side, tf.float32) for side in size)
         visibility = tf.cast(record["image/object/keypoint/visibility"], tf.float32)
@@ -145,8 +164,8 @@ class Preparation:
         boxes: tf.Tensor,
         crowd: tf.Tensor,
         kept: tf.Tensor,
-        size: tuple[tf.Tensor, tf.Tensor],
-        canvas: tuple[tf.Tensor, tf.Tensor],
+        size: Size,
+        canvas: Size,
     ) -> Batch:
         assert self.training is not None
         grid = ImageGrid.of(self.anchors, size, canvas)

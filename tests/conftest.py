@@ -76,7 +76,12 @@ def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
     """Function that writes pictures as one split, in two shards."""
 
     def make(
-        pictures: list[Picture], *, short_edges: tuple[int, ...] = (96, 128), max_edge: int = 192, split: str = "train"
+        pictures: list[Picture],
+        *,
+        short_edges: tuple[int, ...] = (96, 128),
+        max_edge: int = 192,
+        split: str = "train",
+        draw: Callable[[Picture], bytes] = draw,
     ) -> DataSet:
         folder = tmp_path_factory.mktemp("records")
         anchors = AnchorConfig()

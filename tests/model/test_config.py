@@ -27,6 +27,13 @@ def test_override_sets_one_value():
     assert (changed.rpn.nms_threshold, changed.data.short_edges, changed.data.flip) == (0.6, (96, 128), True)
 
 
+def test_values_that_depend_on_each_other_come_in_any_order():
+    changed = override(TINY, ["data.jitter_canvas=256", "data.anchors=online"])
+    assert (changed.data.jitter_canvas, changed.data.anchors) == (256, "online")
+    with pytest.raises(UserError, match=r"add data\.anchors=online"):
+        override(TINY, ["data.jitter_canvas=256"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
