@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.config import TINY
+from model.keypoint_decoding import Decoder
 from model.keypoint_rcnn import KeypointRCNN
 from model.serving import ServingModule
 from pipeline import image
@@ -39,7 +40,9 @@ class EchoesPixels:
     def variables_by_path(self) -> dict[str, tf.Variable]:
         return {}
 
-    def detect(self, images: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def detect(
+        self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder, *, static_shapes: bool = False
+    ) -> dict[str, tf.Tensor]:
         return {
             "num_detections": image_size[:, 0],
             "boxes": tf.zeros([1, 1, 4]),
