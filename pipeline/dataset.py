@@ -21,14 +21,17 @@ is read by its offset, prepared by itself in a parallel map, and stacked with it
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # as a command, which answers before TensorFlow is imported below
+    from pipeline import dataset_command
+
+    dataset_command.run()
+
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline import canvases, plan, unreadable
@@ -36,6 +39,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
+from pipeline.image_rows import PlannedBatch, image_rows, planned_batches
 from pipeline.loading import PLAIN, Loading, check_possible
 from pipeline.preparation import Preparation
 from pipeline.skeleton import Skeleton
@@ -122,17 +126,19 @@ def training_batches(
         raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
     anchors = anchors or data_set.anchors
     check_compatible(data_set, anchors, config, data_set.skeleton)
-    pool = training_pool(data_set, split, config)
     size = global_batch_size // input_workers
     mine = slice(input_worker * size, (input_worker + 1) * size)
+    pool = training_pool(data_set, split, config)
+    check_possible(loading, data_set.index(split)[pool.rows])
 
-    def batches() -> Iterator[_Images]:
-        every = _planned(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
+    def batches() -> Iterator[PlannedBatch]:
+        every = planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
         for images in itertools.islice(every, num_steps):
             yield images | {"rows": images["rows"][mine], "variants": images["variants"][mine]}
 
+    rows = image_rows(batches, data_set.index(split), pool, config.short_edges, size, whole=bool(loading.data_service))
     prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
-    return _batches(batches, data_set.index(split), pool, config.short_edges, prepare, size, loading)
+    return _batches(rows, prepare, size, loading)
 
 
 def describe_unreadable(
@@ -144,7 +150,7 @@ def describe_unreadable(
     """
     index = data_set.index(split)
     pool = training_pool(data_set, split, config)
-    rows = next(_planned(pool, global_batch_size=global_batch_size, seed=seed, start_step=step))["rows"]
+    rows = next(planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=step))["rows"]
     found = (unreadable.describe(data_set, split, index[row]) for row in rows[rows >= 0])
     return [line for line in found if line is not None]
 
@@ -184,79 +190,28 @@ def evaluation_batches(
         require_keypoints=False,
         split=split,
     )
+    check_possible(loading, index)
     size = batch_size // input_workers
     mine = slice(input_worker * size, (input_worker + 1) * size)
 
-    def batches() -> Iterator[_Images]:
+    def batches() -> Iterator[PlannedBatch]:
         planned = plan.plan_evaluation(pool, batch_size=batch_size)
         for canvas, rows, variants in zip(planned.canvas, planned.rows, planned.variants, strict=True):
             yield {"canvas": canvas, "rows": rows[mine], "variants": variants[mine], "key": np.int64(0)}
 
     prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=max_edge, training=False, cache=loading.cache)
-    return _batches(batches, index, pool, [short_edge], prepare, size, loading)
+    rows = image_rows(batches, index, pool, [short_edge], size, whole=bool(loading.data_service))
+    return _batches(rows, prepare, size, loading)
 
 
-# The images of one batch, small, so that Python's part in the pipeline is small: index of the canvas, int64 rows of the index
-# [B] (−1: padding), int32 variants [B], and the key of the epoch's draws.
-_Images = dict[str, Any]
-
-
-def _planned(pool: plan.Pool, *, global_batch_size: int, seed: int, start_step: int) -> Iterator[_Images]:
-    """The global batches from a step on, without end."""
-    step = start_step
-    for epoch, first in plan.epochs_from(pool, seed=seed, global_batch_size=global_batch_size, step=step):
-        batches = plan.plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
-        key = plan.epoch_key(seed, epoch).view(np.int64)
-        for t in range(step - first, len(batches.canvas)):
-            yield {"canvas": batches.canvas[t], "rows": batches.rows[t], "variants": batches.variants[t], "key": key}
-            step += 1
-
-
-def _batches(
-    planned: Callable[[], Iterator[_Images]],
-    index: npt.NDArray[Any],
-    pool: plan.Pool,
-    short_edges: Sequence[int],
-    prepare: Preparation,
-    batch_size: int,
-    loading: Loading,
-) -> tf.data.Dataset:
+def _batches(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, loading: Loading) -> tf.data.Dataset:
     """Reads and prepares images in parallel, and stacks each `batch_size` of them, which share a canvas."""
-    check_possible(loading, index[pool.rows])
-    place = {name: tf.constant(index[name].astype(np.int64)) for name in ("image_id", "shard", "offset", "length")}  # [N] each
-    edges, canvases = tf.constant(short_edges, tf.int64), tf.constant(pool.canvases.sizes, tf.int32)
-
-    def rows(images: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:  # as `Preparation` takes them, [B] each
-        real = tf.maximum(images["rows"], 0)
-        canvas = tf.gather(canvases, images["canvas"])
-        columns = {name: tf.gather(values, real) for name, values in place.items()}
-        return columns | {
-            "image_id": tf.where(images["rows"] >= 0, columns["image_id"], -1),
-            "short_edge": tf.gather(edges, images["variants"] // 2),
-            "flipped": images["variants"] % 2 == 1,
-            "canvas_height": tf.fill([batch_size], canvas[0]),
-            "canvas_width": tf.fill([batch_size], canvas[1]),
-            "key": tf.fill([batch_size], images["key"]),
-        }
-
-    spec = {
-        "canvas": tf.TensorSpec([], tf.int32),
-        "rows": tf.TensorSpec([batch_size], tf.int64),
-        "variants": tf.TensorSpec([batch_size], tf.int32),
-        "key": tf.TensorSpec([], tf.int64),
-    }
-    if loading.data_service:  # its workers have no Python: they get the whole plan
-        whole = list(planned())
-        dataset = tf.data.Dataset.from_tensor_slices({name: np.stack([images[name] for images in whole]) for name in spec})
-    else:
-        dataset = tf.data.Dataset.from_generator(planned, output_signature=spec)
-    dataset = dataset.flat_map(lambda images: tf.data.Dataset.from_tensor_slices(rows(images)))
     if loading.on_error == "skip":
-        dataset = dataset.interleave(
+        dataset = rows.interleave(
             functools.partial(_image_or_padding, prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
     else:
-        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = rows.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     if loading.data_service:
         dataset = dataset.apply(

@@ -25,9 +25,10 @@ FLAGS = {
         "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "batches", "batch_size",
         "num_canvases", "seed", "stats", "verify",
     ),
+    "pipeline.dataset": ("data_dir", "split", "batch_size", "num_canvases", "benchmark", "num_images", "cache", "on_error"),
     "model.train": (
         "data_dir", "split", "model_dir", "preset", "init", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",
-        "precision", "save_every", "eval_split", "eval_annotations", "eval_every",
+        "precision", "save_every", "eval_split", "eval_annotations", "eval_every", "on_error", "cache", "data_service",
     ),
     "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
     "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "sigmas", "decoder", "output_dir"),
@@ -118,6 +119,11 @@ WRONG_INPUTS = {
     ),
     "inspect_records: missing folder": ("pipeline.inspect_records", ("--data_dir=nowhere", "--verify"), "nowhere"),
     "inspect_records: empty folder": ("pipeline.inspect_records", ("--data_dir=empty", "--output=out/a.png"), "empty"),
+    "dataset: missing folder": ("pipeline.dataset", ("--data_dir=nowhere", "--benchmark"), "nowhere"),
+    "dataset: no number": ("pipeline.dataset", ("--data_dir=empty", "--short_edges=640,large"), "'large'"),
+    "train: data service without scheme": (
+        "model.train", ("--data_dir=empty", "--model_dir=out", "--data_service=localhost:5050"), "localhost:5050",
+    ),
     "train: missing folder": ("model.train", ("--data_dir=nowhere", "--model_dir=out"), "nowhere"),
     "train: empty folder": ("model.train", ("--data_dir=empty", "--model_dir=out"), "empty"),
     "train: start from a text": ("model.train", ("--data_dir=empty", "--model_dir=out", "--init=a_list.json"), "a_list.json"),
@@ -195,6 +201,9 @@ def test_whole_path(tmp_path: Path) -> None:
         index = (tmp_path / "records" / f"index-{split}.npy").stat()
         done(*convert)
         assert (tmp_path / "records" / f"index-{split}.npy").stat().st_mtime_ns == index.st_mtime_ns
+
+    measured = done("pipeline.dataset", "--data_dir=records", "--batch_size=4", "--num_images=8", "--benchmark")
+    assert "images per second, with" in measured and "% padding" in measured
 
     train = [
         "model.train", "--data_dir=records", "--model_dir=model", "--preset=tiny", "--batch_size=2", "--steps=3",

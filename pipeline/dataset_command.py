@@ -1,0 +1,60 @@
+r"""Shows what the loader makes of records: canvases, padding, memory of caches; with --benchmark how fast, on this machine.
+
+Examples:
+  python -m pipeline.dataset --data_dir=records --split=train
+  python -m pipeline.dataset --data_dir=records --split=train --batch_size=16 --benchmark
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from absl import flags
+
+from pipeline import command
+from pipeline.command import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "Which split.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "Images in a batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list(
+    "short_edges", [], "Short edges that images draw from, in pixels; by default the records'.", flag_values=FLAGS
+)
+flags.DEFINE_integer("num_canvases", 6, "Sizes of batches.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("benchmark", False, "Loads batches as training does, and measures.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_images", 500, "With --benchmark: images to load in each of its parts.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_enum(
+    "cache", "none", ["none", "records", "decoded"], "With --benchmark: what is in memory, as in training.", flag_values=FLAGS
+)
+flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "With --benchmark: as in training.", flag_values=FLAGS)
+flags.mark_flags_as_required(["data_dir"], flag_values=FLAGS)
+
+
+def main(_: list[str]) -> None:
+    wrong = [edge for edge in FLAGS.short_edges if not edge.isdecimal()]
+    if wrong:
+        raise UserError(f"--short_edges={','.join(FLAGS.short_edges)}: {wrong[0]!r} is not a number of pixels")
+
+    command.load_tensorflow()
+    from pipeline import loader_benchmark
+    from pipeline.data_config import DataConfig
+    from pipeline.data_set import open_data_set
+    from pipeline.loading import Loading
+
+    data_set = open_data_set(FLAGS.data_dir)
+    short_edges = tuple(int(edge) for edge in FLAGS.short_edges) or data_set.short_edges
+    config = DataConfig(short_edges=short_edges, max_edge=data_set.max_edge, num_canvases=FLAGS.num_canvases)
+    print("\n".join(loader_benchmark.describe(data_set, FLAGS.split, config, batch_size=FLAGS.batch_size)), flush=True)
+    if FLAGS.benchmark:
+        loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache)
+        measured = loader_benchmark.measure(
+            data_set, FLAGS.split, config, batch_size=FLAGS.batch_size, num_images=FLAGS.num_images, loading=loading
+        )
+        print("\n".join(measured.lines()))
+
+
+def run() -> NoReturn:
+    command.run(main, FLAGS, __doc__)

@@ -1,0 +1,168 @@
+"""What the loader makes of a split, and how fast: images per second, where the time goes, cores that an accelerator needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from pipeline import image, plan, records
+from pipeline.command import Progress
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet
+from pipeline.dataset import training_batches, training_pool
+from pipeline.image_rows import image_rows, planned_batches
+from pipeline.loading import Loading, cache_bytes
+from pipeline.preparation import Batch, Preparation
+
+SEED = 0
+ROUNDS = 3  # of which the fastest counts for each part: others at work on the machine only ever slow it down
+
+Row = dict[str, tf.Tensor]
+
+
+def describe(data_set: DataSet, split: str, config: DataConfig, *, batch_size: int) -> list[str]:
+    """Lines about canvases, padding, and what caches take."""
+    pool = training_pool(data_set, split, config)
+    first = plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=batch_size)
+    filled = (first.rows < 0).mean()
+    images = data_set.index(split)[pool.rows]
+    records_bytes, decoded_bytes = cache_bytes(images, "records"), cache_bytes(images, "decoded")
+    return [
+        f"{split} has {pool}",
+        f"an epoch has {len(first.canvas)} batches of {batch_size}, filled up with {filled:.1%} padding images",
+        f"--cache=records takes {records_bytes / 1e6:,.1f} MB of memory, --cache=decoded {decoded_bytes / 1e6:,.1f} MB",
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How fast batches are loaded.
+
+    Attributes:
+      images_per_second: with all cores.
+      cpu_seconds: of one core for one image, by stage: read, decode, resize, rest.
+      bytes_per_batch: of a batch as it goes to the device, on average.
+      padding: share of the pixels in those batches that no picture covers.
+    """
+
+    images_per_second: float
+    cpu_seconds: dict[str, float]
+    bytes_per_batch: float
+    padding: float
+
+    def lines(self) -> list[str]:
+        total = sum(self.cpu_seconds.values())
+        return [
+            f"{self.images_per_second:9.1f}   images per second, with {os.cpu_count()} cores",
+            f"{100 * total:9.2f}   cores needed per 100 images per second",
+            *(
+                f"{seconds / total:9.1%}   of the time: {stage}, {1000 * seconds:.2f} ms an image and core"
+                for stage, seconds in self.cpu_seconds.items()
+            ),
+            f"{self.bytes_per_batch / 1e6:9.1f}   megabytes per batch",
+            f"{self.padding:9.1%}   padding, that of padding images included",
+        ]
+
+
+def measure(
+    data_set: DataSet, split: str, config: DataConfig, *, batch_size: int, num_images: int, loading: Loading
+) -> Measured:
+    """Loads batches as training does, and the first stages alone; CPU times of stages are differences of these.
+
+    Each part is run several times, so that all but the first find the records in the system's memory or the cache.
+
+    Args:
+      num_images: that each part loads, rounded up to whole batches.
+
+    Raises:
+      UserError: as `training_batches`.
+    """
+    steps = -(-num_images // batch_size)
+    batches = training_batches(
+        data_set, split, config, global_batch_size=batch_size, seed=SEED, num_steps=steps, loading=loading
+    )
+    pool = training_pool(data_set, split, config)
+
+    def planned() -> itertools.islice[dict[str, object]]:
+        return itertools.islice(planned_batches(pool, global_batch_size=batch_size, seed=SEED, start_step=0), steps)
+
+    rows = image_rows(planned, data_set.index(split), pool, config.short_edges, batch_size, whole=False)
+    rows = rows.filter(lambda row: row["image_id"] >= 0)
+    prepare = Preparation.of(
+        data_set, split, config, data_set.anchors, max_edge=config.max_edge, training=True, cache=loading.cache
+    )
+    parts = {
+        name: rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size) for name, stage in _stages(prepare).items()
+    }
+    parts["rest"] = batches
+
+    wall, cpu = dict.fromkeys(parts, float("inf")), dict.fromkeys(parts, float("inf"))
+    loaded: list[_Contents] = []
+    with Progress(ROUNDS * len(parts), "benchmark", "part") as progress:
+        for _ in range(ROUNDS):
+            for name, part in parts.items():
+                began, began_cpu = time.perf_counter(), time.process_time()
+                if name == "rest":
+                    loaded = [_Contents.of(batch) for batch in part]
+                else:
+                    for _ in part:
+                        pass
+                cpu[name] = min(cpu[name], time.process_time() - began_cpu)
+                wall[name] = min(wall[name], time.perf_counter() - began)
+                progress.advance(1)
+    images = sum(contents.images for contents in loaded)
+    until = [0.0, *(cpu[name] / images for name in parts)]
+    return Measured(
+        images_per_second=images / wall["rest"],
+        cpu_seconds={name: max(b - a, 0.0) for name, (a, b) in zip(parts, itertools.pairwise(until), strict=True)},
+        bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
+        padding=1 - sum(contents.picture_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
+    )
+
+
+def _stages(prepare: Preparation) -> dict[str, Callable[[Row], tf.Tensor]]:
+    """The first stages of `Preparation`, each with those before it. They answer with one number, so that nothing is copied."""
+
+    def read(row: Row) -> tf.Tensor:
+        return tf.strings.length(prepare.reader.record(row))
+
+    def decode(row: Row) -> tf.Tensor:
+        return _corner(prepare.reader.pixels(row, records.parse(prepare.reader.record(row))))
+
+    def resize(row: Row) -> tf.Tensor:
+        pixels = prepare.reader.pixels(row, records.parse(prepare.reader.record(row)))
+        shape = tf.shape(pixels)
+        size = image.resized_size_tf(shape[0], shape[1], row["short_edge"], prepare.max_edge, prepare.resize)
+        pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
+        return _corner(image.place(image.resize(pixels, *size, prepare.resize), row["canvas_height"], row["canvas_width"]))
+
+    return {"read": read, "decode": decode, "resize": resize}
+
+
+def _corner(pixels: tf.Tensor) -> tf.Tensor:
+    return pixels[0, 0, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """What a batch holds."""
+
+    images: int
+    nbytes: int
+    pixels: int
+    picture_pixels: int
+
+    @staticmethod
+    def of(batch: Batch) -> _Contents:
+        size, shape = batch["image_size"].numpy().astype("int64"), batch["image"].shape
+        return _Contents(
+            images=int((batch["image_id"].numpy() >= 0).sum()),
+            nbytes=sum(value.numpy().nbytes for value in batch.values()),
+            pixels=shape[0] * shape[1] * shape[2],
+            picture_pixels=int(size.prod(axis=1).sum()),
+        )

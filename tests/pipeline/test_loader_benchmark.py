@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from pipeline import loader_benchmark
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet
+from pipeline.dataset import training_batches
+from pipeline.loading import Loading, cache_bytes
+
+CONFIG = DataConfig(short_edges=(96, 128), max_edge=192, num_canvases=2, require_keypoints=False)
+BATCH = 4
+
+
+def test_what_is_said_of_a_split(small_data_set: DataSet) -> None:
+    canvases, epoch, caches = loader_benchmark.describe(small_data_set, "train", CONFIG, batch_size=BATCH)
+    assert canvases.startswith("train has 24 images, ") and "2 canvases " in canvases and "% padding" in canvases
+    batches = int(epoch.split()[3])
+    assert epoch == f"an epoch has {batches} batches of 4, filled up with {1 - 24 / (4 * batches):.1%} padding images"
+    index = small_data_set.index("train")
+    records, decoded = (f"{cache_bytes(index, cache) / 1e6:,.1f} MB" for cache in ("records", "decoded"))
+    assert caches == f"--cache=records takes {records} of memory, --cache=decoded {decoded}"
+
+
+def test_what_is_measured(small_data_set: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = loader_benchmark.measure(
+        small_data_set, "train", CONFIG, batch_size=BATCH, num_images=15, loading=Loading(on_error="skip", cache="decoded")
+    )
+    batches = list(
+        training_batches(small_data_set, "train", CONFIG, global_batch_size=BATCH, seed=loader_benchmark.SEED, num_steps=4)
+    )
+    covered = sum(int(batch["image_size"].numpy().prod(axis=1).sum()) for batch in batches)
+    canvases = sum(int(np.prod(batch["image"].shape[:3])) for batch in batches)
+    assert measured.padding == pytest.approx(1 - covered / canvases)
+    marks = 8 * BATCH  # bytes of `unreadable`, which only batches that may skip have
+    sizes = [sum(value.numpy().nbytes for value in batch.values()) + marks for batch in batches]
+    assert measured.bytes_per_batch == pytest.approx(np.mean(sizes))
+
+    assert list(measured.cpu_seconds) == ["read", "decode", "resize", "rest"]
+    total = sum(measured.cpu_seconds.values())
+    assert 0 < total < 1 and 0 < measured.images_per_second <= 1.5 * (os.cpu_count() or 1) / total
+    lines = "\n".join(measured.lines())
+    assert f"{100 * total:.2f}   cores needed per 100 images per second" in lines
+    assert f"{measured.cpu_seconds['rest'] / total:.1%}   of the time: rest" in lines
