@@ -1,9 +1,11 @@
-"""The strategies of tf.distribute that training runs under."""
+"""The strategies of tf.distribute that training runs under, and how their replicas share batches."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -52,6 +54,32 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     resolver = strategy.cluster_resolver
     chiefs = len(resolver.cluster_spec().as_dict().get("chief", ()))
     return int(resolver.task_id) + (chiefs if resolver.task_type == "worker" else 0)
+
+
+def distribute(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Iterator[dict[str, Any]]:
+    """Splits each batch of this worker over its replicas, in order.
+
+    Args:
+      batches: of dicts with leading dimension B, which the replicas of a worker can share.
+
+    Returns:
+      what `strategy.run` takes: of each key a value per replica.
+    """
+    replicas = strategy.num_replicas_in_sync // num_workers(strategy)
+
+    def split(batch: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        parts = {
+            name: tf.reshape(value, tf.concat([[replicas, value.shape[0] // replicas], tf.shape(value)[1:]], 0))
+            for name, value in batch.items()
+        }
+        shapes = {name: [value.shape[0] // replicas, *value.shape[1:]] for name, value in batch.items()}
+        slices = tf.data.Dataset.from_tensor_slices(parts)
+        return slices.map(lambda part: {name: tf.ensure_shape(value, shapes[name]) for name, value in part.items()})
+
+    def per_replica(_: tf.distribute.InputContext) -> tf.data.Dataset:
+        return batches.flat_map(split) if replicas > 1 else batches
+
+    return iter(strategy.distribute_datasets_from_function(per_replica))
 
 
 def _check_cluster(text: str) -> None:

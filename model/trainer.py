@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -11,7 +10,6 @@ from model import checkpoint
 from model.config import Config
 from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
-from model.strategies import num_workers
 from pipeline import augment
 from pipeline.skeleton import Skeleton
 
@@ -87,21 +85,3 @@ class Trainer:
             tf.distribute.ReduceOp.SUM, tf.identity(stop)
         )  # one on each device, to be added up
         return metrics
-
-    def distribute(self, batches: tf.data.Dataset) -> Iterator[dict[str, Any]]:
-        """Splits each batch of this worker over its replicas, in order."""
-        replicas = self.strategy.num_replicas_in_sync // num_workers(self.strategy)
-
-        def split(batch: dict[str, tf.Tensor]) -> tf.data.Dataset:
-            parts = {
-                name: tf.reshape(value, tf.concat([[replicas, value.shape[0] // replicas], tf.shape(value)[1:]], 0))
-                for name, value in batch.items()
-            }
-            shapes = {name: [value.shape[0] // replicas, *value.shape[1:]] for name, value in batch.items()}
-            slices = tf.data.Dataset.from_tensor_slices(parts)
-            return slices.map(lambda part: {name: tf.ensure_shape(value, shapes[name]) for name, value in part.items()})
-
-        def per_replica(_: tf.distribute.InputContext) -> tf.data.Dataset:
-            return batches.flat_map(split) if replicas > 1 else batches
-
-        return iter(self.strategy.distribute_datasets_from_function(per_replica))

@@ -22,7 +22,7 @@ from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import LOSSES, Interval, MetricsLog
 from model.schedule import learning_rate
 from model.starting_point import StartingPoint
-from model.strategies import num_workers, worker_index
+from model.strategies import distribute, num_workers, worker_index
 from model.trainer import Trainer
 from pipeline import dataset
 from pipeline.command import Progress, UserError
@@ -109,7 +109,7 @@ def train(
         loading=run.loading,
     )
     with Skipped(data_set, split, lambda line: print(f"train: {line}", flush=True)) as skipped:
-        _loop(trainer, trainer.distribute(batches), _Source(data_set, split, skipped), run, first, validate)
+        _loop(trainer, distribute(batches, strategy), _Source(data_set, split, skipped), run, first, validate)
     print(f"train: {total} steps done; model in {run.model_dir}", flush=True)
 
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from model import checkpoint
 from model.config import Config
 from model.interrupt import InterruptedTrainingError
-from model.strategies import make_strategy
+from model.strategies import distribute, make_strategy
 from model.trainer import Trainer
 from model.training import Run, train
 from pipeline import dataset, synthetic_dataset, synthetic_poses
@@ -61,7 +61,7 @@ def summed_gradients(trainer: Trainer, batch: dict[str, tf.Tensor]) -> tuple[lis
     def run(batch):
         return trainer.strategy.run(trainer.gradients, args=(batch, tf.constant(7)))
 
-    iterator = trainer.distribute(tf.data.Dataset.from_tensors(batch))
+    iterator = distribute(tf.data.Dataset.from_tensors(batch), trainer.strategy)
     gradients, metrics = run(next(iterator))
     local = trainer.strategy.experimental_local_results
     totals = [sum(g.numpy() for g in local(per_replica)) for per_replica in gradients]

@@ -1,0 +1,45 @@
+"""Loading takes no more memory in the thirteenth epoch than in the third."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import plan
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet
+from pipeline.dataset import training_batches, training_pool
+from pipeline.loading import Loading
+
+CONFIG = DataConfig(
+    short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=2, require_keypoints=False
+)
+SEED, BATCH = 1, 4
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.parametrize("loading", [Loading(), Loading(on_error="skip", cache="decoded")], ids=["plain", "skip and cache"])
+def test_memory_is_flat_over_ten_epochs(small_data_set: DataSet, loading: Loading) -> None:
+    pool = training_pool(small_data_set, "train", CONFIG)
+    epochs = plan.epochs_from(pool, seed=SEED, global_batch_size=BATCH, step=0)
+    first_step = [next(epochs)[1] for _ in range(14)]
+    batches = training_batches(
+        small_data_set, "train", CONFIG, global_batch_size=BATCH, seed=SEED, num_steps=first_step[13], loading=loading
+    )
+    resident, nbytes = {}, 0
+    for step, batch in enumerate(batches):
+        if step in first_step:
+            resident[first_step.index(step)] = resident_bytes()
+        nbytes += batch["image"].numpy().nbytes if step >= first_step[3] else 0
+    growth = resident_bytes() - resident[3]
+    assert nbytes > 20e6  # so much had grown if batches were kept
+    assert growth < 5e6
