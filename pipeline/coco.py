@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import storage
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 
@@ -99,7 +100,7 @@ def read_coco(
     """Reads an annotation file of persons with keypoints.
 
     Args:
-      path: such as person_keypoints_train2017.json.
+      path: such as person_keypoints_train2017.json; a path or a URL of one of Beam's filesystems.
       category: name of the category; by default the only one with keypoints, or "person" among several.
       flip_pairs, sigmas: as for `Skeleton.from_category`.
 
@@ -138,11 +139,12 @@ def _load(path: str | Path) -> dict[str, Any]:
         entry.pop("segmentation", None)
         return entry
 
-    path = Path(path)
     try:
-        content = json.loads(path.read_bytes(), object_hook=without_segments)  # (bytes may begin with a byte order mark)
+        content = json.loads(storage.read(str(path)), object_hook=without_segments)  # (bytes may begin with a byte order mark)
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file; give a COCO person_keypoints_*.json") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({storage.reason(error)}); give a COCO person_keypoints_*.json") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); fetch or copy the file again") from None
     if not isinstance(content, dict):

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import pickle
 import re
@@ -19,26 +18,28 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.runners.runner import create_runner
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline import storage
 from pipeline.anchors import AnchorConfig
+from pipeline.beam_job import beam_options, quiet_workers, run_job
 from pipeline.coco import CocoData, Picture, read_coco
 from pipeline.command import Progress, UserError
+from pipeline.conversion_summary import ConversionResult, skipped_by_reason, summary_file, write_summary
 from pipeline.data_set import FORMAT_VERSION
-from pipeline.files import write_file
 from pipeline.metadata import check_same, joined_metadata, remove_split, to_json, write_metadata
-from pipeline.shard_writer import ShardSettings, picture_message, read_facts, stop, write_shard
+from pipeline.picture_files import LocatedPicture, bytes_of, check_images, locate
+from pipeline.shard_writer import ShardSettings, finished_shards, picture_message, start_run, stop_reason, stop_run
 
 PICTURES_PER_SHARD = 512  # about 75 MB
-# The in-process runner. Beam's default would first try to download another one.
-DEFAULT_RUNNER = "FnApiRunner"
 CTRL_C = "Ctrl-C"
+SECONDS_BETWEEN_COUNTS = 0.5  # of the pictures done; of the shards done in an object store, where it takes a request, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +77,6 @@ class ConversionConfig:
             raise UserError(f"limit {self.limit}: a number of pictures, or 0 for all")
 
 
-@dataclasses.dataclass(frozen=True)
-class ConversionResult:
-    """What a conversion did.
-
-    Attributes:
-      summary: counts, as saved in `pipeline.json`.
-      converted: pictures converted now, not in an earlier run.
-      seconds: that it took to convert them.
-    """
-
-    summary: Mapping[str, int]
-    converted: int
-    seconds: float
-
-
 def convert(
     annotations: str | Path,
     images: str | Path,
@@ -105,8 +91,8 @@ def convert(
     """Converts one split, or finishes a conversion that was interrupted.
 
     Args:
-      annotations: a COCO keypoint file.
-      images: the folder that the file names are relative to.
+      annotations: a COCO keypoint file; a path or a URL, like the next two.
+      images: the folder that the file names are relative to, or a zip file that holds it.
       output_dir: the data set; other splits in it stay as they are.
       split: its name.
       on_error: "skip" leaves pictures out that cannot be used, and lists them in errors-<split>.jsonl.
@@ -117,31 +103,36 @@ def convert(
       UserError: a wrong argument or input; a picture that cannot be used; no room on the disk.
     """
     options = beam_options(beam_flags)
+    FileSystems.set_options(options)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
         raise UserError(f"split {split!r}: small letters, digits and _ make a name")
-    images, output = Path(images), Path(output_dir)
-    if not images.is_dir():
-        raise UserError(f"{images}: no such folder of pictures")
+    images, output = str(images), str(output_dir)
+    storage.check(str(annotations))
+    storage.check(output)
+    check_images(images)
     coco = read_coco(annotations, flip_pairs=config.flip_pairs, sigmas=config.sigmas)
     pictures = in_record_order(coco.pictures)[: config.limit or None]
     num_shards = config.num_shards or max(1, round(len(pictures) / PICTURES_PER_SHARD))
     arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}
-    output.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(output)
     with _only_writer(output):
         metadata = joined_metadata(output, split, _shared_metadata(config, coco), overwrite)
         existing = metadata["splits"].get(split)
         if existing is not None and not overwrite:
             check_same(f"split {split!r} of {output}", existing["arguments"], arguments)
-            shutil.rmtree(output / f"unfinished-{split}", ignore_errors=True)  # (stopped after the metadata was written)
-            return ConversionResult(existing["summary"], 0, 0.0)
+            storage.remove_folder(storage.join(output, f"unfinished-{split}"))  # (stopped after the metadata was written)
+            result = ConversionResult(existing["summary"], skipped_by_reason(output, split), 0, 0.0)
+            if not storage.exists(storage.join(output, summary_file(split))):
+                write_summary(result, output, split)
+            return result
         if existing is not None:
             remove_split(output, split, metadata)
         everything = arguments | {key: value for key, value in metadata.items() if key != "splits"}
-        work = _open_work_folder(output, split, everything, overwrite)
         settings = ShardSettings(
             images=images,
             output=output,
-            work=work,
+            work=_open_work_folder(output, split, everything, overwrite),
+            run=uuid.uuid4().hex,
             prefix=f"{config.dataset_name}-{split}",
             num_shards=num_shards,
             category=coco.skeleton.category,
@@ -154,8 +145,10 @@ def convert(
         converted = _write_shards(settings, split, pictures, options)
         seconds = time.monotonic() - start
         summary = write_metadata(settings, split, metadata, arguments, coco.counts)
-        shutil.rmtree(work)
-    return ConversionResult(summary, converted, seconds)
+        result = ConversionResult(summary, skipped_by_reason(output, split), converted, seconds)
+        write_summary(result, output, split)
+        storage.remove_folder(settings.work)
+    return result
 
 
 def _shared_metadata(config: ConversionConfig, coco: CocoData) -> dict[str, Any]:
@@ -175,71 +168,38 @@ def in_record_order(pictures: Sequence[Picture]) -> list[Picture]:
     return sorted(pictures, key=lambda picture: (hashlib.sha256(str(picture.id).encode()).digest(), picture.id))
 
 
-def beam_options(flags: Sequence[str]) -> PipelineOptions:
-    """Beam's options from flags, with its own parsers.
-
-    Raises:
-      UserError: a flag that Beam does not know either.
-    """
-    for before, flag in zip(["--flag=value", *flags], flags, strict=False):
-        if not flag.startswith("--") and ("=" in before or not before.startswith("--")):
-            raise UserError(f"{flag!r}: every argument is a flag --name=value; --help lists them")
-    options = PipelineOptions(list(flags))
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            given = options.get_all_options(retain_unknown_options=True)
-    except SystemExit:  # Beam's way to refuse a value
-        raise UserError(f"{complaint.getvalue().strip().splitlines()[-1].partition('error: ')[2]} (a flag of Beam)") from None
-    for name in sorted(set(given) - set(PipelineOptions([]).get_all_options())):
-        raise UserError(f"--{name}: no flag of this command nor of Beam; --help lists this command's")
-    standard = options.view_as(StandardOptions)
-    standard.runner = standard.runner or DEFAULT_RUNNER
-    try:
-        create_runner(standard.runner)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"--runner={standard.runner}: no runner of this installation ({error})") from None
-    return options
-
-
-def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: PipelineOptions) -> None:
-    """The Beam job: shard numbers → workers that write them."""
-    with beam.Pipeline(options=options) as pipeline:
-        shards = pipeline | "shards" >> beam.Create(numbers, reshuffle=False)
-        _ = shards | "spread" >> beam.Reshuffle() | "write" >> beam.ParDo(_WriteShard(settings))
-
-
-class _WriteShard(beam.DoFn):
-    """Shard number → nothing: what a shard holds lies in its facts file, where a restart finds it too."""
-
-    def __init__(self, settings: ShardSettings) -> None:
-        self._settings = settings
-
-    def process(self, number: int) -> None:
-        write_shard(self._settings, number)
-
-
 def _write_shards(settings: ShardSettings, split: str, pictures: Sequence[Picture], options: PipelineOptions) -> int:
     """Writes the shards that are missing; returns the number of their pictures."""
-    if settings.on_error == "fail":
-        for picture in pictures:
-            if picture.error:
-                raise UserError(picture_message(settings.images, picture, picture.error))
     bounds = [len(pictures) * i // settings.num_shards for i in range(settings.num_shards + 1)]
-    missing = [number for number in range(settings.num_shards) if read_facts(settings, number) is None]
-    todo = sum(bounds[number + 1] - bounds[number] for number in missing)
-    if not missing:
+    finished = finished_shards(settings, range(settings.num_shards))
+    sizes = {n: bounds[n + 1] - bounds[n] for n in range(settings.num_shards) if n not in finished}
+    if not sizes:
         return 0
-    _check_disk(settings, [p for number in missing for p in pictures[bounds[number] : bounds[number + 1]]])
-    settings.stop_path.unlink(missing_ok=True)
-    for number in missing:
-        settings.progress_path(number).write_bytes(b"")
-        settings.pictures_path(number).write_bytes(pickle.dumps(pictures[bounds[number] : bounds[number + 1]], protocol=5))
-    progress = Progress(len(pictures), f"convert {split}", "image", done=len(pictures) - todo)
-    with _progress_of_workers(settings, missing, progress), _stop_on_ctrl_c(settings):
-        _run_pipeline(settings, missing, options)
-    if settings.stop_path.exists():
-        reason = settings.stop_path.read_text()
+    located = locate(settings.images, pictures)
+    if settings.on_error == "fail":
+        for picture, member in located:
+            if why := picture.error or (member if isinstance(member, str) else ""):
+                raise UserError(picture_message(settings.images, picture, why))
+    missing = {number: located[bounds[number] : bounds[number + 1]] for number in sizes}
+    _check_disk(settings, [picture for shard in missing.values() for picture in shard])
+    for number, shard in missing.items():
+        storage.write(settings.pictures_path(number), pickle.dumps(shard, protocol=5))
+    del located, missing  # workers have them; for all of COCO they are large
+    start_run(settings)
+    todo = sum(sizes.values())
+    try:
+        with (
+            quiet_workers(options),
+            _progress_of_workers(
+                settings, sizes, Progress(len(pictures), f"convert {split}", "image", done=len(pictures) - todo)
+            ),
+            _stop_on_ctrl_c(settings),
+        ):
+            run_job(settings, list(sizes), options)
+    except UserError as error:
+        stop_run(settings, str(error))  # tells those still at work, if nobody met an error of his own
+    reason = stop_reason(settings)
+    if reason is not None:
         raise KeyboardInterrupt if reason == CTRL_C else UserError(reason)
     return todo
 
@@ -253,7 +213,7 @@ def _stop_on_ctrl_c(settings: ShardSettings) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, previous)  # a second one ends at once
-        stop(settings, CTRL_C)
+        stop_run(settings, CTRL_C)
 
     previous = signal.signal(signal.SIGINT, handle)
     try:
@@ -263,16 +223,29 @@ def _stop_on_ctrl_c(settings: ShardSettings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress_of_workers(settings: ShardSettings, numbers: Sequence[int], progress: Progress) -> Iterator[None]:
-    """Shows how far all workers are, whichever processes they are: they write one byte for each picture done."""
-    finished = threading.Event()
+def _progress_of_workers(settings: ShardSettings, sizes: Mapping[int, int], progress: Progress) -> Iterator[None]:
+    """Shows how far all workers are, whichever processes and machines they are.
+
+    On a disk they write one byte for each picture done; in an object store the finished shards are counted.
+
+    Args:
+      sizes: number of pictures in each shard that they write.
+    """
+    ended = threading.Event()
+    in_store = storage.is_url(settings.work)
+
+    def done() -> int:
+        if in_store:
+            return sum(sizes.get(int(name[6:11]), 0) for name in storage.listing(settings.work, "facts-"))
+        return sum(storage.listing(settings.work, "progress-").values())
 
     def watch() -> None:
         shown = 0
-        while not finished.wait(0.5):
-            done = sum(settings.progress_path(number).stat().st_size for number in numbers)
-            progress.advance(done - shown)
-            shown = done
+        while not ended.wait(SECONDS_BETWEEN_COUNTS * (20 if in_store else 1)):
+            with contextlib.suppress(OSError):  # (a file that is being replaced)
+                now = done()
+                progress.advance(now - shown)
+                shown = now
 
     thread = threading.Thread(target=watch, daemon=True)
     with progress:
@@ -280,17 +253,16 @@ def _progress_of_workers(settings: ShardSettings, numbers: Sequence[int], progre
         try:
             yield
         finally:
-            finished.set()
+            ended.set()
             thread.join()
 
 
-def _check_disk(settings: ShardSettings, pictures: Sequence[Picture]) -> None:
+def _check_disk(settings: ShardSettings, pictures: Sequence[LocatedPicture]) -> None:
     """Refuses to begin what the disk cannot hold, by the mean size of some of the pictures."""
-    sample = pictures[:: max(1, len(pictures) // 500)]
-    sizes = []
-    for picture in sample:
-        with contextlib.suppress(OSError):
-            sizes.append((settings.images / picture.file_name).stat().st_size if picture.file_name else 0)
+    if storage.is_url(settings.output):
+        return
+    samples = 20 if storage.is_url(settings.images) else 500
+    sizes = [bytes_of(settings.images, picture) for picture in pictures[:: max(1, len(pictures) // samples)]]
     # Anchors, annotations and the rest take about 10 kB a picture.
     needed = int(len(pictures) * (sum(sizes) / max(1, len(sizes)) + 10_000))
     free = shutil.disk_usage(settings.output).free
@@ -301,9 +273,12 @@ def _check_disk(settings: ShardSettings, pictures: Sequence[Picture]) -> None:
 
 
 @contextlib.contextmanager
-def _only_writer(output: Path) -> Iterator[None]:
-    """Holds a lock on the folder, which the system gives back however the process ends."""
-    path = output / ".lock"
+def _only_writer(output: str) -> Iterator[None]:
+    """Holds a lock on the folder, which the system gives back however the process ends. Object stores have none."""
+    if storage.is_url(output):
+        yield
+        return
+    path = Path(output, ".lock")
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -317,38 +292,25 @@ def _only_writer(output: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _open_work_folder(output: Path, split: str, arguments: Mapping[str, Any], overwrite: bool) -> Path:
+def _open_work_folder(output: str, split: str, arguments: Mapping[str, Any], overwrite: bool) -> str:
     """Makes the work folder of a split and notes the arguments in it, or checks them against those of one begun before."""
-    work = output / f"unfinished-{split}"
-    noted = work / "arguments.json"
+    work = storage.join(output, f"unfinished-{split}")
+    noted = storage.join(work, "arguments.json")
     names = {arguments["dataset_name"]}
-    if noted.exists():
-        begun = json.loads(noted.read_text())
+    if storage.exists(noted):
+        begun = json.loads(storage.read(noted))
         try:
             check_same(f"unfinished split {split!r} of {output}", begun, arguments)
+            for leftover in ("records-", "progress-"):
+                storage.remove(work, storage.listing(work, leftover))
             return work
         except UserError:
             if not overwrite:
                 raise
         names.add(begun["dataset_name"])
-        shutil.rmtree(work)
-    for name in names:
-        for shard in output.glob(f"{name}-{split}.tfrecord-*"):
-            shard.unlink()  # of a conversion that was given up: no metadata lists it
-    work.mkdir(exist_ok=True)
-    write_file(noted, to_json(arguments))
+        storage.remove_folder(work)
+    for name in names:  # of a conversion that was given up: no metadata lists them
+        storage.remove(output, storage.listing(output, f"{name}-{split}.tfrecord-"))
+    storage.make_folder(work)
+    storage.write(noted, to_json(arguments))
     return work
-
-
-def summary_table(result: ConversionResult, output_dir: str | Path, split: str) -> str:
-    """What was converted and where it lies, for people: the counts that are not 0, one a line."""
-    lines = [f"{key.replace('_', ' '):>32}  {value:,}" for key, value in result.summary.items() if value or key == "images"]
-    if result.seconds:
-        if result.converted:
-            lines.append(f"{'images per second':>32}  {result.converted / result.seconds:.1f}")
-        lines.append(f"split {split!r} written to {output_dir}")
-    else:
-        lines.append(f"split {split!r} was finished already in {output_dir}; nothing to do")
-    if result.summary["images_skipped"]:
-        lines.append(f"pictures left out are listed in {Path(output_dir) / f'errors-{split}.jsonl'}")
-    return "\n".join(lines)

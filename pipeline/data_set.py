@@ -112,13 +112,23 @@ def open_data_set(data_dir: str | Path) -> DataSet:
     if not path.exists():
         reason = "no such folder" if not folder.is_dir() else f"no {METADATA_FILE} in it"
         raise UserError(f"data set {folder}: {reason}; python -m pipeline.make_tfrecords makes one (and finishes one begun)")
+    return parse_data_set(folder, path.read_bytes())
+
+
+def parse_data_set(folder: str | Path, metadata: bytes) -> DataSet:
+    """A data set by the content of its `pipeline.json`.
+
+    Raises:
+      UserError: the metadata is damaged or of another format.
+    """
+    path = f"{folder}/{METADATA_FILE}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(metadata)
         version = content["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; convert anew")
         return DataSet(
-            folder=folder,
+            folder=Path(folder),
             name=content["dataset_name"],
             anchors=AnchorConfig.from_json(content["anchors"]),
             short_edges=tuple(content["variants"]["short_edges"]),

@@ -17,8 +17,15 @@ from absl import flags
 from pipeline import command
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("annotations", None, "COCO keypoint file, such as person_keypoints_train2017.json.", flag_values=FLAGS)
-flags.DEFINE_string("images", None, "Folder of the pictures that the annotations name.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "annotations",
+    None,
+    "COCO keypoint file, such as person_keypoints_train2017.json: a path or a URL (gs://, s3://), like the next two.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "images", None, "Folder of the pictures that the annotations name, or a zip file that holds it.", flag_values=FLAGS
+)
 flags.DEFINE_string("output_dir", None, "Folder of the records; a second split joins the first.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Name of the split.", flag_values=FLAGS)
 flags.DEFINE_integer("num_shards", None, "Number of files; by default one for each 512 pictures.", flag_values=FLAGS)
@@ -78,9 +85,10 @@ def main(beam_flags: list[str]) -> None:
     root = logging.getLogger()
     root.setLevel(logging.ERROR)  # Beam warns of clients of cloud services that are not installed
     command.load_tensorflow()
-    from pipeline import contact_sheet
+    from pipeline import contact_sheet, storage
     from pipeline.anchors import AnchorConfig
-    from pipeline.conversion import ConversionConfig, convert, summary_table
+    from pipeline.conversion import ConversionConfig, convert
+    from pipeline.conversion_summary import summary_table
 
     config = ConversionConfig(
         dataset_name=FLAGS.dataset_name,
@@ -103,6 +111,8 @@ def main(beam_flags: list[str]) -> None:
         beam_flags=beam_flags,
     )
     print(summary_table(result, FLAGS.output_dir, FLAGS.split))
+    if storage.is_url(FLAGS.output_dir):
+        return
     overview = contact_sheet.overview_path(FLAGS.output_dir, FLAGS.split)
     if result.seconds or not overview.exists():
         contact_sheet.write_overview(FLAGS.output_dir, FLAGS.split)

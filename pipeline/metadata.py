@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pipeline import records
+from pipeline import records, storage
 from pipeline.command import UserError
-from pipeline.data_set import INDEX_DTYPE, METADATA_FILE, open_data_set
-from pipeline.files import write_file
-from pipeline.shard_writer import ShardSettings, read_facts
+from pipeline.conversion_summary import summary_file
+from pipeline.data_set import INDEX_DTYPE, METADATA_FILE, parse_data_set
+from pipeline.shard_writer import ShardSettings, finished_shards
 
 
-def joined_metadata(output: Path, split: str, shared: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+def joined_metadata(output: str, split: str, shared: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
     """The metadata of a folder so far, or that of a new one.
 
     Args:
@@ -30,11 +31,12 @@ def joined_metadata(output: Path, split: str, shared: Mapping[str, Any], overwri
     Raises:
       UserError: `shared` is not what the other splits have.
     """
-    path = output / METADATA_FILE
-    if not path.exists():
+    path = storage.join(output, METADATA_FILE)
+    if not storage.exists(path):
         return {**shared, "splits": {}}
-    open_data_set(output)  # (says what is wrong, if something is)
-    metadata: dict[str, Any] = json.loads(path.read_text())
+    content = storage.read(path)
+    parse_data_set(output, content)  # (says what is wrong, if something is)
+    metadata: dict[str, Any] = json.loads(content)
     others = sorted(set(metadata["splits"]) - {split})
     if overwrite and not others:
         return {**shared, "splits": metadata["splits"]}
@@ -53,39 +55,38 @@ def check_same(what: str, existing: Mapping[str, Any], wanted: Mapping[str, Any]
             )
 
 
-def remove_split(output: Path, split: str, metadata: dict[str, Any]) -> None:
+def remove_split(output: str, split: str, metadata: dict[str, Any]) -> None:
     """Takes a split out of the metadata, then removes its files."""
     removed = metadata["splits"].pop(split)
     if metadata["splits"]:
-        write_file(output / METADATA_FILE, to_json(metadata))
+        storage.write(storage.join(output, METADATA_FILE), to_json(metadata))
     else:
-        (output / METADATA_FILE).unlink()
-    others = [removed["index"], f"errors-{split}.jsonl", f"contact-sheet-{split}.png"]
-    for name in [shard["file"] for shard in removed["shards"]] + others:
-        (output / name).unlink(missing_ok=True)
+        storage.remove(output, [METADATA_FILE])
+    others = [removed["index"], f"errors-{split}.jsonl", summary_file(split), f"contact-sheet-{split}.png"]
+    storage.remove(output, [*(shard["file"] for shard in removed["shards"]), *others])
 
 
 def write_metadata(
     settings: ShardSettings, split: str, metadata: dict[str, Any], arguments: Mapping[str, Any], counts: Mapping[str, int]
 ) -> dict[str, int]:
     """Writes index, list of errors, TFDS metadata, and at last `pipeline.json`; returns the summary."""
-    all_facts = []
-    for number in range(settings.num_shards):
-        facts = read_facts(settings, number)
-        if facts is None:
-            raise UserError(f"{settings.output / settings.shard_file(number)}: vanished while converting; start again")
-        all_facts.append(facts)
+    finished = finished_shards(settings, range(settings.num_shards))
+    missing = [number for number in range(settings.num_shards) if number not in finished]
+    if missing:
+        path = settings.shard_path(missing[0])
+        raise UserError(f"{path}: one of {len(missing)} shards that were not written or have vanished; start again")
+    all_facts = [finished[number] for number in range(settings.num_shards)]
     rows = [(number, *row) for number, facts in enumerate(all_facts) for row in facts["index"]]
     index = io.BytesIO()
     np.save(index, np.array(rows, INDEX_DTYPE))
-    write_file(settings.output / f"index-{split}.npy", index.getvalue())
+    storage.write(storage.join(settings.output, f"index-{split}.npy"), index.getvalue())
 
     errors = [error for facts in all_facts for error in facts["errors"]]
-    errors_path = settings.output / f"errors-{split}.jsonl"
+    errors_file = f"errors-{split}.jsonl"
     if errors:
-        write_file(errors_path, "".join(json.dumps(error) + "\n" for error in errors))
+        storage.write(storage.join(settings.output, errors_file), "".join(json.dumps(error) + "\n" for error in errors))
     else:
-        errors_path.unlink(missing_ok=True)
+        storage.remove(settings.output, [errors_file])
 
     totals: Counter[str] = Counter()
     for facts in all_facts:
@@ -102,15 +103,17 @@ def write_metadata(
         "shards": [{key: facts[key] for key in ("file", "records", "bytes", "sha256")} for facts in all_facts],
         "summary": summary,
     }
-    _write_tfds_metadata(settings, metadata)
-    write_file(settings.output / METADATA_FILE, to_json(metadata))
+    with tempfile.TemporaryDirectory(prefix="make_tfrecords-") as scratch:
+        for file in _tfds_metadata(Path(scratch), metadata):
+            storage.write(storage.join(settings.output, file.name), file.read_bytes())
+    storage.write(storage.join(settings.output, METADATA_FILE), to_json(metadata))
     return summary
 
 
-def _write_tfds_metadata(settings: ShardSettings, metadata: Mapping[str, Any]) -> None:
-    """Writes features.json and dataset_info.json, for all splits."""
+def _tfds_metadata(scratch: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """Lets TFDS write features.json and dataset_info.json, for all splits."""
     name = metadata["dataset_name"]
-    folder = settings.work / name / "1.0.0"  # TFDS reads name and version off the path
+    folder = scratch / name / "1.0.0"  # TFDS reads name and version off the path
     folder.mkdir(parents=True, exist_ok=True)
     for content in metadata["splits"].values():
         for shard in content["shards"]:
@@ -129,8 +132,7 @@ def _write_tfds_metadata(settings: ShardSettings, metadata: Mapping[str, Any]) -
     tfds.folder_dataset.write_metadata(
         data_dir=folder, features=records.features(), split_infos=splits, filename_template=None, check_data=False
     )
-    for file in ("features.json", "dataset_info.json"):
-        write_file(settings.output / file, (folder / file).read_bytes())
+    return [folder / "features.json", folder / "dataset_info.json"]
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -4,40 +4,47 @@ This is the work that a Beam worker does. Workers share the output folder with t
 files in the work folder of the split, so that no picture travels through Beam and a restart knows what is finished:
 
     pictures-00003    the pictures of the shard (pickle), from the main process
-    records-00003     the shard while it is being written
-    progress-00003    one byte for each picture done
+    records-00003-*   the shard while it is being written; of each attempt, since an engine may make two at once
+    progress-00003    one byte for each picture done; not in an object store, which cannot append
     facts-00003.json  what the finished shard holds; written before the shard gets its final name
-    stop              why everybody should stop, from whoever met it first
+    run-*             there as long as the workers of this run of the main process shall go on
+    stop-*            why they shall not, from whoever met it first
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pickle
+import socket
+import tempfile
+import time
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import tensorflow as tf
-from PIL import Image, ImageOps
 
-from pipeline import records
+from pipeline import records, storage
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import Picture
-from pipeline.files import publish, write_file
+from pipeline.picture_files import LocatedPicture, PictureError, UnreadableError, check_image, read_all
 
-# A header may announce any size; 2^26 pixels are 200 MB once decoded.
-MAX_PIXELS = 1 << 26
 RECORD_HEADER_BYTES, RECORD_FOOTER_BYTES = 12, 4  # of TFRecord: length and its checksum, checksum of the data
-_EXIF_ORIENTATION = 0x0112
+# Seconds between two looks whether to go on, each of which is a request if the output is an object store.
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class PictureError(Exception):
-    """Why a picture cannot become a record."""
+class MachineError(Exception):
+    """A worker runs where it cannot work."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; give places that every worker sees, such as a network disk or gs://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +52,18 @@ class ShardSettings:
     """What all shards of a split have in common.
 
     Attributes:
-      images: the folder of the pictures.
-      output: the folder of the data set.
-      work: the work folder of the split, on the same file system.
+      images: where the pictures lie: a folder or a zip, as a path or a URL.
+      output: the folder of the data set, as a path or a URL.
       prefix: of the shards' names, <dataset_name>-<split>.
+      work: the work folder of the split, beside the shards.
+      run: a name that no other run of the main process has.
       category: name of the persons' category.
     """
 
-    images: Path
-    output: Path
-    work: Path
+    images: str
+    output: str
+    work: str
+    run: str
     prefix: str
     num_shards: int
     category: str
@@ -66,117 +75,116 @@ class ShardSettings:
     def shard_file(self, number: int) -> str:
         return f"{self.prefix}.tfrecord-{number:05d}-of-{self.num_shards:05d}"
 
-    def pictures_path(self, number: int) -> Path:
-        return self.work / f"pictures-{number:05d}"
+    def shard_path(self, number: int) -> str:
+        return storage.join(self.output, self.shard_file(number))
 
-    def progress_path(self, number: int) -> Path:
-        return self.work / f"progress-{number:05d}"
+    def pictures_path(self, number: int) -> str:
+        return storage.join(self.work, f"pictures-{number:05d}")
 
-    @property
-    def stop_path(self) -> Path:
-        return self.work / "stop"
+    def progress_path(self, number: int) -> str:
+        return storage.join(self.work, f"progress-{number:05d}")
+
+    def facts_path(self, number: int) -> str:
+        return storage.join(self.work, f"facts-{number:05d}.json")
 
 
-def read_image(folder: Path, picture: Picture) -> tuple[bytes, Literal["jpeg", "png"], bool]:
-    """Reads the file of a picture and checks it against its entry.
+def start_run(settings: ShardSettings) -> None:
+    """Lets workers of this run begin; those of earlier runs, if some are left, stop."""
+    begun = storage.listing(settings.work, "run-")
+    storage.write(storage.join(settings.work, f"run-{settings.run}"), b"")
+    storage.remove(settings.work, begun)
 
-    What costs nearly nothing is always checked (header, size, the mark at a JPEG's end, a PNG's checksums). Pixels are decoded
-    only where a JPEG does not end as it should: decoding takes 2 ms, as long as all else together, and finds nothing more,
-    since decoders accept damaged data between sound ends.
 
-    Returns:
-      The encoded bytes, their format, and whether a stored rotation had to be applied: the entry's size is that of the picture
-      upright. A rotation that does not change the size is not applied.
+def stop_run(settings: ShardSettings, reason: str) -> None:
+    """Tells all workers of the run to stop; the first reason stands."""
+    if stop_reason(settings) is None:
+        with contextlib.suppress(OSError):  # a full disk cannot even take the reason
+            storage.write(storage.join(settings.work, f"stop-{settings.run}"), reason)
+    storage.remove(settings.work, [f"run-{settings.run}"])
 
-    Raises:
-      PictureError: with the reason in words.
-    """
-    path = folder / picture.file_name
+
+def stop_reason(settings: ShardSettings) -> str | None:
+    """Why the run was told to stop, None where it was not."""
     try:
-        content = path.read_bytes()
+        return storage.read(storage.join(settings.work, f"stop-{settings.run}")).decode()
     except FileNotFoundError:
-        raise PictureError("no such file") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise PictureError("not a file") from None
-    except OSError as error:
-        raise PictureError(f"cannot be read ({error.strerror})") from None
-    if not content:
-        raise PictureError("the file is empty")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image_format: Literal["jpeg", "png"]
-            if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with further pictures behind it
-                image_format = "jpeg"
-            elif image.format == "PNG":
-                image_format = "png"
-            else:
-                raise PictureError(f"a {image.format} file; JPEG and PNG are read")
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise PictureError(f"{width}×{height} pixels in the header, at most {MAX_PIXELS} are decoded")
-            rotated = False
-            if (width, height) != (picture.width, picture.height):
-                rotated = (height, width) == (picture.width, picture.height) and image.getexif().get(
-                    _EXIF_ORIENTATION
-                ) in range(5, 9)
-                if not rotated:
-                    raise PictureError(f"{width}×{height} pixels, the annotations say {picture.width}×{picture.height}")
-            if rotated:
-                upright = io.BytesIO()
-                ImageOps.exif_transpose(image).convert("RGB").save(upright, "JPEG", quality=95, subsampling=0)
-                return upright.getvalue(), "jpeg", True
-            if image_format == "png":
-                image.verify()
-            elif not content.endswith(b"\xff\xd9"):
-                image.load()
-    except Image.DecompressionBombError:
-        raise PictureError(f"far more pixels in the header than the {MAX_PIXELS} that are decoded") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).partition(" <")[0]  # (without the address of a buffer)
-        raise PictureError(f"truncated or no picture ({reason})") from None
-    return content, image_format, False
+        return None
+
+
+def _shall_go_on(settings: ShardSettings) -> bool:
+    return storage.exists(storage.join(settings.work, f"run-{settings.run}"))
 
 
 def write_shard(settings: ShardSettings, number: int) -> None:
-    """Writes one shard and its facts. On a failure nothing has the final name, and the reason lies in the stop file."""
-    temporary = settings.work / f"records-{number:05d}"
-    facts: dict[str, Any] | None = None
+    """Writes one shard and its facts. On a failure nothing has the final name, and the run is told to stop.
+
+    Raises:
+      MachineError: this machine does not see the output folder or the pictures.
+    """
     try:
-        pictures: list[Picture] = pickle.loads(settings.pictures_path(number).read_bytes())
-        facts = _write_records(settings, pictures, temporary, settings.progress_path(number))
-        if facts is None:
+        if not _shall_go_on(settings):
+            if not storage.exists(storage.join(settings.work, "arguments.json")):
+                raise MachineError(f"{settings.output} is not the main process's folder on {socket.gethostname()}")
             return
-        file = settings.shard_file(number)
-        facts |= {"file": file, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
-        write_file(facts_path(settings.work, number), json.dumps(facts))
-        publish(temporary, settings.output / file)
+        if not storage.is_url(settings.images) and not Path(settings.images).exists():
+            raise MachineError(f"{settings.images} is not there on {socket.gethostname()}")
+        if number in finished_shards(settings, [number]):
+            return  # another attempt was faster
+        pictures: list[LocatedPicture] = pickle.loads(storage.read(settings.pictures_path(number)))
+        with _temporary_file(settings, number) as temporary:
+            facts = _write_records(settings, pictures, temporary, number)
+            if facts is None:
+                return
+            facts |= {"file": settings.shard_file(number), "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+            if not _shall_go_on(settings):
+                return
+            storage.write(settings.facts_path(number), json.dumps(facts))
+            upload_as = storage.join(settings.work, temporary.name)
+            storage.publish(temporary, settings.shard_path(number), upload_as=upload_as)
+    except UnreadableError as error:
+        stop_run(settings, f"{error}; started again, the same command goes on")
     except (OSError, tf.errors.OpError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.message
-        stop(
-            settings,
-            f"{settings.output / settings.shard_file(number)}: cannot be written ({reason}); make room and start again",
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+        why = error.message if isinstance(error, tf.errors.OpError) else storage.reason(error)
+        stop_run(settings, f"{settings.shard_path(number)}: cannot be written ({why}); make room and start again")
 
 
-def _write_records(settings: ShardSettings, pictures: list[Picture], path: Path, progress: Path) -> dict[str, Any] | None:
+@contextlib.contextmanager
+def _temporary_file(settings: ShardSettings, number: int) -> Iterator[Path]:
+    """A file of this machine for the records: in the work folder if that is a path, so that it need only be renamed."""
+    with contextlib.ExitStack() as stack:
+        folder = settings.work
+        if storage.is_url(folder):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="make_tfrecords-"))
+        path = Path(folder, f"records-{number:05d}-{uuid.uuid4().hex}")
+        stack.callback(path.unlink, missing_ok=True)
+        yield path
+
+
+def _write_records(settings: ShardSettings, pictures: list[LocatedPicture], path: Path, number: int) -> dict[str, Any] | None:
     """Writes the records to `path`; returns what it wrote, or None if it was told to stop."""
     index: list[list[int]] = []
     errors: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     offset = 0
-    with tf.io.TFRecordWriter(str(path)) as writer, progress.open("wb", buffering=0) as done:
-        for picture in pictures:
-            if settings.stop_path.exists():
-                return None
+    progress = os.devnull if storage.is_url(settings.work) else settings.progress_path(number)
+    next_look = 0.0
+    with (
+        tf.io.TFRecordWriter(str(path)) as writer,
+        Path(progress).open("wb", buffering=0) as done,
+        contextlib.closing(read_all(settings.images, pictures)) as files,
+    ):
+        for picture, file in files:
+            if time.monotonic() >= next_look:
+                if not _shall_go_on(settings):
+                    return None
+                next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
             try:
-                if picture.error:
-                    raise PictureError(picture.error)
-                content, image_format, rotated = read_image(settings.images, picture)
+                if isinstance(file, PictureError):
+                    raise file
+                content, image_format, rotated = check_image(file, picture)
             except PictureError as error:
                 if settings.on_error == "fail":
-                    stop(settings, picture_message(settings.images, picture, str(error)))
+                    stop_run(settings, picture_message(settings.images, picture, str(error)))
                     return None
                 errors.append({"image_id": picture.id, "file": picture.file_name, "reason": str(error)})
                 done.write(b".")
@@ -202,35 +210,25 @@ def _write_records(settings: ShardSettings, pictures: list[Picture], path: Path,
     return {"records": len(index), "index": index, "errors": errors, "counts": dict(counts)}
 
 
-def picture_message(images: Path, picture: Picture, reason: str) -> str:
+def picture_message(images: str, picture: Picture, reason: str) -> str:
     """One line that says which picture cannot be used, why, and the way out."""
-    file = images / picture.file_name if picture.file_name else "(no file)"
+    file = storage.join(images, picture.file_name) if picture.file_name else "(no file)"
     return f"image {picture.id}, {file}: {reason}; put it right, or leave such pictures out with --on_error=skip"
 
 
-def stop(settings: ShardSettings, reason: str) -> None:
-    """Tells all writers of the split to stop; the first reason stands."""
-    try:
-        descriptor = os.open(settings.stop_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(reason)
-
-
-def facts_path(work: Path, number: int) -> Path:
-    return work / f"facts-{number:05d}.json"
-
-
-def read_facts(settings: ShardSettings, number: int) -> dict[str, Any] | None:
-    """What `write_shard` noted, if the shard is there and finished."""
-    path, shard = facts_path(settings.work, number), settings.output / settings.shard_file(number)
-    if not path.exists() or not shard.exists():
-        return None
-    facts: dict[str, Any] = json.loads(path.read_text())
-    if facts["bytes"] != shard.stat().st_size or (facts["errors"] and settings.on_error == "fail"):
-        return None
-    return facts
+def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict[int, dict[str, Any]]:
+    """What `write_shard` noted of those shards that are there and finished."""
+    one = f"{numbers[0]:05d}" if len(numbers) == 1 else ""
+    noted = storage.listing(settings.work, f"facts-{one}")
+    shards = storage.listing(settings.output, f"{settings.prefix}.tfrecord-{one}")
+    finished = {}
+    for number in numbers:
+        if f"facts-{number:05d}.json" in noted and settings.shard_file(number) in shards:
+            facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number)))
+            sound = facts["bytes"] == shards[settings.shard_file(number)]
+            if sound and not (facts["errors"] and settings.on_error == "fail"):
+                finished[number] = facts
+    return finished
 
 
 def _sha256(path: Path) -> str:

@@ -1,11 +1,13 @@
-"""A folder of records as `make_tfrecords` leaves it, of the small pictures that all tests share."""
+"""What `make_tfrecords` reads and leaves: small data sets as COCO lays them out, and a folder of records."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.coco import Person, Picture
 from tests.conftest import SKELETON, draw
@@ -54,4 +56,24 @@ def small_records(small_coco: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("small_records")
     config = ConversionConfig("small", num_shards=2, short_edges=(96, 128), max_edge=192, sigmas=SKELETON.sigmas)
     convert(small_coco / "annotations.json", small_coco / "images", folder, "train", config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def forty_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO data set: a.json and images/ with 40 small pictures, one person each except for every fifth."""
+    folder = tmp_path_factory.mktemp("forty_pictures")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(1, 41):
+        pixels = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.jpg")
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": 48, "width": 64})
+        if number % 5:
+            person = {"id": 100 + number, "image_id": number, "category_id": 1, "bbox": [number, 2, 20, 40], "iscrowd": 0}
+            annotations.append(person | {"area": 300, "keypoints": [number + 1, 5, 2, 0, 0, 0, number + 2, 6, 1]})
+    category = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": []}
+    content = {"images": images, "annotations": annotations, "categories": [category]}
+    (folder / "a.json").write_text(json.dumps(content))
     return folder

@@ -20,33 +20,20 @@ from PIL import Image
 
 from pipeline import conversion, dataset, files, shard_writer
 from pipeline.anchors import AnchorConfig
+from pipeline.beam_job import beam_options
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, ConversionResult, convert
+from pipeline.conversion import ConversionConfig, convert
+from pipeline.conversion_summary import ConversionResult, summary_table
 from pipeline.data_config import DataConfig
 from pipeline.data_set import open_data_set
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)
-CATEGORY = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": []}
 Convert = Callable[..., ConversionResult]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO data set: a.json and images/ with 40 small pictures, one person each except for every fifth."""
-    folder = tmp_path_factory.mktemp("source")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(1, 41):
-        pixels = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{number}.jpg")
-        images.append({"id": number, "file_name": f"{number}.jpg", "height": 48, "width": 64})
-        if number % 5:
-            person = {"id": 100 + number, "image_id": number, "category_id": 1, "bbox": [number, 2, 20, 40], "iscrowd": 0}
-            annotations.append(person | {"area": 300, "keypoints": [number + 1, 5, 2, 0, 0, 0, number + 2, 6, 1]})
-    content = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
-    (folder / "a.json").write_text(json.dumps(content))
-    return folder
+def source(forty_pictures: Path) -> Path:
+    return forty_pictures
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +62,8 @@ def run(source: Path, tmp_path: Path) -> Convert:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """All files but the one with timings."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "summary-train.json"}
 
 
 def changed(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -201,7 +189,7 @@ class Killed(BaseException):
     """Stands for a process that ends here."""
 
 
-@pytest.mark.parametrize("step", range(1, 14))
+@pytest.mark.parametrize("step", range(1, 19))
 def test_interrupted_at_any_rename_it_goes_on_and_ends_with_the_same_bytes(
     run: Convert, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -217,8 +205,7 @@ def test_interrupted_at_any_rename_it_goes_on_and_ends_with_the_same_bytes(
     published = files.publish
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.files.publish", publish_until)
-        patch.setattr(shard_writer, "publish", publish_until)
-        patch.setattr(conversion, "_run_pipeline", without_beam)  # whose threads outlive an exception of this kind
+        patch.setattr(conversion, "run_job", without_beam)  # whose threads outlive an exception of this kind
         with pytest.raises(Killed):
             run()
     with pytest.raises(UserError, match=r"no pipeline\.json"):
@@ -236,7 +223,7 @@ def test_ctrl_c_stops_before_the_next_picture(
         without_beam(settings, numbers[1:], options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "_run_pipeline", interrupted)
+        patch.setattr(conversion, "run_job", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert len(list((tmp_path / "out").glob("small-*"))) == 1
@@ -246,9 +233,7 @@ def test_ctrl_c_stops_before_the_next_picture(
 
 def test_only_missing_shards_are_written_again(run: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            conversion, "_run_pipeline", lambda settings, numbers, options: without_beam(settings, numbers[1:2], options)
-        )
+        patch.setattr(conversion, "run_job", lambda settings, numbers, options: without_beam(settings, numbers[1:2], options))
         with pytest.raises(UserError, match="start again"):
             run()
     with pytest.raises(UserError, match=r"unfinished split 'train'.* num_shards 4, now it is 2"):
@@ -260,9 +245,7 @@ def test_overwrite_gives_up_an_unfinished_conversion(
     run: Convert, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            conversion, "_run_pipeline", lambda settings, numbers, options: without_beam(settings, numbers[1:], options)
-        )
+        patch.setattr(conversion, "run_job", lambda settings, numbers, options: without_beam(settings, numbers[1:], options))
         with pytest.raises(UserError, match="start again"):
             run(config=dataclasses.replace(CONFIG, dataset_name="other", num_shards=2))
     run(overwrite=True)
@@ -285,7 +268,7 @@ def test_killed_by_the_system_it_goes_on(run: Convert, source: Path, finished: P
 
 def test_two_conversions_cannot_write_to_one_folder(run: Convert, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with conversion._only_writer(tmp_path / "out"), pytest.raises(UserError, match="another conversion"):
+    with conversion._only_writer(str(tmp_path / "out")), pytest.raises(UserError, match="another conversion"):
         run()
     run()
 
@@ -315,16 +298,37 @@ def test_or_is_left_out_and_listed(run: Convert, source: Path, tmp_path: Path) -
     errors = [json.loads(line) for line in (tmp_path / "out" / "errors-train.jsonl").read_text().splitlines()]
     assert {error["image_id"]: error["reason"].split()[0] for error in errors} == {1: "no", 2: "64×48", 3: "annotation"}
     assert not set(open_data_set(tmp_path / "out").index("train")["image_id"]) & {1, 2, 3}
+    kinds = {"N×N pixels, the annotations say N×N": 1, "annotation N: bbox has N numbers, N are needed": 1, "no such file": 1}
+    assert result.skipped == kinds
+
+    saved = json.loads((tmp_path / "out" / "summary-train.json").read_text())
+    assert {key: saved[key] for key in result.summary} == result.summary and saved["skipped_by_reason"] == kinds
+    assert saved["images_converted_by_last_run"] == 40 and saved["images_per_second"] > 0
+    table = [line.split() for line in summary_table(result, str(tmp_path / "out"), "train").splitlines()]
+    for line in (
+        ["images", "37"],
+        ["images", "skipped", "3"],
+        ["of", "these", "1", "no", "such", "file"],
+        ["persons", str(saved["persons"])],
+        ["labelled", "keypoints", str(saved["labelled_keypoints"])],
+        ["crowds", "0"],
+        ["boxes", "clipped", str(saved["boxes_clipped"])],
+        ["boxes", "without", "area", "0"],
+        ["record", "bytes", f"{saved['record_bytes']:,}"],
+    ):
+        assert line in table, line
+    again = run(annotations=annotations, on_error="skip")
+    assert again.skipped == kinds and json.loads((tmp_path / "out" / "summary-train.json").read_text()) == saved
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_has_a_final_name(
     run: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(written: Path, final: Path) -> None:
+    def full(written: Path, final: str, *, upload_as: str) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "publish", full)
+        patch.setattr("pipeline.storage.publish", full)
         with pytest.raises(UserError, match="No space left on device"):
             run()
     assert not list((tmp_path / "out").glob("small-*")) and not list((tmp_path / "out").rglob("records-*"))
@@ -413,12 +417,12 @@ def test_bad_inputs(shared_data: Path, tmp_path: Path) -> None:
 )
 def test_flags_that_beam_does_not_know_are_errors(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        conversion.beam_options(flags)
+        beam_options(flags)
 
 
 def test_beam_runs_in_this_process_unless_told_otherwise() -> None:
-    assert conversion.beam_options([]).get_all_options()["runner"] == "FnApiRunner"
-    options = conversion.beam_options(["--runner=BundleBasedDirectRunner", "--direct_num_workers", "2"]).get_all_options()
+    assert beam_options([]).get_all_options()["runner"] == "FnApiRunner"
+    options = beam_options(["--runner=BundleBasedDirectRunner", "--direct_num_workers", "2"]).get_all_options()
     assert (options["runner"], options["direct_num_workers"]) == ("BundleBasedDirectRunner", 2)
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline.coco import Picture
-from pipeline.shard_writer import PictureError, read_image
+from pipeline.picture_files import PictureError, check_image, read_all
 
 HEIGHT, WIDTH = 40, 60
 # Left half red, lower right quarter blue: what a rotation moves.
@@ -35,7 +35,10 @@ def encoded(image_format: str = "JPEG", *, mode: str = "RGB", orientation: int =
 def read(folder: Path, content: bytes | None, height: int = HEIGHT, width: int = WIDTH) -> tuple[bytes, str, bool]:
     if content is not None:
         (folder / "a.jpg").write_bytes(content)
-    return read_image(folder, Picture(1, "a.jpg", height, width, ()))
+    ((picture, file),) = read_all(str(folder), [(Picture(1, "a.jpg", height, width, ()), None)])
+    if isinstance(file, PictureError):
+        raise file
+    return check_image(file, picture)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""The Beam job: shard numbers → workers that write them, on whatever engine Beam's flags name."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
+
+from pipeline.command import UserError
+from pipeline.shard_writer import ShardSettings, write_shard
+
+# The in-process runner. Beam's default would first try to download another one.
+DEFAULT_RUNNER = "FnApiRunner"
+# Names that Beam itself does not know in this short form.
+_RUNNERS = {"DaskRunner": "apache_beam.runners.dask.dask_runner.DaskRunner"}
+
+
+def beam_options(flags: Sequence[str]) -> PipelineOptions:
+    """Beam's options from flags, with its own parsers.
+
+    Raises:
+      UserError: a flag that Beam does not know either, or a runner that is not installed.
+    """
+    for before, flag in zip(["--flag=value", *flags], flags, strict=False):
+        if not flag.startswith("--") and ("=" in before or not before.startswith("--")):
+            raise UserError(f"{flag!r}: every argument is a flag --name=value; --help lists them")
+    options = PipelineOptions(list(flags))
+    with _refusals_of_beam():
+        standard = options.view_as(StandardOptions)
+    standard.runner = _RUNNERS.get(standard.runner, standard.runner or DEFAULT_RUNNER)
+    try:
+        create_runner(standard.runner)  # and its module, which brings flags of its own
+    except (ValueError, ImportError, AttributeError) as error:
+        way_out = "; pip install 'apache-beam[dask]'" if "dask" in standard.runner and isinstance(error, ImportError) else ""
+        raise UserError(f"--runner={standard.runner}: no runner of this installation ({error}){way_out}") from None
+    with _refusals_of_beam():
+        given = options.get_all_options(retain_unknown_options=True)
+    for name in sorted(set(given) - set(PipelineOptions([]).get_all_options())):
+        raise UserError(f"--{name}: no flag of this command nor of Beam; --help lists this command's")
+    if standard.runner == _RUNNERS["DaskRunner"]:
+        _spread_over_dask(options)
+    return options
+
+
+@contextlib.contextmanager
+def _refusals_of_beam() -> Iterator[None]:
+    """Beam's parsers print their usage and exit when they refuse a value."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            yield
+    except SystemExit:
+        raise UserError(f"{complaint.getvalue().strip().splitlines()[-1].partition('error: ')[2]} (a flag of Beam)") from None
+
+
+def _spread_over_dask(options: PipelineOptions) -> None:
+    """Makes each shard a task of its own: Beam would put 128 into one, which is all of COCO on one worker."""
+    from apache_beam.runners.dask.dask_runner import DaskOptions
+
+    dask = options.view_as(DaskOptions)
+    if dask.npartitions is None and dask.partition_size is None:
+        dask.partition_size = 1
+
+
+def run_job(settings: ShardSettings, numbers: Sequence[int], options: PipelineOptions) -> None:
+    """Writes the shards of these numbers, and returns when no worker is at it any more.
+
+    Raises:
+      UserError: the engine cannot be reached, or a worker failed in another way than `write_shard` foresees.
+    """
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            _run_pipeline(settings, numbers, options)
+        except BaseException as error:
+            _finish(outcome, error)
+        else:
+            _finish(outcome, None)
+
+    # In a thread of its own, since Beam waits for ever if one of its worker processes dies.
+    thread = threading.Thread(target=run, name="beam job", daemon=True)
+    with _notice_dead_workers(outcome):
+        thread.start()
+        try:
+            outcome.result()
+        except Exception as error:
+            if thread.is_alive():
+                threading.Thread(target=_end_with_main_thread, daemon=True).start()
+            with tempfile.NamedTemporaryFile("w", prefix="make_tfrecords-failure-", suffix=".txt", delete=False) as file:
+                traceback.print_exception(error, file=file)
+            again = "started again, the same command goes on"
+            raise UserError(f"the Beam job failed: {_last_line(error)}; {file.name} has all of it; {again}") from error
+
+
+def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: PipelineOptions) -> None:
+    pipeline = beam.Pipeline(options=options)
+    write = functools.partial(_write_on_worker, settings, options.get_all_options(drop_default=True))
+    _ = pipeline | "shards" >> beam.Create(numbers, reshuffle=False) | "spread" >> beam.Reshuffle() | "write" >> beam.Map(write)
+    result = pipeline.run()
+    try:
+        result.wait_until_finish()
+    finally:
+        if hasattr(result, "client"):  # of Dask: it would complain of the end of the process
+            result.client.close()
+
+
+def _write_on_worker(settings: ShardSettings, options: dict[str, Any], number: int) -> None:
+    """Shard number → nothing: what a shard holds lies in its facts file, where a restart finds it too."""
+    FileSystems.set_options(PipelineOptions.from_dictionary(options))  # not every engine does so on its workers
+    write_shard(settings, number)
+
+
+def _finish(outcome: Future[None], error: BaseException | None) -> None:
+    with contextlib.suppress(Exception):  # the first outcome stands
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+
+@contextlib.contextmanager
+def _notice_dead_workers(outcome: Future[None]) -> Iterator[None]:
+    """Fails the job if a process of `multi_processing` ends before its work: killed, most often for want of memory."""
+    previous = threading.excepthook
+
+    def notice(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread is not None and arguments.thread.name == "run_worker":
+            _finish(outcome, arguments.exc_value)
+        else:
+            previous(arguments)
+
+    threading.excepthook = notice
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
+
+
+def _end_with_main_thread() -> None:
+    """Ends the process soon after its main thread: threads of Beam that wait for a dead worker would keep it for ever."""
+    threading.main_thread().join()
+    time.sleep(2)
+    os._exit(1)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet_workers(options: PipelineOptions) -> Iterator[None]:
+    """Keeps what worker processes say of themselves off the terminal, in a file that is deleted if all goes well.
+
+    Their standard error is this process's file descriptor 2, so this process gets another one meanwhile.
+    """
+    if options.view_as(DirectOptions).direct_running_mode != "multi_processing":
+        yield
+        return
+    descriptor, name = tempfile.mkstemp(prefix="make_tfrecords-workers-", suffix=".log")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    stderr = sys.stderr
+    with os.fdopen(terminal, "w", buffering=1, closefd=False) as replacement:
+        os.dup2(descriptor, 2)
+        if stderr is sys.__stderr__:
+            sys.stderr = replacement
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{error} (what the workers said: {name})") from error
+        else:
+            Path(name).unlink()
+        finally:
+            sys.stderr = stderr
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            os.close(descriptor)

@@ -1,0 +1,201 @@
+"""Files on disks and in object stores, by one set of functions.
+
+A location is a path, or a URL of one of Beam's filesystems: gs://bucket/folder, s3://bucket/folder. On a disk, `pipeline.files`
+sees to it that a file is whole or absent; in an object store it is uploaded under another name, and then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline import files
+from pipeline.command import UserError
+
+# Scheme → module of the client that Beam needs for it, and the extra of apache-beam that installs it.
+_CLIENTS = {
+    "gs": ("google.cloud.storage", "gcp"),
+    "s3": ("boto3", "aws"),
+    "azfs": ("azure.storage.blob", "azure"),
+    "hdfs": ("hdfs", "hadoop"),
+}
+
+
+def is_url(location: str) -> bool:
+    return "://" in location
+
+
+def _beam() -> Any:
+    """Beam's `FileSystems`. Importing Beam takes a second, which those who give paths need not wait for."""
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118 (keeps "./")
+
+
+def check(location: str) -> None:
+    """Refuses a URL that nothing here can read.
+
+    Raises:
+      UserError: no such scheme, no client installed for it, or a client that cannot reach the place.
+    """
+    if not is_url(location):
+        return
+    scheme = location.partition("://")[0]
+    module, extra = _CLIENTS.get(scheme, ("", ""))
+    if module and not _installed(module):
+        raise UserError(f"{location}: {scheme}:// needs a client that is not installed; pip install 'apache-beam[{extra}]'")
+    try:
+        _beam().get_filesystem(location)
+    except (OSError, ValueError):
+        known = ", ".join(f"{name}://" for name in _CLIENTS)
+        raise UserError(f"{location}: Beam has no filesystem for {scheme}://; it has {known}, and paths") from None
+    try:
+        exists(join(location, "pipeline.json"))
+    except Exception as error:  # each client has errors of its own
+        raise UserError(f"{location}: cannot be reached ({reason(error)})") from None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
+
+
+def reason(error: Exception) -> str:
+    """An error of a disk or a store in one line, without the location."""
+    details = getattr(error, "exception_details", None)  # of Beam: {location: error}
+    if details:
+        return reason(next(iter(details.values())))
+    return (getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def open_for_reading(location: str) -> BinaryIO:
+    """Opens a file that can seek.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      OSError: it cannot be read.
+    """
+    if not is_url(location):
+        return Path(location).open("rb")
+    try:
+        file: BinaryIO = _beam().open(location, compression_type="uncompressed")
+        return file
+    except Exception as error:  # each store has errors of its own
+        raise _translated(location, error) from error
+
+
+def read(location: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      OSError: it cannot be read.
+    """
+    with open_for_reading(location) as file:
+        try:
+            return file.read()
+        except Exception as error:
+            if not is_url(location):
+                raise
+            raise _translated(location, error) from error
+
+
+def _translated(location: str, error: Exception) -> OSError:
+    if not exists(location):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
+    return OSError(errno.EIO, reason(error), location)
+
+
+def exists(location: str) -> bool:
+    return bool(_beam().exists(location)) if is_url(location) else Path(location).exists()
+
+
+def size(location: str) -> int | None:
+    """Bytes of a file, None where there is none."""
+    if is_url(location):
+        return int(_beam().get_filesystem(location).size(location)) if exists(location) else None
+    try:
+        return Path(location).stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def listing(folder: str, prefix: str = "", *, limit: int | None = None) -> dict[str, int]:
+    """The files of a folder whose names begin so, and their bytes, sorted by name; at most so many."""
+    if is_url(folder):
+        found = _beam().match([join(folder, f"{prefix}*")], limits=[limit])[0].metadata_list
+        sizes = {metadata.path.rpartition("/")[2]: metadata.size_in_bytes for metadata in found}
+    else:
+        paths = itertools.islice((path for path in Path(folder).glob(f"{prefix}*") if path.is_file()), limit)
+        sizes = {path.name: path.stat().st_size for path in paths}
+    return dict(sorted(sizes.items()))
+
+
+def make_folder(folder: str) -> None:
+    if not is_url(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    elif _beam().get_filesystem(folder).has_dirs() and not exists(folder):
+        _beam().mkdirs(folder)
+
+
+def write(location: str, content: bytes | str) -> None:
+    """Writes a small file whole or not at all; an older one of the same name stays until then."""
+    if not is_url(location):
+        files.write_file(Path(location), content)
+        return
+    temporary = f"{location}.{uuid.uuid4().hex}"
+    with _beam().create(temporary, compression_type="uncompressed") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    _rename(temporary, location)
+
+
+def publish(written: Path, final: str, *, upload_as: str) -> None:
+    """Brings a finished file of this machine to its final name, which holds all of it or is not there.
+
+    On a disk the file is moved, and must be on the same file system. To an object store it is copied, first as `upload_as`.
+    """
+    if not is_url(final):
+        files.publish(written, Path(final))
+        return
+    with written.open("rb") as source, _beam().create(upload_as, compression_type="uncompressed") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    _rename(upload_as, final)
+
+
+def _rename(temporary: str, final: str) -> None:
+    # Object stores replace an object at once; a file system such as HDFS refuses a name that is taken.
+    if _beam().get_filesystem(final).has_dirs() and exists(final):
+        _beam().delete([final])
+    _beam().rename([temporary], [final])
+
+
+def remove(folder: str, file_names: Iterable[str]) -> None:
+    """Removes files of a folder; those that are not there are no error."""
+    if not is_url(folder):
+        for name in file_names:
+            Path(folder, name).unlink(missing_ok=True)
+    elif there := [location for name in file_names if exists(location := join(folder, name))]:
+        _beam().delete(there)
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder that has no folders in it; one that is not there is no error."""
+    if not is_url(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    remove(folder, listing(folder))
+    if _beam().get_filesystem(folder).has_dirs() and exists(folder):
+        _beam().delete([folder])
