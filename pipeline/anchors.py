@@ -207,6 +207,10 @@ def _locate(
     return level, row, column, ratio
 
 
+# The smallest float32 with all its digits. Below it equal overlaps may differ, and devices take it for 0.
+LEAST_IOU = np.finfo(np.float32).tiny
+
+
 def iou(boxes: Float32, others: Float32) -> Float32:
     """Intersection over union, float32 [..., 4] with [..., 4] (broadcast) → [...]. The order of operations is fixed."""
     overlap = np.maximum(
@@ -234,7 +238,7 @@ def match_dense(
     table = iou(grid(config, height, width, canvas_hw)[:, None], boxes[None])  # [A, P]
     largest = table.max(axis=1)  # [A]
     best = table.max(axis=0)  # [P]
-    positive = (largest >= np.float32(config.positive_iou)) | ((table == best) & (best > 0)).any(axis=1)
+    positive = (largest >= np.float32(config.positive_iou)) | ((table == best) & (best >= LEAST_IOU)).any(axis=1)
     ignored = (largest >= np.float32(config.negative_iou)) & ~positive
     names = np.flatnonzero(positive)
     return Matching(names, table[names].argmax(axis=1), np.flatnonzero(ignored))
@@ -243,7 +247,8 @@ def match_dense(
 def match(config: AnchorConfig, boxes: Float32, height: int, width: int) -> Matching:
     """Matches the anchors of one image as torchvision and Detectron2 do.
 
-    Positive: IoU ≥ `positive_iou` with some box, or no smaller IoU with a box than any other anchor (ties included; if not 0).
+    Positive: IoU ≥ `positive_iou` with some box, or no smaller IoU with a box than any other anchor (ties included;
+    if not 0, or so small that float32 loses its digits).
     Ignored: the others whose IoU with some box is ≥ `negative_iou`. All else is negative.
 
     Args:
@@ -388,7 +393,7 @@ def _candidates(
     best = best_of_shape.max(axis=-1)  # [V, P]
     wanted = np.minimum(best, negative)
 
-    variant, box, shape = np.nonzero((best_of_shape >= wanted[..., None]) & (best > 0)[..., None])  # [N]
+    variant, box, shape = np.nonzero((best_of_shape >= wanted[..., None]) & (best >= LEAST_IOU)[..., None])  # [N]
     threshold = wanted[variant, box].astype(np.float64)
     area = areas[variant, box]
     # A little less than what an IoU of `threshold` needs, against rounding.

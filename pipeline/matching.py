@@ -10,7 +10,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from pipeline.anchors import cell_anchors
+from pipeline.anchors import LEAST_IOU, cell_anchors
 from pipeline.image_grid import ImageGrid
 
 # Corners of anchors off the whole pixels are rounded to float32. An overlap may come out larger or smaller for that, by less
@@ -85,7 +85,7 @@ def _candidates(grid: ImageGrid, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     # An IoU of t needs an intersection of t / (1 + t) · (sum of both areas). This bounds rows, then each row's columns.
     needed = (wanted / (1 + wanted))[:, None] * areas  # [P, S]
     largest += SLACK
-    box, shape = tf.unstack(tf.where((tf.reduce_prod(largest, axis=2) >= needed) & (best > 0)[:, None]), axis=1)  # [N]
+    box, shape = tf.unstack(tf.where((tf.reduce_prod(largest, axis=2) >= needed) & (best >= LEAST_IOU)[:, None]), axis=1)  # [N]
 
     needed, largest = (tf.gather_nd(v, tf.stack([box, shape], axis=1)) for v in (needed, largest))  # [N], [N, 2]
     pairs = _Pairs(*(tf.gather(v, i) for v, i in ((boxes, box), (cells, shape), (strides, shape), (counts, shape))))

@@ -124,6 +124,8 @@ unit = st.floats(0, 1, width=32)
 @settings(max_examples=150, deadline=None)
 @given(sides, sides, st.lists(st.tuples(unit, unit, unit, unit), max_size=8), st.booleans(), st.sampled_from([0, 1, 2]))
 @example(64, 64, [(0.25, 0.25, 0.5, 0.5), (0.25, 0.25, 0.5, 0.5)], True, 1)
+@example(20, 26, [(0.0, 0.0, 1.4e-45, 1.0)], False, 0)  # an overlap that is no normal number
+@example(20, 26, [(0.0, 0.0, 1e-35, 1.0)], False, 0)
 def test_match_equals_the_definition_for_any_boxes(
     height: int, width: int, corners: list[tuple[float, float, float, float]], on_whole_pixels: bool, pick: int
 ) -> None:
