@@ -81,16 +81,19 @@ def read_results(
       num_keypoints: K.
 
     Raises:
-      UserError: no such file, no list, a broken entry, or one of an unknown picture.
+      UserError: no such file, no list, a broken entry, one of an unknown picture, or none of the category among others.
     """
     where = str(results) if isinstance(results, str | Path) else "results"
     entries = iterate_list(results) if isinstance(results, str | Path) else results
     width = 5 + 3 * num_keypoints
     ids: list[int] = []
     parts: list[npt.NDArray[np.float64]] = []
-    for block in _blocks(_rows(entries, where, known, category_id, num_keypoints)):
+    others: set[Any] = set()  # categories that were left out
+    for block in _blocks(_rows(entries, where, known, category_id, num_keypoints, others)):
         ids += [image_id for image_id, _ in block]
         parts.append(np.array([row for _, row in block], np.float64))
+    if others and not ids:
+        raise UserError(f"{where}: its entries are of category {min(others)!r}, the annotations' persons of {category_id!r}")
     image_ids = np.array(ids, np.int64)
     values = np.concatenate([np.zeros((0, width)), *parts])
     order = np.argsort(image_ids, kind="stable")
@@ -98,9 +101,9 @@ def read_results(
 
 
 def _rows(
-    entries: Iterable[Any], where: str, known: frozenset[int], category_id: int, num_keypoints: int
+    entries: Iterable[Any], where: str, known: frozenset[int], category_id: int, num_keypoints: int, others: set[Any]
 ) -> Iterator[tuple[int, list[float]]]:
-    """The image id, and bbox, score and keypoints in one list, of each entry of the category."""
+    """The image id, and bbox, score and keypoints in one list, of each entry of the category; `others` gets the other ones."""
     size = 3 * num_keypoints
     for place, entry in enumerate(entries):
         try:
@@ -117,6 +120,8 @@ def _rows(
             raise UserError(f"{where}: entry {place} is of image {image_id!r}, which the annotations do not have")
         if its_category == category_id:
             yield image_id, row
+        else:
+            others.add(its_category)
 
 
 def _blocks(rows: Iterator[tuple[int, list[float]]]) -> Iterator[list[tuple[int, list[float]]]]:
