@@ -80,7 +80,7 @@ def training_pool(data_set: DataSet, split: str, config: DataConfig) -> plan.Poo
         short_edges=(side,) if side else config.short_edges,
         max_edge=side or config.max_edge,
         resize=config.resize,
-        num_canvases=config.num_canvases,
+        num_canvases=1 if side else config.num_canvases,
         max_boxes=config.max_boxes,
         flip=config.flip,
         require_keypoints=config.require_keypoints,

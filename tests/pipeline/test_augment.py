@@ -145,7 +145,6 @@ JITTER = DataConfig(
     max_boxes=8,
     sampled_anchors=5000,
     positive_fraction=1.0,
-    num_canvases=1,
     require_keypoints=False,
 )
 
@@ -261,7 +260,7 @@ def test_anchors_of_a_crop_are_those_of_the_definition(small_data_set: DataSet) 
 
 def test_scale_one_is_the_plain_path(small_data_set: DataSet) -> None:
     """Nothing is larger than the canvas then, so nothing is cropped."""
-    plain = dataclasses.replace(JITTER, jitter_canvas=0, short_edges=(128,), max_edge=128)
+    plain = dataclasses.replace(JITTER, jitter_canvas=0, short_edges=(128,), max_edge=128, num_canvases=1)
     one = dataclasses.replace(JITTER, jitter_scales=(1.0, 1.0))
     for (image_id, example), (other_id, other) in zip(
         train(small_data_set, one, steps=6), train(small_data_set, plain, steps=6), strict=True
