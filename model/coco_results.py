@@ -88,12 +88,12 @@ def read_results(
     width = 5 + 3 * num_keypoints
     ids: list[int] = []
     parts: list[npt.NDArray[np.float64]] = []
-    others: set[Any] = set()  # categories that were left out
+    others: set[str] = set()  # categories that were left out
     for block in _blocks(_rows(entries, where, known, category_id, num_keypoints, others)):
         ids += [image_id for image_id, _ in block]
         parts.append(np.array([row for _, row in block], np.float64))
     if others and not ids:
-        raise UserError(f"{where}: its entries are of category {min(others)!r}, the annotations' persons of {category_id!r}")
+        raise UserError(f"{where}: its entries are of category {min(others)}, the annotations' persons of {category_id!r}")
     image_ids = np.array(ids, np.int64)
     values = np.concatenate([np.zeros((0, width)), *parts])
     order = np.argsort(image_ids, kind="stable")
@@ -101,7 +101,7 @@ def read_results(
 
 
 def _rows(
-    entries: Iterable[Any], where: str, known: frozenset[int], category_id: int, num_keypoints: int, others: set[Any]
+    entries: Iterable[Any], where: str, known: frozenset[int], category_id: int, num_keypoints: int, others: set[str]
 ) -> Iterator[tuple[int, list[float]]]:
     """The image id, and bbox, score and keypoints in one list, of each entry of the category; `others` gets the other ones."""
     size = 3 * num_keypoints
@@ -121,7 +121,7 @@ def _rows(
         if its_category == category_id:
             yield image_id, row
         else:
-            others.add(its_category)
+            others.add(repr(its_category))
 
 
 def _blocks(rows: Iterator[tuple[int, list[float]]]) -> Iterator[list[tuple[int, list[float]]]]:

@@ -145,6 +145,7 @@ def test_pictures_that_do_not_count(annotations: Path) -> None:
         ({"bbox": [1, 2, float("inf"), 4]}, "entry 0 is broken .*infinite or none"),
         ({"image_id": "one"}, "entry 0 is of image 'one'"),
         ({"category_id": 1}, "its entries are of category 1, the annotations' persons of 7"),
+        ({"category_id": [1]}, r"its entries are of category \[1\], the annotations' persons of 7"),
     ],
 )
 def test_broken_results_are_named(annotations: Path, change: dict[str, Any], message: str) -> None:
