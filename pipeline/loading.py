@@ -26,7 +26,7 @@ class Loading:
 
     Attributes:
       on_error: what an image that cannot be read leads to: "fail", an error that names it; "skip", a padding image in its
-        place, which its batch tells of (`unreadable`). Readiness to skip takes up to a millisecond of a core for every image.
+        place, which its batch tells of (`unreadable`). Readiness to skip takes 1 to 2 ms of a core for every image.
       cache: what is kept in memory of an image once it has been read: "none"; "records", the record; "decoded", also its
         pixels. `cache_bytes` tells what that takes.
       data_service: "grpc://host:port" of the dispatcher of a tf.data service whose workers make the batches; "" for this
