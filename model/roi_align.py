@@ -140,8 +140,8 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
     samples = tf.cast(tf.math.ceil(rois.bin), tf.int32)  # [N, 2]
     order = tf.argsort(tf.reduce_prod(samples, -1), direction="DESCENDING")  # [N]
     length = max(1, BINS_AT_ONCE // resolution**2)  # of a chunk: Q
-    if rois.first.shape[0] is not None:
-        length = min(length, rois.first.shape[0])
+    known = rois.first.shape[0]
+    length = tf.clip_by_value(number, 1, length) if known is None else max(1, min(known, length))
     chunks = (number + length - 1) // length
     filled_up = tf.gather(order, tf.minimum(tf.range(chunks * length), number - 1))  # the last chunk repeats the last box
 
@@ -151,18 +151,18 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
 
     rois = rois.map(in_chunks)
     samples = in_chunks(samples)  # [chunks, Q, 2]
-    total = tf.reduce_prod(samples, -1)  # [chunks, Q]
-    most = tf.reduce_max(total, -1)  # [chunks]
+    counts = tf.reduce_prod(samples, -1)  # [chunks, Q]
+    most = tf.reduce_max(counts, -1)  # [chunks]
     bins = tf.range(resolution, dtype=tf.float32)  # [S]
 
     def neighbours(chunk: tf.Tensor, sample: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Of one sample of each bin: places, and weights in the average; [Q, S, S] each."""
         along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [Q]
         x, y = (
-            bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32))[:, tf.newaxis]
-            for which, count in ((sample % along_x, along_x), (sample // along_x, along_y))
+            bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(number, tf.float32))[:, tf.newaxis]
+            for which, number in ((sample % along_x, along_x), (sample // along_x, along_y))
         )
-        share = tf.where(sample < total[chunk], 1.0 / tf.cast(tf.maximum(total[chunk], 1), tf.float32), 0.0)  # [Q]
+        share = tf.where(sample < counts[chunk], 1.0 / tf.cast(tf.maximum(counts[chunk], 1), tf.float32), 0.0)  # [Q]
         for index, weight in rois.map(lambda values: values[chunk]).neighbours(x, y):
             yield index, weight * share[:, tf.newaxis, tf.newaxis]
 
