@@ -91,7 +91,7 @@ class ShardSettings:
 def start_run(settings: ShardSettings) -> None:
     """Lets workers of this run begin; those of earlier runs, if some are left, stop."""
     begun = storage.listing(settings.work, "run-")
-    storage.write(storage.join(settings.work, f"run-{settings.run}"), b"")
+    storage.write(storage.join(settings.work, f"run-{settings.run}"), settings.run)
     storage.remove(settings.work, begun)
 
 

@@ -6,19 +6,23 @@ sees to it that a file is whole or absent; in an object store it is uploaded und
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
+import io
 import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import files
 from pipeline.command import UserError
 
+# Bytes that a jump in an object fetches: more than most pictures have.
+_BYTES_PER_JUMP = 1 << 18
 # Scheme → module of the client that Beam needs for it, and the extra of apache-beam that installs it.
 _CLIENTS = {
     "gs": ("google.cloud.storage", "gcp"),
@@ -57,12 +61,12 @@ def check(location: str) -> None:
         raise UserError(f"{location}: {scheme}:// needs a client that is not installed; pip install 'apache-beam[{extra}]'")
     try:
         _beam().get_filesystem(location)
-    except (OSError, ValueError):
+    except ValueError:
         known = ", ".join(f"{name}://" for name in _CLIENTS)
         raise UserError(f"{location}: Beam has no filesystem for {scheme}://; it has {known}, and paths") from None
     try:
         exists(join(location, "pipeline.json"))
-    except Exception as error:  # each client has errors of its own
+    except OSError as error:
         raise UserError(f"{location}: cannot be reached ({reason(error)})") from None
 
 
@@ -73,12 +77,24 @@ def _installed(module: str) -> bool:
         return False
 
 
-def reason(error: Exception) -> str:
+def reason(error: object) -> str:
     """An error of a disk or a store in one line, without the location."""
     details = getattr(error, "exception_details", None)  # of Beam: {location: error}
     if details:
         return reason(next(iter(details.values())))
-    return (getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__)[:300]
+    what = getattr(error, "strerror", None) or next(iter(getattr(error, "args", ())), error)
+    return " ".join(str(what).split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _errors_of(location: str) -> Iterator[None]:
+    """Makes an OSError of whatever a store's client raises; each has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OSError(errno.EIO, reason(error), location) from error
 
 
 def open_for_reading(location: str) -> BinaryIO:
@@ -91,10 +107,22 @@ def open_for_reading(location: str) -> BinaryIO:
     if not is_url(location):
         return Path(location).open("rb")
     try:
-        file: BinaryIO = _beam().open(location, compression_type="uncompressed")
-        return file
-    except Exception as error:  # each store has errors of its own
-        raise _translated(location, error) from error
+        with _errors_of(location):
+            return _cheap_jumps(_beam().open(location, compression_type="uncompressed"))
+    except OSError:
+        if exists(location):
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from None
+
+
+def _cheap_jumps(file: Any) -> BinaryIO:
+    """Beam's readers fetch 16 MiB at every jump, a hundred times the picture in a zip that is jumped to."""
+    if isinstance(file, io.BufferedReader):  # s3://, azfs://
+        return io.BufferedReader(file.detach(), _BYTES_PER_JUMP)
+    if hasattr(file, "_chunk_size"):  # gs://
+        file._chunk_size = _BYTES_PER_JUMP
+    opened: BinaryIO = file
+    return opened
 
 
 def read(location: str) -> bytes:
@@ -104,82 +132,88 @@ def read(location: str) -> bytes:
       FileNotFoundError: it is not there.
       OSError: it cannot be read.
     """
-    with open_for_reading(location) as file:
-        try:
-            return file.read()
-        except Exception as error:
-            if not is_url(location):
-                raise
-            raise _translated(location, error) from error
-
-
-def _translated(location: str, error: Exception) -> OSError:
-    if not exists(location):
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
-    return OSError(errno.EIO, reason(error), location)
+    with _errors_of(location), open_for_reading(location) as file:
+        return file.read()
 
 
 def exists(location: str) -> bool:
-    return bool(_beam().exists(location)) if is_url(location) else Path(location).exists()
+    if not is_url(location):
+        return Path(location).exists()
+    with _errors_of(location):
+        return bool(_beam().exists(location))
 
 
 def size(location: str) -> int | None:
     """Bytes of a file, None where there is none."""
-    if is_url(location):
-        return int(_beam().get_filesystem(location).size(location)) if exists(location) else None
-    try:
-        return Path(location).stat().st_size
-    except FileNotFoundError:
+    if not exists(location):
         return None
+    if not is_url(location):
+        return Path(location).stat().st_size
+    with _errors_of(location):
+        return int(_beam().get_filesystem(location).size(location))
 
 
 def listing(folder: str, prefix: str = "", *, limit: int | None = None) -> dict[str, int]:
     """The files of a folder whose names begin so, and their bytes, sorted by name; at most so many."""
-    if is_url(folder):
-        found = _beam().match([join(folder, f"{prefix}*")], limits=[limit])[0].metadata_list
-        sizes = {metadata.path.rpartition("/")[2]: metadata.size_in_bytes for metadata in found}
-    else:
+    if not is_url(folder):
         paths = itertools.islice((path for path in Path(folder).glob(f"{prefix}*") if path.is_file()), limit)
-        sizes = {path.name: path.stat().st_size for path in paths}
-    return dict(sorted(sizes.items()))
+        return dict(sorted((path.name, path.stat().st_size) for path in paths))
+    with _errors_of(folder):
+        found = _beam().match([join(folder, f"{prefix}*")], limits=[limit])[0].metadata_list
+    return dict(sorted((metadata.path.rpartition("/")[2], metadata.size_in_bytes) for metadata in found))
 
 
 def make_folder(folder: str) -> None:
     if not is_url(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    elif _beam().get_filesystem(folder).has_dirs() and not exists(folder):
-        _beam().mkdirs(folder)
+        return
+    with _errors_of(folder):
+        if _has_folders(folder) and not exists(folder):
+            _beam().mkdirs(folder)
 
 
 def write(location: str, content: bytes | str) -> None:
-    """Writes a small file whole or not at all; an older one of the same name stays until then."""
+    """Writes a small file whole or not at all; an older one of the same name stays until then.
+
+    Raises:
+      OSError: it cannot be written; among others, Beam cannot write an empty object to S3.
+    """
     if not is_url(location):
         files.write_file(Path(location), content)
         return
     temporary = f"{location}.{uuid.uuid4().hex}"
-    with _beam().create(temporary, compression_type="uncompressed") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    _rename(temporary, location)
+    with _errors_of(location):
+        with _beam().create(temporary, compression_type="uncompressed") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        _rename(temporary, location)
 
 
 def publish(written: Path, final: str, *, upload_as: str) -> None:
     """Brings a finished file of this machine to its final name, which holds all of it or is not there.
 
     On a disk the file is moved, and must be on the same file system. To an object store it is copied, first as `upload_as`.
+
+    Raises:
+      OSError: as `write` does.
     """
     if not is_url(final):
         files.publish(written, Path(final))
         return
-    with written.open("rb") as source, _beam().create(upload_as, compression_type="uncompressed") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    _rename(upload_as, final)
+    with _errors_of(final):
+        with written.open("rb") as source, _beam().create(upload_as, compression_type="uncompressed") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        _rename(upload_as, final)
 
 
 def _rename(temporary: str, final: str) -> None:
     # Object stores replace an object at once; a file system such as HDFS refuses a name that is taken.
-    if _beam().get_filesystem(final).has_dirs() and exists(final):
+    if _has_folders(final) and exists(final):
         _beam().delete([final])
     _beam().rename([temporary], [final])
+
+
+def _has_folders(location: str) -> bool:
+    return bool(_beam().get_filesystem(location).has_dirs())
 
 
 def remove(folder: str, file_names: Iterable[str]) -> None:
@@ -187,8 +221,11 @@ def remove(folder: str, file_names: Iterable[str]) -> None:
     if not is_url(folder):
         for name in file_names:
             Path(folder, name).unlink(missing_ok=True)
-    elif there := [location for name in file_names if exists(location := join(folder, name))]:
-        _beam().delete(there)
+        return
+    there = [location for name in file_names if exists(location := join(folder, name))]
+    with _errors_of(folder):
+        if there:
+            _beam().delete(there)
 
 
 def remove_folder(folder: str) -> None:
@@ -197,5 +234,6 @@ def remove_folder(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return
     remove(folder, listing(folder))
-    if _beam().get_filesystem(folder).has_dirs() and exists(folder):
-        _beam().delete([folder])
+    with _errors_of(folder):
+        if _has_folders(folder) and exists(folder):
+            _beam().delete([folder])

@@ -35,6 +35,7 @@ class MemoryFileSystem(FileSystem):
     renames_until_killed: ClassVar[int | None] = None
     open_now: ClassVar[int] = 0
     most_open: ClassVar[int] = 0
+    fetched: ClassVar[int] = 0
     lock: ClassVar[Any] = threading.Lock()
 
     @classmethod
@@ -63,7 +64,7 @@ class MemoryFileSystem(FileSystem):
         assert compression_type == "uncompressed"
         return _Upload(path)
 
-    def open(self, path: str, mime_type: str = "", compression_type: str = "auto") -> io.BytesIO:
+    def open(self, path: str, mime_type: str = "", compression_type: str = "auto") -> io.BufferedReader:
         assert compression_type == "uncompressed"
         if self.fail_to_open and self.fail_to_open in path:
             raise ConnectionResetError("connection reset by peer\nat some place")
@@ -75,7 +76,7 @@ class MemoryFileSystem(FileSystem):
         time.sleep(0.01)
         with self.lock:
             type(self).open_now -= 1
-        return io.BytesIO(self.objects[path])
+        return io.BufferedReader(_Download(self.objects[path]), 1 << 24)  # as Beam reads from S3
 
     def copy(self, source_file_names: list[str], destination_file_names: list[str]) -> None:
         for source, destination in zip(source_file_names, destination_file_names, strict=True):
@@ -109,6 +110,27 @@ class MemoryFileSystem(FileSystem):
             del self.objects[path]
 
 
+class _Download(io.RawIOBase):
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self._content = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._content.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._content.readinto(buffer)
+        with MemoryFileSystem.lock:
+            MemoryFileSystem.fetched += count
+        return count
+
+
 class _Upload(io.BytesIO):
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -116,6 +138,8 @@ class _Upload(io.BytesIO):
 
     def close(self) -> None:
         if not self.closed:
+            if not self.getvalue():
+                raise TypeError("no parts", 400)  # as with Beam's S3
             MemoryFileSystem.objects[self._path] = self.getvalue()
         super().close()
 
@@ -126,7 +150,13 @@ def store(forty_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, by
     objects = {"memory://bucket/in/a.json": (forty_pictures / "a.json").read_bytes()}
     for picture in (forty_pictures / "images").iterdir():
         objects[f"memory://bucket/in/images/{picture.name}"] = picture.read_bytes()
-    for name, value in {"objects": objects, "fail_to_open": None, "renames_until_killed": None, "most_open": 0}.items():
+    for name, value in {
+        "objects": objects,
+        "fail_to_open": None,
+        "renames_until_killed": None,
+        "most_open": 0,
+        "fetched": 0,
+    }.items():
         monkeypatch.setattr(MemoryFileSystem, name, value)
     return objects
 
@@ -163,12 +193,15 @@ def test_from_store_to_store_the_bytes_are_those_of_a_disk(store: dict[str, byte
 
 def test_a_zip_in_a_store_is_read_in_place(store: dict[str, bytes], on_disk: dict[str, bytes]) -> None:
     file = io.BytesIO()
+    pictures = [path for path in store if path.endswith(".jpg")]
     with zipfile.ZipFile(file, "w") as archive:
-        for path in [path for path in store if path.endswith(".jpg")]:
+        for path in pictures:
             archive.writestr(f"train2017/{path.rpartition('/')[2]}", store.pop(path))
+            archive.writestr(f"{path.rpartition('/')[2]}.txt", bytes(1 << 20))
     store["memory://bucket/in/train2017.zip"] = file.getvalue()
     to_store("memory://bucket/in/train2017.zip")
     assert written(store) == on_disk
+    assert MemoryFileSystem.fetched < len(pictures) * (1 << 19)  # and not all that lies between
 
 
 def test_from_a_store_to_a_disk(store: dict[str, bytes], on_disk: dict[str, bytes], tmp_path: Path) -> None:
@@ -266,6 +299,15 @@ def test_a_place_that_cannot_be_reached_is_refused(
 def test_absent_annotations_are_named(store: dict[str, bytes]) -> None:
     with pytest.raises(UserError, match=r"memory://bucket/b\.json: no such annotation file"):
         convert("memory://bucket/b.json", "memory://bucket/in/images", "memory://bucket/out", "train", CONFIG)
+
+
+def test_an_object_that_cannot_be_written_is_named(store: dict[str, bytes]) -> None:
+    with pytest.raises(OSError, match="no parts") as caught:
+        storage.write("memory://bucket/out/empty", b"")
+    assert caught.value.filename == "memory://bucket/out/empty"
+    with pytest.raises(UserError, match=r"memory://bucket/out/small-train.*: cannot be written \(no parts\)"):
+        to_store(config=dataclasses.replace(CONFIG, num_shards=50))  # more than there are pictures
+    assert "pipeline.json" not in written(store)
 
 
 def test_a_failing_client_is_named(store: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
