@@ -233,19 +233,21 @@ def _progress_of_workers(settings: ShardSettings, sizes: Mapping[int, int], prog
     """
     ended = threading.Event()
     in_store = storage.is_url(settings.work)
+    shown = 0
 
-    def done() -> int:
-        if in_store:
-            return sum(sizes.get(int(name[6:11]), 0) for name in storage.listing(settings.work, "facts-"))
-        return sum(storage.listing(settings.work, "progress-").values())
+    def show() -> None:
+        nonlocal shown
+        with contextlib.suppress(OSError):  # (a file that is being replaced, a store that is busy)
+            if in_store:
+                done = sum(sizes.get(int(name[6:11]), 0) for name in storage.listing(settings.work, "facts-"))
+            else:
+                done = sum(storage.listing(settings.work, "progress-").values())
+            progress.advance(done - shown)
+            shown = done
 
     def watch() -> None:
-        shown = 0
         while not ended.wait(SECONDS_BETWEEN_COUNTS * (20 if in_store else 1)):
-            with contextlib.suppress(OSError):  # (a file that is being replaced)
-                now = done()
-                progress.advance(now - shown)
-                shown = now
+            show()
 
     thread = threading.Thread(target=watch, daemon=True)
     with progress:
@@ -255,6 +257,7 @@ def _progress_of_workers(settings: ShardSettings, sizes: Mapping[int, int], prog
         finally:
             ended.set()
             thread.join()
+            show()
 
 
 def _check_disk(settings: ShardSettings, pictures: Sequence[LocatedPicture]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image
 from pipeline import conversion, dataset, files, shard_writer
 from pipeline.anchors import AnchorConfig
 from pipeline.beam_job import beam_options
-from pipeline.command import UserError
+from pipeline.command import Progress, UserError
 from pipeline.conversion import ConversionConfig, convert
 from pipeline.conversion_summary import ConversionResult, summary_table
 from pipeline.data_config import DataConfig
@@ -98,9 +99,15 @@ def test_the_bytes_are_a_function_of_the_content(run: Convert, source: Path, fin
 
 
 @pytest.mark.slow
-def test_worker_processes_write_the_same_bytes(run: Convert, finished: Path, tmp_path: Path) -> None:
+def test_worker_processes_write_the_same_bytes_and_show_how_far_they_are(
+    run: Convert, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "SECONDS_BETWEEN_LINES", 0.0)
     run(beam_flags=["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
     assert content_of(tmp_path / "out") == content_of(finished)
+    printed, errors = capfd.readouterr()
+    assert re.search(r"^convert train: 40/40, \d+\.\d images/s, 0 s left$", printed, re.MULTILINE)
+    assert not errors  # Beam's workers would say a dozen things of themselves
 
 
 def test_the_default_number_of_shards_depends_on_the_number_of_pictures(
