@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 
@@ -25,8 +26,11 @@ def publish(written: Path, final: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a small file whole or not at all; an older one of the same name stays until then."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a small file whole or not at all; an older one of the same name stays until then.
+
+    Several may write it at once, in threads or on machines that share the disk: the last one stands.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         publish(temporary, path)
