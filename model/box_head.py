@@ -10,6 +10,7 @@ from model.config import BoxHeadConfig, InferenceConfig
 from model.layers import conv, norm
 from model.per_image import map_images
 from model.rpn import NOTHING, suppress
+from pipeline.draws import uniform
 from pipeline.preparation import CROWD, PERSON
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -62,7 +63,7 @@ def sample_rois(
 
     def draw(image_id: tf.Tensor) -> tuple[tf.Tensor]:
         key = tf.stack([seed, tf.cast(image_id & 0x7FFFFFFF, tf.int32)])
-        return (tf.random.stateless_uniform([width], key, alg="philox"),)
+        return (uniform([width], key),)
 
     (order,) = map_images(draw, [batch["image_id"]], (tf.float32,))  # [B, N + G] in [0, 1)
     most = int(config.rois * config.positive_fraction)
