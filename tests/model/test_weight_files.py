@@ -10,7 +10,6 @@ import re
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -220,12 +219,13 @@ def witness(tmp_path: Path) -> Iterator[Path]:
 
 
 def refused(path: Path) -> str:
-    """The one line with which a file is refused, within two seconds."""
-    start = time.process_time()
+    """The one line with which a file is refused."""
     with pytest.raises(UserError) as caught:
         read_weights(path)
-    assert time.process_time() - start < 2
-    message = str(caught.value)
+    return one_line(path, str(caught.value))
+
+
+def one_line(path: Path, message: str) -> str:
     assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < len(str(path)) + 300
     return message
 
@@ -327,10 +327,39 @@ def test_the_array_of_the_bombs_is_an_array(tmp_path: Path) -> None:
     assert_equal(read_weights(tmp_path / "weights.pkl"), {"w": np.frombuffer(b"abcd", np.float32)})
 
 
+READ_EACH = """
+import json, pathlib, sys, time
+from model.weight_files import read_weights
+from pipeline.command import UserError
+for path in map(pathlib.Path, sys.argv[1:]):
+    message, start = None, time.process_time()
+    try:
+        read_weights(path)
+    except UserError as error:
+        message = str(error)
+    print(json.dumps([message, time.process_time() - start]))
+"""
+
+
+@pytest.fixture(scope="module")
+def explosions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str | None, float]]:
+    """Each bomb's file, what was said of it, and the seconds that took in a process of its own, where nobody else computes or leaves garbage."""
+    folder = tmp_path_factory.mktemp("bombs")
+    paths = [folder / f"{number}.pkl" for number in range(len(BOMBS))]
+    for path, content in zip(paths, BOMBS.values(), strict=True):
+        path.write_bytes(content)
+    child = subprocess.run([sys.executable, "-c", READ_EACH, *map(str, paths)], capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr
+    answers = map(json.loads, child.stdout.splitlines())
+    return {name: (path, *answer) for name, path, answer in zip(BOMBS, paths, answers, strict=True)}
+
+
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_at_once(name: str, tmp_path: Path) -> None:
-    (tmp_path / "weights.pkl").write_bytes(BOMBS[name])
-    refused(tmp_path / "weights.pkl")
+def test_a_bomb_is_refused_at_once(name: str, explosions: dict[str, tuple[Path, str | None, float]]) -> None:
+    path, message, seconds = explosions[name]
+    assert message is not None, "not refused"
+    one_line(path, message)
+    assert seconds < 2
 
 
 def float_view(shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, announced: int | None = None) -> Call:
