@@ -27,7 +27,7 @@ SHORT_EDGES, MAX_EDGE = "192", 384  # those of the preset tiny
 EVALUATIONS = 3  # while training, for the curve
 SEED = 0
 AIMED_KEYPOINT_AP = 0.60
-LEAST_KEYPOINT_AP = 0.58  # reached: 0.614; another processor rounds otherwise, but below it something is broken
+LEAST_KEYPOINT_AP = 0.58  # reached: 0.612; another processor rounds otherwise, but below it something is broken
 MOST_BASELINE_AP = 0.20  # of a mean pose in the true boxes: what a model gains without looking at limbs
 MOST_SECONDS = 600.0  # on two cores, after set-up
 
