@@ -56,6 +56,16 @@ def global_batch(data_set: DataSet, config: Config) -> dict[str, tf.Tensor]:
     return next(iter(batches))
 
 
+def taking_every_roi(config: Config) -> Config:
+    """Rounding reorders nearly equal proposals, and RoIs are drawn by their place: nothing is left to the draw here."""
+    candidates = config.rpn.proposals_train + config.data.max_boxes
+    return dataclasses.replace(
+        config,
+        box_head=dataclasses.replace(config.box_head, rois=candidates, positive_fraction=1.0),
+        keypoint_head=dataclasses.replace(config.keypoint_head, rois=candidates),
+    )
+
+
 def summed_gradients(trainer: Trainer, batch: dict[str, tf.Tensor]) -> tuple[list[np.ndarray], dict[str, float]]:
     @tf.function
     def run(batch):
@@ -72,7 +82,7 @@ def test_two_replicas_give_the_gradients_of_one(
     data_set: DataSet, small_config: Config, two_replicas: tf.distribute.Strategy
 ) -> None:
     config = dataclasses.replace(
-        small_config,
+        taking_every_roi(small_config),
         train=dataclasses.replace(small_config.train, global_batch_size=4),
         data=dataclasses.replace(small_config.data, **COLOURS),
     )
@@ -113,14 +123,7 @@ def test_trains_under_each_strategy_and_precision(
 
 
 def test_a_compiled_step_equals_an_interpreted_one(data_set: DataSet, small_config: Config) -> None:
-    # Rounding reorders nearly equal proposals, and RoIs are drawn by their place: here the step takes all there are.
-    candidates = small_config.rpn.proposals_train + small_config.data.max_boxes
-    config = dataclasses.replace(
-        small_config,
-        data=dataclasses.replace(small_config.data, **COLOURS),
-        box_head=dataclasses.replace(small_config.box_head, rois=candidates, positive_fraction=1.0),
-        keypoint_head=dataclasses.replace(small_config.keypoint_head, rois=candidates),
-    )
+    config = dataclasses.replace(taking_every_roi(small_config), data=dataclasses.replace(small_config.data, **COLOURS))
     batch, steps = global_batch(data_set, config), {}
     for jit_compile in (False, True):
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
