@@ -343,7 +343,7 @@ for path in map(pathlib.Path, sys.argv[1:]):
 
 @pytest.fixture(scope="module")
 def explosions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str | None, float]]:
-    """Each bomb's file, what was said of it, and the seconds that took in a process of its own, where nobody else computes or leaves garbage."""
+    """Each bomb's file, what was said of it, and the seconds that took, in a process where nobody else leaves garbage."""
     folder = tmp_path_factory.mktemp("bombs")
     paths = [folder / f"{number}.pkl" for number in range(len(BOMBS))]
     for path, content in zip(paths, BOMBS.values(), strict=True):
