@@ -52,9 +52,11 @@ def convert(model: KeypointRCNN, height: int, width: int, folder: Path) -> bytes
       height, width: of the only pictures that it will take; multiples of 32.
       folder: where a SavedModel may lie for a moment.
     """
-    module = ServingModule(model)  # of its own: a SavedModel holds every function that was traced
+    weights = tf.Module()  # instead of the serving module, whose other functions would be traced, saved and loaded too
+    weights.variables_ = list(model.variables_by_path().values())
+    signatures = {SIGNATURE: ServingModule(model).serve_images_of_size(height, width)}
     with temporary_folder(folder, "tflite") as temporary:
-        tf.saved_model.save(module, str(temporary), signatures={SIGNATURE: module.serve_images_of_size(height, width)})
+        tf.saved_model.save(weights, str(temporary), signatures=signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(temporary), signature_keys=[SIGNATURE])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         content: bytes = converter.convert()
