@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
+
+LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a record can hold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,8 +176,8 @@ def _images(entries: list[dict[str, Any]], counter: Counter[str], path: str | Pa
     """Image entries by id. One entry stands for several that say the same; others make an error of the picture."""
     images: dict[int, dict[str, Any]] = {}
     for entry in entries:
-        if not _is_integer(entry.get("id")):
-            raise UserError(f"{path}: image id {entry.get('id')!r} is not an integer; every image entry needs one")
+        if not _is_integer(entry.get("id")) or entry["id"] < 0:
+            raise UserError(f"{path}: image id {entry.get('id')!r} is not an integer from 0 up; every image entry needs one")
         entry = {key: entry.get(key) for key in ("id", "file_name", "height", "width")}
         first = images.setdefault(int(entry["id"]), entry)
         if first is not entry:
@@ -269,6 +270,8 @@ def _person(
     area = (x1 - x0) * (y1 - y0)
     if entry.get("area") is not None:
         (area,) = _numbers([entry["area"]], 1, f"{name}: area")
+        if area < 0:
+            raise _PictureError(f"{name}: area {area} is below 0")
     keypoints = np.zeros((num_keypoints, 3))
     if entry.get("keypoints"):
         values = _numbers(entry["keypoints"], 3 * num_keypoints, f"{name}: keypoints")
@@ -283,7 +286,8 @@ def _person(
 
 
 def _is_integer(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+    """Whether it is a whole number that a record can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63 and value == int(value)
 
 
 def _numbers(value: object, count: int, name: str) -> list[float]:
@@ -291,6 +295,6 @@ def _numbers(value: object, count: int, name: str) -> list[float]:
         length = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
         raise _PictureError(f"{name} has {length}, {count} are needed")
     for number in value:
-        if type(number) not in (int, float) or not math.isfinite(number):
-            raise _PictureError(f"{name} holds {number!r}, which is no finite number")
+        if type(number) not in (int, float) or not abs(number) <= LARGEST:
+            raise _PictureError(f"{name} holds {number!r}, which is no finite number of 32 bits")
     return [float(number) for number in value]

@@ -7,6 +7,7 @@ the model, the evaluation and the exports. Nothing else in this project knows ho
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ class Skeleton:
             raise UserError(f"skeleton {list(self.limbs)}: a limb joins two of the {count} keypoints (from 1 in the JSON)")
         if sorted(self.flip) != list(range(count)) or any(self.flip[twin] != k for k, twin in enumerate(self.flip)):
             raise UserError(f"flip {list(self.flip)}: the twin of a keypoint's twin must be the keypoint itself")
-        if len(self.sigmas) != count or any(not sigma > 0 for sigma in self.sigmas):
+        if len(self.sigmas) != count or any(not 0 < sigma < math.inf for sigma in self.sigmas):
             raise UserError(f"sigmas {list(self.sigmas)}: {count} keypoints need {count} numbers above 0")
 
     @property
@@ -78,6 +79,7 @@ class Skeleton:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Skeleton:
+        """Inverse of `to_json`. Raises: KeyError, TypeError, ValueError, UserError where it is none."""
         return Skeleton(
             category=value["category"],
             keypoints=tuple(value["keypoints"]),
@@ -100,14 +102,22 @@ class Skeleton:
           sigmas: OKS constants; may be left out where every name is one of COCO's.
 
         Raises:
-          UserError: no keypoint names, a pair that names no keypoint, or sigmas that are missing.
+          UserError: no keypoint names, limbs that are no pairs, a flip pair that names no keypoint, or sigmas that are missing.
         """
-        names = tuple(category.get("keypoints") or ())
+        what, names, limbs = (
+            f"category {category.get('name')!r}",
+            category.get("keypoints") or (),
+            category.get("skeleton") or (),
+        )
         if not names:
             raise UserError(
-                f"category {category.get('name')!r} has no keypoint names: "
-                "take a keypoint file (person_keypoints_*.json), not instances_*.json"
+                f"{what} has no keypoint names: take a keypoint file (person_keypoints_*.json), not instances_*.json"
             )
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{what}: keypoints {names!r}: a list of names is needed")
+        if not isinstance(limbs, list | tuple) or not all(_is_pair(limb) for limb in limbs):
+            raise UserError(f"{what}: skeleton {limbs!r}: a list of pairs of keypoints is needed, each counted from 1")
+        names = tuple(names)
         if flip_pairs is None:
             flip_pairs = [(n, "right_" + n[5:]) for n in names if n.startswith("left_") and "right_" + n[5:] in names]
         flip = list(range(len(names)))
@@ -123,10 +133,14 @@ class Skeleton:
         return Skeleton(
             category=str(category.get("name", "person")),
             keypoints=names,
-            limbs=tuple((int(a) - 1, int(b) - 1) for a, b in category.get("skeleton") or ()),
+            limbs=tuple((int(a) - 1, int(b) - 1) for a, b in limbs),
             flip=tuple(flip),
             sigmas=tuple(float(s) for s in sigmas),
         )
+
+
+def _is_pair(limb: object) -> bool:
+    return isinstance(limb, list | tuple) and len(limb) == 2 and all(isinstance(e, int | float) and e % 1 == 0 for e in limb)
 
 
 COCO_PERSON = Skeleton.from_category(

@@ -99,6 +99,9 @@ def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
         ({"category_id": None}, "category_id"),
         ({"iscrowd": 2}, "iscrowd 2"),
         ({"area": "big"}, "area holds 'big'"),
+        ({"area": -5}, "area -5.0 is below 0"),
+        ({"area": 1e39}, "area holds 1e+39, which is no finite number of 32 bits"),
+        ({"bbox": [10**400, 2, 3, 4]}, "bbox holds 1000"),
     ],
 )
 def test_an_uncertain_annotation_makes_an_error_of_its_picture(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -171,6 +174,15 @@ def test_broken_files(shared_data: Path, name: str, message: str | None) -> None
         with pytest.raises(UserError, match=message) as caught:
             read_coco(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, "1", 1.5, True, None])
+def test_an_id_that_no_record_can_hold_is_refused(tmp_path: Path, number: Any) -> None:
+    with pytest.raises(UserError, match=r"a\.json: image id .* is not an integer from 0 up"):
+        read(tmp_path, [image() | {"id": number}], [])
+    if number != -1:
+        with pytest.raises(UserError, match=r"a\.json: annotation id .* of image 1 is not an integer"):
+            read(tmp_path, [image()], [annotation(1) | {"id": number}])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
