@@ -41,7 +41,9 @@ def run(
             flags_help = flag_values.get_help(prefix="  ", include_special_flags=False).strip()
             print(f"{(doc or '').strip()}\n\nFlags:\n{flags_help}", flush=True)
             sys.exit(0)
-        main(flag_values(sys.argv, known_only=True)[1:] if passes_unknown_flags else _parse_all(flag_values))
+        rest = flag_values(sys.argv, known_only=True)[1:] if passes_unknown_flags else _parse_all(flag_values)
+        _check_empty(flag_values)
+        main(rest)
     except (UserError, flags.Error) as error:
         _fail(str(error).removeprefix("FATAL Flags parsing error: "))
     except KeyboardInterrupt:
@@ -52,7 +54,7 @@ def run(
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
-        _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}; put it right, or name another place")
     sys.exit(0)
 
 
@@ -87,6 +89,14 @@ def _parse_all(flag_values: flags.FlagValues) -> list[str]:
     if rest:
         raise UserError(f"{rest[0]!r}: every argument is a flag --name=value; --help lists them")
     return list(rest)
+
+
+def _check_empty(flag_values: flags.FlagValues) -> None:
+    """Refuses --output_dir=$OUT where the shell knows no OUT: a path without characters is the current folder."""
+    for name in flag_values:
+        flag = flag_values[name]
+        if flag.present and flag.value == "" and flag.default is None:
+            raise UserError(f"--{name}=: is empty; give a value, or leave the flag out (is a variable of the shell not set?)")
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -68,11 +68,11 @@ class ConversionConfig:
             raise UserError(f"dataset name {self.dataset_name!r}: small letters, digits and _ make a name")
         if self.num_shards is not None and not 1 <= self.num_shards <= 99_999:
             raise UserError(f"{self.num_shards} shards: between 1 and 99999 are possible")
+        if not 32 <= self.max_edge <= 8192:
+            raise UserError(f"max edge {self.max_edge}: between 32 and 8192 pixels are possible")
         edges = self.short_edges
         if len(set(edges)) != len(edges) or not all(32 <= edge <= self.max_edge for edge in edges):
             raise UserError(f"short edges {list(edges)}: each once, in 32…{self.max_edge} (the long edge's limit)")
-        if self.max_edge > 8192:
-            raise UserError(f"max edge {self.max_edge}: at most 8192 pixels")
         if self.limit < 0:
             raise UserError(f"limit {self.limit}: a number of pictures, or 0 for all")
 
@@ -114,7 +114,12 @@ def convert(
     pictures = in_record_order(coco.pictures)[: config.limit or None]
     num_shards = config.num_shards or max(1, round(len(pictures) / PICTURES_PER_SHARD))
     arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}
-    storage.make_folder(output)
+    try:
+        storage.make_folder(output)
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be a folder of records ({storage.reason(error)}); name another --output_dir"
+        ) from None
     with _only_writer(output):
         metadata = joined_metadata(output, split, _shared_metadata(config, coco), overwrite)
         existing = metadata["splits"].get(split)

@@ -29,10 +29,15 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Writes a small file whole or not at all; an older one of the same name stays until then.
 
     Several may write it at once, in threads or on machines that share the disk: the last one stands.
+
+    Raises:
+      OSError: it cannot be written; of `path`, whatever the other name was.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         publish(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ def _numbers(name: str) -> tuple[float, ...]:
 
 def _short_edges() -> tuple[int, ...]:
     values = _numbers("short_edges")
-    if any(value != int(value) for value in values):
+    if not all(value.is_integer() for value in values):
         raise command.UserError(f"--short_edges={','.join(FLAGS.short_edges)}: whole numbers of pixels, separated by commas")
     return tuple(int(value) for value in values)
 

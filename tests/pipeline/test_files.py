@@ -25,3 +25,12 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space"):
         files.write_file(path, "two")
     assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    for path in (tmp_path / "a.png", tmp_path / "absent" / "b.png"):
+        with pytest.raises(OSError, match=r"Is a directory|No such file") as caught:
+            files.write_file(path, "one")
+        assert caught.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
