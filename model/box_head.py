@@ -66,10 +66,12 @@ def sample_rois(
         return (uniform([width], key),)
 
     (order,) = map_images(draw, [batch["image_id"]], (tf.float32,))  # [B, N + G] in [0, 1)
-    most = int(config.rois * config.positive_fraction)
+    taken, most = (min(number, width) for number in (config.rois, int(config.rois * config.positive_fraction)))
     last = tf.math.top_k(tf.where(positive, order, -1.0), most).values[:, -1:]  # [B, 1]: the lowest draw that is still taken
     chosen = positive & (order >= last)
-    rank, index = tf.math.top_k(tf.where(chosen, order + 2.0, tf.where(negative, order, -1.0)), config.rois)  # [B, R]
+    rank, index = tf.math.top_k(tf.where(chosen, order + 2.0, tf.where(negative, order, -1.0)), taken)
+    unused = [[0, 0], [0, config.rois - taken]]  # there may be fewer candidates than RoIs
+    rank, index = tf.pad(rank, unused, constant_values=-1.0), tf.pad(index, unused)  # [B, R]
     return {
         "boxes": tf.gather(candidates, index, batch_dims=1),
         "label": tf.where(rank >= 2.0, 1, tf.where(rank >= 0.0, 0, -1)),

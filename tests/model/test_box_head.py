@@ -42,6 +42,15 @@ def test_sampled_rois_obey_the_rules():
     assert np.all(np.diff((label == 1).astype(int), axis=1) <= 0)  # positives first
 
 
+def test_fewer_candidates_than_rois_leave_some_unused():
+    proposals, scores, batch = scene()
+    greedy = dataclasses.replace(CONFIG, rois=1000, positive_fraction=1.0)
+    rois = box_head.sample_rois(greedy, proposals, scores, batch, tf.constant(3))
+    assert rois["boxes"].shape == (3, 1000, 4) and np.all(rois["label"][:, 64:] == -1)
+    persons = 2 + (box_ops.iou(proposals, batch["boxes"][:, :2]).numpy().max(-1) >= 0.5).sum(axis=1)
+    np.testing.assert_array_equal((rois["label"] == 1).numpy().sum(1), persons)
+
+
 def test_draws_depend_on_seed_and_image_alone():
     proposals, scores, batch = scene()
     whole = box_head.sample_rois(CONFIG, proposals, scores, batch, tf.constant(3))
