@@ -95,8 +95,10 @@ def _differences(old: Config, new: Config) -> list[tuple[str, str, object, objec
 def load_skeleton(model_dir: Path) -> Skeleton:
     try:
         return Skeleton.from_json(json.loads((model_dir / "skeleton.json").read_text()))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{model_dir / 'skeleton.json'}: not a keypoint set ({error})") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{model_dir / 'skeleton.json'}: not a keypoint set ({error}); restore the file that was written with the model"
+        ) from None
 
 
 def newest_checkpoint(model_dir: Path) -> str | None:
@@ -135,6 +137,6 @@ def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False
         status = checkpoint.read(path) if partial else checkpoint.restore(path)
         status.assert_existing_objects_matched()
         (status.expect_partial if partial else status.assert_consumed)()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
+    except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:  # (IndexError: of a file that is cut short)
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None

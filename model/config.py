@@ -19,6 +19,8 @@ from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 
 Norm = Literal["frozen_batch", "group"]
+# Fields that lie between 0 and 1, in whatever section.
+SHARES = ("nms_threshold", "positive_fraction", "positive_iou", "score_threshold", "decay_at", "momentum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,16 @@ class Config:
                     least = 1 if type(number) is int and field not in may_be_zero else 0
                     if isinstance(number, int | float) and not number >= least:
                         raise UserError(f"{section}.{field}={number}: must be {least} or more")
+                    if field in SHARES and not number <= 1:
+                        raise UserError(f"{section}.{field}={number}: must be 1 or less")
+        for field, length in (("blocks", 4), ("pixel_mean", 3), ("pixel_std", 3)):
+            if len(getattr(self.backbone, field)) != length:
+                raise UserError(f"backbone.{field}={list(getattr(self.backbone, field))}: must be {length} numbers")
+        head = self.box_head
+        if int(head.rois * head.positive_fraction) < 1:
+            raise UserError(
+                f"box_head.rois={head.rois}, positive_fraction={head.positive_fraction}: their product must be 1 or more"
+            )
         widths = (self.backbone.width, self.backbone.fpn_channels, self.keypoint_head.channels)
         if self.backbone.norm == "group" and any(width % 4 for width in widths):
             raise UserError(
@@ -245,6 +257,8 @@ def from_json(value: Mapping[str, Any]) -> Config:
 
 
 def _from_json(kind: type[Any], value: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: {value!r:.40} is no JSON object with fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     unknown = set(value) - set(hints)
     if unknown:
@@ -284,5 +298,5 @@ def load(path: Path) -> Config:
     """Reads what `save` wrote. Raises: UserError where the file is not such a one."""
     try:
         return from_json(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"{path}: not a configuration ({error}); --model takes a directory that train or import made") from None

@@ -65,6 +65,8 @@ def read_ground_truth(path: str | Path, category: str | None = None) -> GroundTr
     value = read_json(path)
     if not isinstance(value, dict) or not all(isinstance(value.get(k), list) for k in ("images", "annotations", "categories")):
         raise UserError(f"{path}: not a COCO annotation file: it needs the lists images, annotations and categories")
+    if not all(isinstance(c, dict) and isinstance(c.get("keypoints") or [], list) for c in value["categories"]):
+        raise UserError(f"{path}: categories must be objects whose keypoints, if any, are a list; give person_keypoints_*.json")
     named = [c for c in value["categories"] if (c.get("name") == category if category else c.get("keypoints"))]
     if len(named) > 1 and category is None:
         named = [c for c in named if c.get("name") == "person"]

@@ -86,8 +86,8 @@ def _check_cluster(text: str) -> None:
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
     try:
         value = json.loads(text)
-        workers, index = value["cluster"]["worker"], value["task"]["index"]
+        number, index, kind = len(list(value["cluster"]["worker"])), int(value["task"]["index"]), value["task"]["type"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"TF_CONFIG={text!r}: must be like {example}") from None
-    if value["task"].get("type") == "worker" and not 0 <= index < len(workers):
-        raise UserError(f"TF_CONFIG: task index {index} is not among its {len(workers)} workers")
+    if kind == "worker" and not 0 <= index < number:
+        raise UserError(f"TF_CONFIG: task index {index} is not among its {number} workers")

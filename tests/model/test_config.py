@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from model.config import PRESETS, TINY, from_json, override, to_json
+from model.config import PRESETS, TINY, from_json, load, override, to_json
 from pipeline.command import UserError
 
 
@@ -20,6 +20,15 @@ def test_a_file_of_an_earlier_version_means_what_it_meant():
 def test_a_file_of_a_later_version_is_refused():
     with pytest.raises(UserError, match="from_the_future"):
         from_json(to_json(TINY) | {"from_the_future": 1})
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'{"train": []}', b'{"train": {"steps": "x"}}', b"{", b"\x91\xff", None])
+def test_a_file_that_is_no_configuration_is_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json") as error:
+        load(tmp_path / "config.json")
+    assert "\n" not in str(error.value)
 
 
 def test_override_sets_one_value():
@@ -46,6 +55,14 @@ def test_values_that_depend_on_each_other_come_in_any_order():
         ("train.seed=-1", "0 or more"),
         ("train.learning_rate=-0.1", "0 or more"),
         ("backbone.width=6", "multiple of 4"),
+        ("rpn.nms_threshold=2", "1 or less"),
+        ("inference.score_threshold=1.5", "1 or less"),
+        ("box_head.positive_fraction=3", "1 or less"),
+        ("box_head.rois=3", "their product must be 1 or more"),
+        ("train.decay_at=[0.5,2]", "decay_at=2.0: must be 1 or less"),
+        ("train.momentum=5", "1 or less"),
+        ("backbone.blocks=3", "must be 4 numbers"),
+        ("backbone.pixel_mean=[1]", "must be 3 numbers"),
     ],
 )
 def test_a_wrong_value_is_one_line(assignment, words):

@@ -162,6 +162,8 @@ def test_broken_annotations_are_named(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("[]", "not a COCO annotation file"),
         (json.dumps(ground_truth()), "0 categories"),
+        (json.dumps(ground_truth() | {"categories": [1]}), "categories must be objects"),
+        (json.dumps(ground_truth() | {"categories": [{"name": "cat", "keypoints": 3}]}), "categories must be objects"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
