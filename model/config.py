@@ -1,19 +1,17 @@
 """The configuration: one tree of frozen dataclasses, presets, and its JSON, which lies beside everything trained or exported.
 
-What the pipeline needs of it (`anchors`, `data`) is defined there. Commands set single values: `--set rpn.nms_threshold=0.6`.
+What the pipeline needs of it (`anchors`, `data`) is defined there. Commands set single values (`config_values.override`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import config_values
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
@@ -207,44 +205,6 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def override(config: Config, assignments: Sequence[str]) -> Config:
-    """Applies `rpn.nms_threshold=0.6` and the like, all of a section at once: values may depend on each other.
-
-    Raises:
-      UserError: no such field, or a value of another type.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        section, dot, field = path.partition(".")
-        if not (equals and dot):
-            raise UserError(f"--set {assignment}: must be section.field=value, such as rpn.nms_threshold=0.6")
-        sections = [f.name for f in dataclasses.fields(Config) if f.name != "preset"]
-        if section not in sections:
-            raise UserError(
-                f"--set {assignment}: no section {section!r}{_near(section, sections)}; there are {', '.join(sections)}"
-            )
-        part = getattr(config, section)
-        hints = typing.get_type_hints(type(part))
-        fields = [f.name for f in dataclasses.fields(part)]
-        if field not in fields:
-            raise UserError(f"--set {assignment}: {section} has no {field!r}{_near(field, fields)}; it has {', '.join(fields)}")
-        try:
-            value = _typed(json.loads(text) if not text.isidentifier() or text in ("true", "false") else text, hints[field])
-        except (ValueError, TypeError):
-            raise UserError(
-                f"--set {assignment}: {section}.{field} is {getattr(part, field)!r}; give a value of that type"
-            ) from None
-        changes.setdefault(section, {})[field] = value
-    parts = {section: dataclasses.replace(getattr(config, section), **values) for section, values in changes.items()}
-    return dataclasses.replace(config, **parts)
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def to_json(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
@@ -253,41 +213,7 @@ def from_json(value: Mapping[str, Any]) -> Config:
     """Inverse of `to_json`. A field that is missing, as an earlier version did not know it, has its default, which is what that
     version did. Raises: UserError for a field that is unknown or of another type.
     """
-    return typing.cast(Config, _from_json(Config, value, "config"))
-
-
-def _from_json(kind: type[Any], value: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where}: {value!r:.40} is no JSON object with fields of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    unknown = set(value) - set(hints)
-    if unknown:
-        raise UserError(f"{where}: unknown fields {sorted(unknown)}: written by a later version?")
-    try:
-        return kind(**{name: _typed(item, hints[name], f"{where}.{name}") for name, item in value.items()})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _typed(value: Any, hint: Any, where: str = "config") -> Any:
-    """`value`, as it came from JSON, as the type `hint`; ValueError where it does not fit."""
-    if dataclasses.is_dataclass(hint):
-        return _from_json(typing.cast(type[Any], hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        items = [value] if isinstance(value, int | float) else list(value)
-        return tuple(_typed(item, arguments[0], where) for item in items)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{value!r} is not one of {arguments}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _typed(value, next(a for a in arguments if a is not type(None)), where)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{value!r} is not of type {hint.__name__}")
-    return value
+    return config_values.from_json(Config, value)
 
 
 def save(config: Config, path: Path) -> None:

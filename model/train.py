@@ -111,6 +111,7 @@ def main(_: list[str]) -> None:
     from model.starting_point import open_starting_point
     from model.strategies import make_strategy
     from model.validation import Validation
+    from pipeline import config_values
     from pipeline.data_set import open_data_set
     from pipeline.loading import Loading
 
@@ -122,8 +123,8 @@ def main(_: list[str]) -> None:
         previous = config_lib.load(model_dir / "config.json")
         config = previous if FLAGS.preset in (None, previous.preset) else config
     elif start is not None:
-        config = start.adapt(config_lib.override(config, FLAGS.set))
-    config = config_lib.override(config, FLAGS.set)
+        config = start.adapt(config_values.override(config, FLAGS.set))
+    config = config_values.override(config, FLAGS.set)
     given = {
         "steps": FLAGS.steps,
         "global_batch_size": FLAGS.batch_size,

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from model import checkpoint as checkpoint_lib
-from model import config as config_lib
 from model import families, weight_layout, weight_names
 from model.array_pickle import RefusedError
 from model.config import Config
@@ -21,6 +20,7 @@ from model.keypoint_rcnn import KeypointRCNN
 from model.published_weights import Digests, digests, named_otherwise, note, published_as
 from model.weight_files import read_weights
 from model.weight_names import Family, Tensors, told
+from pipeline import config_values
 from pipeline.anchors import cell_anchors
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON, Skeleton
@@ -75,7 +75,8 @@ def imported(
       weights: the file.
       skeleton_file: the keypoint set (see `read_skeleton`), where it is not COCO's.
       norm_epsilon: of the batch norms; by default 0 for torchvision's COCO_V1 file, told by its sha256, and 1e-5 otherwise.
-      assignments: as `config.override` takes them, for what a file cannot say and its owner did otherwise than the family.
+      assignments: as `config_values.override` takes them, for what a file cannot say and its owner did otherwise than
+        the family.
       report: called with each line of what was found.
 
     Raises:
@@ -88,7 +89,7 @@ def imported(
         by_path, names, left_over = weight_names.renamed(tensors, family)
         _check_whole(by_path, tensors, family)
         config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
-        config = config_lib.override(config, assignments)
+        config = config_values.override(config, assignments)
         _check_beside_weights(tensors, config)
         skeleton = _skeleton(weight_layout.num_keypoints(by_path), skeleton_file, report)
         by_path = weight_layout.complete(by_path, family, config.backbone.norm_epsilon)

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from model.config import PRESETS, TINY, from_json, load, override, to_json
+from model.config import PRESETS, TINY, from_json, load, to_json
 from pipeline.command import UserError
+from pipeline.config_values import override
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
