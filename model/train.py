@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from pipeline import command
+from pipeline import batch_flags, command
 from pipeline.command import UserError
 
 FLAGS = flags.FlagValues()
@@ -41,10 +41,8 @@ flags.DEFINE_integer("steps", None, "Steps to train, instead of the preset's.", 
 flags.DEFINE_integer("batch_size", None, "Pictures per step over all replicas, instead of the preset's.", flag_values=FLAGS)
 flags.DEFINE_float("learning_rate", None, "Peak rate, instead of the preset's.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "Of weights, order of data and draws, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_float("brightness", None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=FLAGS)
-flags.DEFINE_float("contrast", None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=FLAGS)
-flags.DEFINE_float("saturation", None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=FLAGS)
-flags.DEFINE_float("hue", None, "Colour jitter: turns of the circle drawn from ± this; 0.1 is usual.", flag_values=FLAGS)
+flags.DEFINE_bool("flip", None, "Mirrors half of the pictures, or none, instead of the preset's choice.", flag_values=FLAGS)
+batch_flags.define_colours(FLAGS)
 flags.DEFINE_enum(
     "strategy",
     "one_device",
@@ -132,12 +130,11 @@ def main(_: list[str]) -> None:
         "seed": FLAGS.seed,
     }
     schedule = {name: value for name, value in given.items() if value is not None}
-    strengths = {name: FLAGS[name].value for name in ("brightness", "contrast", "saturation", "hue")}
-    colours = {name: value for name, value in strengths.items() if value is not None}
+    augmentation = batch_flags.colours(FLAGS) | ({} if FLAGS.flip is None else {"flip": FLAGS.flip})
     config = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, **schedule),
-        data=dataclasses.replace(config.data, **colours),
+        data=dataclasses.replace(config.data, **augmentation),
     )
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
     data_set = open_data_set(FLAGS.data_dir)

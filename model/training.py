@@ -27,6 +27,7 @@ from model.trainer import Trainer
 from pipeline import dataset
 from pipeline.command import Progress, UserError
 from pipeline.data_set import DataSet
+from pipeline.draws import step_seed
 from pipeline.loading import PLAIN, Loading
 from pipeline.plan import NoImagesError
 from pipeline.record_reader import reason_of
@@ -166,7 +167,7 @@ def _loop(
             metrics = trainer.train_step(
                 batch,
                 tf.constant(rate, tf.float32),
-                tf.constant((config.seed * 1_000_003 + step) % 2**31, tf.int32),
+                tf.constant(step_seed(config.seed, step), tf.int32),
                 tf.constant(float(interrupt.asked)),
             )
             # The step before is looked at now, when the device has its next step already.

@@ -1,4 +1,4 @@
-"""Sheets of training batches: canvases with what lies on them, drawn from the very tensors that the trainer gets."""
+"""Sheets of training batches: canvases with what lies on them, drawn from the very tensors that the model gets."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import anchors, plan, sheet
+from pipeline import anchors, augment, plan, sheet
 from pipeline.anchors import AnchorConfig
 from pipeline.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches, training_pool
 from pipeline.draw import BOX, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.draws import step_seed
 from pipeline.preparation import CROWD, PERSON
 from pipeline.skeleton import Skeleton
 
@@ -60,7 +62,15 @@ def chosen_steps(
 
 
 def batch_sheet(
-    data_set: DataSet, split: str, config: DataConfig, steps: Sequence[Step], *, batch_size: int, seed: int, width: int
+    data_set: DataSet,
+    split: str,
+    config: DataConfig,
+    steps: Sequence[Step],
+    *,
+    batch_size: int,
+    seed: int,
+    width: int,
+    anchor_config: AnchorConfig | None = None,
 ) -> Image.Image:
     """Draws the batches of some steps of the first epoch, each in a row of its own, by area of their canvases.
 
@@ -68,19 +78,34 @@ def batch_sheet(
       config, batch_size, seed: of the training.
       steps: as from `chosen_steps`, with the same arguments.
       width: of the sheet in pixels.
+      anchor_config: the model's; None: the records' own.
     """
+    anchor_config = anchor_config or data_set.anchors
     wanted = {step.number: step for step in steps}
     rows: dict[int, list[sheet.Tile]] = {}
     batches = training_batches(
-        data_set, split, config, global_batch_size=batch_size, seed=seed, num_steps=max(wanted, default=-1) + 1
+        data_set,
+        split,
+        config,
+        global_batch_size=batch_size,
+        seed=seed,
+        num_steps=max(wanted, default=-1) + 1,
+        anchors=anchor_config,
     )
-    for number, batch in enumerate(batches.as_numpy_iterator()):
+    for number, loaded in enumerate(batches):
         if number in wanted:
             step = wanted[number]
-            rows[number] = [_tile(batch, place, step, variant, config, data_set) for place, variant in enumerate(step.variants)]
+            seen = augment.jitter_colours(loaded, config, tf.constant(step_seed(seed, number), tf.int32))
+            batch = {name: value.numpy() for name, value in seen.items()}
+            rows[number] = [
+                _tile(batch, place, step, variant, config, anchor_config, data_set.skeleton)
+                for place, variant in enumerate(step.variants)
+            ]
     by_area = sorted(steps, key=lambda step: (step.canvas[0] * step.canvas[1], step.canvas, step.number))
     canvases = len({step.canvas for step in steps})
-    title = f"{len(steps)} training batches of split '{split}' of {data_set.name}, on {canvases} canvases"
+    batches_drawn = "1 training batch" if len(steps) == 1 else f"{len(steps)} training batches"
+    on_canvases = "1 canvas" if canvases == 1 else f"{canvases} canvases"
+    title = f"{batches_drawn} of split '{split}' of {data_set.name}, on {on_canvases}"
     legend = [
         *PEOPLE_SIGNS,
         sheet.Sign("box", POSITIVE, "sampled positive anchor"),
@@ -89,14 +114,25 @@ def batch_sheet(
     return sheet.compose([rows[step.number] for step in by_area], title, legend, width=width, row_height=260)
 
 
-def _tile(batch: Batch, place: int, step: Step, variant: int, config: DataConfig, data_set: DataSet) -> sheet.Tile:
+def _tile(
+    batch: Batch,
+    place: int,
+    step: Step,
+    variant: int,
+    config: DataConfig,
+    anchor_config: AnchorConfig,
+    skeleton: Skeleton,
+) -> sheet.Tile:
     image: Batch = {key: values[place] for key, values in batch.items()}
     height, width = step.canvas
     kinds, labels = image["box_kind"], image["anchor_label"]
     persons, crowds = int((kinds == PERSON).sum()), int((kinds == CROWD).sum())
     flip = "flipped" if variant % 2 else "not flipped"
+    size = f"at {config.short_edges[variant // 2]}"
+    if config.jitter_canvas:
+        size = "scaled to {1:.0f} x {0:.0f}".format(*(image["original_size"] * image["scale"]))
     lines = (
-        f"step {step.number}, image {image['image_id']}, at {config.short_edges[variant // 2]}, {flip}",
+        f"step {step.number}, image {image['image_id']}, {size}, {flip}",
         f"{width} x {height} canvas, {number_of(persons, 'person')}"
         + (f", {number_of(crowds, 'crowd')}" if crowds else "")
         + f"; {(labels == 1).sum()} positive, {(labels == 0).sum()} negative anchors",
@@ -105,7 +141,7 @@ def _tile(batch: Batch, place: int, step: Step, variant: int, config: DataConfig
     def paint(tile_height: int, tile_width: int) -> NDArray[np.uint8]:
         people, sampled = (
             Image.fromarray(drawn).resize((tile_width // 2, tile_height), Image.Resampling.LANCZOS)
-            for drawn in draw_image(image, data_set.skeleton, data_set.anchors, line=max(1, round(LINE * height / tile_height)))
+            for drawn in draw_image(image, skeleton, anchor_config, line=max(1, round(LINE * height / tile_height)))
         )
         both = Image.new("RGB", (tile_width, tile_height))
         both.paste(people, (0, 0))
@@ -127,7 +163,10 @@ def draw_image(
     Returns:
       uint8 [H, W, 3] twice: with its people, and with its sampled anchors.
     """
-    canvas = _with_stripes(image["image"], image["image_size"])
+    pixels = image["image"]  # floats, where colours were changed or the family never rounds
+    if pixels.dtype != np.uint8:
+        pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    canvas = _with_stripes(pixels, image["image_size"])
     boxes, kinds = image["boxes"], image["box_kind"]
     crowds, persons = boxes[kinds == CROWD], kinds == PERSON
     people = draw_crowds(canvas, crowds, line)

@@ -31,7 +31,8 @@ class Canvases:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{height}×{width}" for height, width in self.sizes)
-        return f"{len(self.sizes)} canvases {sizes} (height×width), {self.padding:.1%} padding"
+        count = "1 canvas" if len(self.sizes) == 1 else f"{len(self.sizes)} canvases"
+        return f"{count} {sizes} (height×width), {self.padding:.1%} padding"
 
 
 def choose(heights: Ints, widths: Ints, count: int) -> Canvases:

@@ -3,6 +3,7 @@ r"""Shows what the loader makes of records: canvases, padding, memory of caches;
 Examples:
   python -m pipeline.dataset --data_dir=records --split=train
   python -m pipeline.dataset --data_dir=records --split=train --batch_size=16 --benchmark
+  python -m pipeline.dataset --data_dir=records --benchmark --set data.anchors=online --set data.jitter_canvas=1024
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import NoReturn
 
 from absl import flags
 
-from pipeline import command
+from pipeline import batch_flags, command
 from pipeline.command import UserError
+from pipeline.data_set import open_data_set
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
@@ -21,7 +23,8 @@ flags.DEFINE_integer("batch_size", 16, "Images in a batch.", lower_bound=1, flag
 flags.DEFINE_list(
     "short_edges", [], "Short edges that images draw from, in pixels; by default the records'.", flag_values=FLAGS
 )
-flags.DEFINE_integer("num_canvases", 6, "Sizes of batches.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_canvases", None, "Sizes of batches; 6 by default.", lower_bound=1, flag_values=FLAGS)
+batch_flags.define(FLAGS)
 flags.DEFINE_bool("benchmark", False, "Loads batches as training does, and measures.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "num_images", 500, "With --benchmark: images to load in each of its parts.", lower_bound=1, flag_values=FLAGS
@@ -40,18 +43,22 @@ def main(_: list[str]) -> None:
 
     command.load_tensorflow()
     from pipeline import loader_benchmark
-    from pipeline.data_config import DataConfig
-    from pipeline.data_set import open_data_set
     from pipeline.loading import Loading
 
     data_set = open_data_set(FLAGS.data_dir)
-    short_edges = tuple(int(edge) for edge in FLAGS.short_edges) or data_set.short_edges
-    config = DataConfig(short_edges=short_edges, max_edge=data_set.max_edge, num_canvases=FLAGS.num_canvases)
-    print("\n".join(loader_benchmark.describe(data_set, FLAGS.split, config, batch_size=FLAGS.batch_size)), flush=True)
+    short_edges = tuple(int(edge) for edge in FLAGS.short_edges) or None
+    config = batch_flags.batch_config(FLAGS, data_set, short_edges=short_edges, num_canvases=FLAGS.num_canvases)
+    print("\n".join(loader_benchmark.describe(data_set, FLAGS.split, config.data, batch_size=FLAGS.batch_size)), flush=True)
     if FLAGS.benchmark:
         loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache)
         measured = loader_benchmark.measure(
-            data_set, FLAGS.split, config, batch_size=FLAGS.batch_size, num_images=FLAGS.num_images, loading=loading
+            data_set,
+            FLAGS.split,
+            config.data,
+            batch_size=FLAGS.batch_size,
+            num_images=FLAGS.num_images,
+            loading=loading,
+            anchors=config.anchors,
         )
         print("\n".join(measured.lines()))
 

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 
+def step_seed(seed: int, step: int) -> int:
+    """What the draws of a training step are keyed with (its RoIs, its colours): from the seed of the training, 31 bits."""
+    return (seed * 1_000_003 + step) % 2**31
+
+
 def uniform(shape: Sequence[int], key: tf.Tensor) -> tf.Tensor:
     """Float32 numbers evenly distributed in [0, 1), a function of `key` (integer [2]).
 

@@ -5,6 +5,8 @@ Examples:
   python -m pipeline.inspect_records --data_dir=records --split=train --image_id=785 --image_id=872 \
       --short_edge=640 --flipped --output=sheet.png
   python -m pipeline.inspect_records --data_dir=records --split=train --batches=1 --output=batches.png
+  python -m pipeline.inspect_records --data_dir=records --split=train --batches=4 --output=batches.png \
+      --hue=0.1 --set data.anchors=online --set data.jitter_canvas=1024
   python -m pipeline.inspect_records --data_dir=records --split=train --stats --output=statistics.html
   python -m pipeline.inspect_records --data_dir=records --verify
 """
@@ -13,14 +15,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import command
-
-if TYPE_CHECKING:  # imports TensorFlow, which --help can do without
-    from pipeline.data_set import DataSet
+from pipeline import batch_flags, command
+from pipeline.data_set import DataSet, open_data_set
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
@@ -41,7 +40,8 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("batch_size", 4, "With --batches: images in a batch.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("num_canvases", 6, "With --batches: sizes of batches.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_canvases", None, "With --batches: sizes of batches; 6 by default.", lower_bound=1, flag_values=FLAGS)
+batch_flags.define(FLAGS)
 flags.DEFINE_integer("seed", 0, "With --batches: seed of the training.", flag_values=FLAGS)
 flags.DEFINE_bool(
     "stats",
@@ -63,12 +63,12 @@ FAULTS_SHOWN = 20  # of each file
 
 def main(_: list[str]) -> None:
     command.load_tensorflow()
-    from pipeline.data_set import open_data_set
-
     data_set = open_data_set(FLAGS.data_dir)
 
     if FLAGS.stats + FLAGS.verify + (FLAGS.batches is not None) > 1:
         raise command.UserError("--stats, --verify, --batches: one of them at a time")
+    if FLAGS.batches is None and (FLAGS.set or batch_flags.colours(FLAGS)):
+        raise command.UserError("--set, --brightness, --contrast, --saturation, --hue: change batches; add --batches=1")
     if FLAGS.verify:
         _verify(data_set)
     elif FLAGS.stats:
@@ -101,17 +101,23 @@ def _draw_records(data_set: DataSet) -> None:
 
 def _draw_batches(data_set: DataSet) -> None:
     from pipeline import batch_sheet, sheet
-    from pipeline.data_config import DataConfig
 
     output = _output()
     sheet.check_suffix(output)
     split = _split(data_set)
-    config = DataConfig(data_set.short_edges, data_set.max_edge, num_canvases=FLAGS.num_canvases)
+    config = batch_flags.batch_config(FLAGS, data_set, num_canvases=FLAGS.num_canvases)
     steps = batch_sheet.chosen_steps(
-        data_set, split, config, batch_size=FLAGS.batch_size, seed=FLAGS.seed, per_canvas=FLAGS.batches
+        data_set, split, config.data, batch_size=FLAGS.batch_size, seed=FLAGS.seed, per_canvas=FLAGS.batches
     )
     drawn = batch_sheet.batch_sheet(
-        data_set, split, config, steps, batch_size=FLAGS.batch_size, seed=FLAGS.seed, width=SHEET_WIDTH
+        data_set,
+        split,
+        config.data,
+        steps,
+        batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
+        width=SHEET_WIDTH,
+        anchor_config=config.anchors,
     )
     sheet.write_sheet(drawn, output)
     print(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")

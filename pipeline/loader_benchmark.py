@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from pipeline import image, plan, records
+from pipeline import augment, image, plan, records
+from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches, training_pool
+from pipeline.draws import step_seed
 from pipeline.image_rows import image_rows, planned_batches
 from pipeline.loading import Loading, cache_bytes
 from pipeline.preparation import Batch, Preparation
@@ -48,12 +50,15 @@ class Measured:
       cpu_seconds: of one core for one image, by stage: read, decode, resize, rest.
       bytes_per_batch: of a batch as it goes to the device, on average.
       padding: share of the pixels in those batches that no picture covers.
+      colour_seconds: that the device takes to jitter the colours of one image, which is done in the training step and not
+        counted above; None: there is no colour jitter.
     """
 
     images_per_second: float
     cpu_seconds: dict[str, float]
     bytes_per_batch: float
     padding: float
+    colour_seconds: float | None = None
 
     def lines(self) -> list[str]:
         total = sum(self.cpu_seconds.values())
@@ -66,11 +71,23 @@ class Measured:
             ),
             f"{self.bytes_per_batch / 1e6:9.1f}   megabytes per batch",
             f"{self.padding:9.1%}   padding, that of padding images included",
+            *(
+                f"{1000 * seconds:9.2f}   milliseconds an image for the colours, in the training step: not in the figures above"
+                for seconds in (self.colour_seconds,)
+                if seconds is not None
+            ),
         ]
 
 
 def measure(
-    data_set: DataSet, split: str, config: DataConfig, *, batch_size: int, num_images: int, loading: Loading
+    data_set: DataSet,
+    split: str,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    num_images: int,
+    loading: Loading,
+    anchors: AnchorConfig | None = None,
 ) -> Measured:
     """Loads batches as training does, and the first stages alone; CPU times of stages are differences of these.
 
@@ -78,13 +95,15 @@ def measure(
 
     Args:
       num_images: that each part loads, rounded up to whole batches.
+      anchors: the model's; None: the records' own.
 
     Raises:
       UserError: as `training_batches`.
     """
     steps = -(-num_images // batch_size)
+    anchors = anchors or data_set.anchors
     batches = training_batches(
-        data_set, split, config, global_batch_size=batch_size, seed=SEED, num_steps=steps, loading=loading
+        data_set, split, config, global_batch_size=batch_size, seed=SEED, num_steps=steps, loading=loading, anchors=anchors
     )
     pool = training_pool(data_set, split, config)
 
@@ -93,11 +112,10 @@ def measure(
 
     rows = image_rows(planned, data_set.index(split), pool, config.short_edges, batch_size, whole=False)
     rows = rows.filter(lambda row: row["image_id"] >= 0)
-    prepare = Preparation.of(
-        data_set, split, config, data_set.anchors, max_edge=config.max_edge, training=True, cache=loading.cache
-    )
+    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
     parts = {
-        name: rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size) for name, stage in _stages(prepare).items()
+        name: rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
+        for name, stage in _stages(prepare, config).items()
     }
     parts["rest"] = batches
 
@@ -122,10 +140,29 @@ def measure(
         cpu_seconds={name: max(b - a, 0.0) for name, (a, b) in zip(parts, itertools.pairwise(until), strict=True)},
         bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
         padding=1 - sum(contents.picture_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
+        colour_seconds=_colour_seconds(batches, config),
     )
 
 
-def _stages(prepare: Preparation) -> dict[str, Callable[[Row], tf.Tensor]]:
+def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | None:
+    """Of one image of the first batch, by the clock."""
+    if not any((config.brightness, config.contrast, config.saturation, config.hue)):
+        return None
+    batch, seed = next(iter(batches.take(1))), tf.constant(step_seed(SEED, 0), tf.int32)
+
+    @tf.function
+    def jitter() -> tf.Tensor:
+        return _corner(augment.jitter_colours(batch, config, seed)["image"][0])
+
+    seconds = []
+    for _ in range(1 + ROUNDS):  # the first one traces
+        began = time.perf_counter()
+        jitter().numpy()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:]) / len(batch["image"])
+
+
+def _stages(prepare: Preparation, config: DataConfig) -> dict[str, Callable[[Row], tf.Tensor]]:
     """The first stages of `Preparation`, each with those before it. They answer with one number, so that nothing is copied."""
 
     def read(row: Row) -> tf.Tensor:
@@ -137,9 +174,17 @@ def _stages(prepare: Preparation) -> dict[str, Callable[[Row], tf.Tensor]]:
     def resize(row: Row) -> tf.Tensor:
         pixels = prepare.reader.pixels(row, records.parse(prepare.reader.record(row)))
         shape = tf.shape(pixels)
-        size = image.resized_size_tf(shape[0], shape[1], row["short_edge"], prepare.max_edge, prepare.resize)
+        short_edge, max_edge, canvas = row["short_edge"], prepare.max_edge, (row["canvas_height"], row["canvas_width"])
+        if config.jitter_canvas:
+            short_edge, place = augment.draw_jitter(config, row["key"], row["image_id"])
+            max_edge = short_edge
+        size = image.resized_size_tf(shape[0], shape[1], short_edge, max_edge, prepare.resize)
         pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
-        return _corner(image.place(image.resize(pixels, *size, prepare.resize), row["canvas_height"], row["canvas_width"]))
+        pixels = image.resize(pixels, *size, prepare.resize)
+        if config.jitter_canvas:
+            corner, window = augment.crop_window(size, canvas, place)
+            pixels = tf.slice(pixels, tf.pad(corner, [[0, 1]]), tf.pad(window, [[0, 1]], constant_values=3))
+        return _corner(image.place(pixels, *canvas))
 
     return {"read": read, "decode": decode, "resize": resize}
 

@@ -23,12 +23,16 @@ FLAGS = {
     ),
     "pipeline.inspect_records": (
         "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "batches", "batch_size",
-        "num_canvases", "seed", "stats", "verify",
+        "num_canvases", "seed", "stats", "verify", "set", "brightness", "contrast", "saturation", "hue",
     ),
-    "pipeline.dataset": ("data_dir", "split", "batch_size", "num_canvases", "benchmark", "num_images", "cache", "on_error"),
+    "pipeline.dataset": (
+        "data_dir", "split", "batch_size", "short_edges", "num_canvases", "benchmark", "num_images", "cache", "on_error", "set",
+        "brightness", "contrast", "saturation", "hue",
+    ),
     "model.train": (
         "data_dir", "split", "model_dir", "preset", "init", "set", "steps", "batch_size", "learning_rate", "seed", "strategy",
         "precision", "save_every", "eval_split", "eval_annotations", "eval_every", "on_error", "cache", "data_service",
+        "flip", "brightness", "contrast", "saturation", "hue", "jit_compile", "cpu_devices",
     ),
     "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
     "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "sigmas", "decoder", "output_dir"),
@@ -206,13 +210,15 @@ def test_whole_path(tmp_path: Path) -> None:
     assert "images per second, with" in measured and "% padding" in measured
 
     train = [
-        "model.train", "--data_dir=records", "--model_dir=model", "--preset=tiny", "--batch_size=2", "--steps=3",
+        "model.train", "--data_dir=records", "--model_dir=model", "--preset=tiny", "--batch_size=2", "--steps=3", "--flip", "--hue=0.1",
         "--eval_split=val", "--eval_annotations=data/annotations/person_keypoints_val.json",
         *(f"--set={setting}" for setting in SHRUNKEN),
     ]  # fmt: skip
     done(*train)
     lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"train", "eval"}
+    data = json.loads((tmp_path / "model" / "config.json").read_text())["data"]
+    assert data["flip"] and data["hue"] == 0.1
     assert "nothing to do" in done(*train)
 
     evaluate = ("--data_dir=records", "--split=val", annotations["val"], "--output_dir=evaluation")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
-from pipeline import batch_sheet, plan
+from pipeline import augment, batch_sheet, plan, sheet
 from pipeline.anchors import AnchorConfig, corners
 from pipeline.batch_sheet import NEGATIVE, PADDING, chosen_steps, draw_image
 from pipeline.contact_sheet import POSITIVE
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
-from pipeline.dataset import training_pool
+from pipeline.dataset import training_batches, training_pool
 from pipeline.draw import BOX, CROWD
+from pipeline.draws import step_seed
 from pipeline.preparation import CROWD as CROWD_KIND
 from pipeline.preparation import PERSON
 from tests.conftest import SKELETON
@@ -49,6 +53,42 @@ def test_a_sheet_shows_the_steps_asked_for(small_data_set: DataSet, monkeypatch:
     assert drawn == [step.canvas for step in by_area for _ in step.variants]
 
 
+def test_colours_and_crops_are_those_of_the_step(small_data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, anchors="online", jitter_canvas=128, brightness=0.4, hue=0.1)
+    steps = chosen_steps(small_data_set, "train", config, batch_size=2, seed=3, per_canvas=2)
+    drawn: list[batch_sheet.Batch] = []
+    captions: list[str] = []
+
+    def note(image: batch_sheet.Batch, *arguments: object, **rest: object) -> tuple[np.ndarray, np.ndarray]:
+        drawn.append(image)
+        return np.zeros((128, 128, 3), np.uint8), np.zeros((128, 128, 3), np.uint8)
+
+    def compose(groups: list[list[sheet.Tile]], *arguments: object, **rest: object) -> Image.Image:
+        for tile in (tile for group in groups for tile in group):
+            tile.paint(8, 16)
+            captions.append(tile.caption[0])
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(batch_sheet, "draw_image", note)
+    monkeypatch.setattr(sheet, "compose", compose)
+    batch_sheet.batch_sheet(small_data_set, "train", config, steps, batch_size=2, seed=3, width=900)
+
+    loaded = list(
+        training_batches(small_data_set, "train", config, global_batch_size=2, seed=3, num_steps=1 + steps[-1].number)
+    )
+    images = iter(zip(drawn, captions, strict=True))
+    for step in steps:
+        batch = loaded[step.number]
+        seen = augment.jitter_colours(batch, config, tf.constant(step_seed(3, step.number)))["image"].numpy()
+        assert np.abs(seen - batch["image"].numpy()).max() > 10
+        for place in range(len(step.variants)):
+            image, caption = next(images)
+            np.testing.assert_array_equal(image["image"], seen[place])
+            height, width = (batch["original_size"][place].numpy() * batch["scale"][place].numpy()).round().astype(int)
+            assert f"scaled to {width} x {height}, " in caption
+    assert next(images, None) is None
+
+
 def test_an_image_of_a_batch() -> None:
     config = AnchorConfig()
     boxes = np.zeros((3, 4), np.float32)
@@ -72,7 +112,10 @@ def test_an_image_of_a_batch() -> None:
         x = int(np.clip((place[0] + place[2]) // 2, 0, 129))
         y = int(place[3]) - 1 if place[3] <= 100 else int(place[1])
         assert np.argmax(sampled[y, x]) == np.argmax(colour), (place, sampled[y, x])
-    assert (sampled[:100, :130] <= 255).all() and sampled[50, 100].max() < 100  # dimmed where nothing is drawn
+    assert sampled[50, 100].max() < 100  # dimmed where nothing is drawn
+    floats = draw_image(image | {"image": image["image"].astype(np.float32) + 0.3}, SKELETON, config, line=1)
+    for of_floats, of_bytes in zip(floats, (people, sampled), strict=True):
+        np.testing.assert_array_equal(of_floats, of_bytes)
 
 
 def test_pixels_outside_the_picture_would_be_seen() -> None:

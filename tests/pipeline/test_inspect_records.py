@@ -39,6 +39,10 @@ def test_it_writes_what_was_asked_for(
         ("plain.png", ["--count=3"]),
         ("some.jpg", ["--image_id=3", "--image_id=8", "--anchors", "--flipped", "--split=train"]),
         ("batches.png", ["--batches=1", "--batch_size=2", "--num_canvases=2"]),
+        (
+            "jittered.png",
+            ["--batches=1", "--batch_size=2", "--hue=0.1", "--set=data.anchors=online", "--set=data.jitter_canvas=128"],
+        ),
         ("new/page.html", ["--stats"]),
     ):
         assert inspect(small_records, f"--output={tmp_path / name}", *flags) == 0, capsys.readouterr().err
@@ -46,7 +50,7 @@ def test_it_writes_what_was_asked_for(
         if not name.endswith("html"):
             assert min(Image.open(tmp_path / name).size) > 200
     assert "<svg" in (tmp_path / "new" / "page.html").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["batches.png", "new", "plain.png", "some.jpg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["batches.png", "jittered.png", "new", "plain.png", "some.jpg"]
 
 
 def test_verification_ends_with_a_status(
@@ -75,6 +79,9 @@ def test_verification_ends_with_a_status(
         (["--output=a.png", "--image_id=9999"], "image_id 9999"),
         (["--output=a.png", "--short_edge=100"], "short edge 100"),
         (["--output=a.png", "--count=0"], "count"),
+        (["--output=a.png", "--hue=0.1"], "--hue: change batches; add --batches=1"),
+        (["--output=a.png", "--set=data.anchors=online"], "change batches; add --batches=1"),
+        (["--output=a.png", "--batches=1", "--set=data.jitter_canvas=100"], "data.jitter_canvas=100"),
     ],
 )
 def test_a_wrong_value_is_answered_in_one_line(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
 import pytest
 
 from pipeline import loader_benchmark
+from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches
@@ -25,6 +27,20 @@ def test_what_is_said_of_a_split(small_data_set: DataSet) -> None:
     assert caches == f"--cache=records takes {records} of memory, --cache=decoded {decoded}"
 
 
+def test_large_scale_jitter_and_colours_are_measured(small_data_set: DataSet) -> None:
+    config = dataclasses.replace(CONFIG, anchors="online", jitter_canvas=96, jitter_scales=(0.5, 2.0), brightness=0.4)
+    measured = loader_benchmark.measure(
+        small_data_set, "train", config, batch_size=BATCH, num_images=12, loading=Loading(), anchors=AnchorConfig(rounded=False)
+    )
+    batches = training_batches(
+        small_data_set, "train", config, global_batch_size=BATCH, seed=loader_benchmark.SEED, num_steps=3
+    )
+    covered = sum(int(batch["image_size"].numpy().prod(axis=1).sum()) for batch in batches)
+    assert measured.padding == pytest.approx(1 - covered / (12 * 96**2))
+    assert measured.colour_seconds is not None and 0 < measured.colour_seconds < 1
+    assert measured.lines()[-1].endswith("for the colours, in the training step: not in the figures above")
+
+
 def test_what_is_measured(small_data_set: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     measured = loader_benchmark.measure(
         small_data_set, "train", CONFIG, batch_size=BATCH, num_images=15, loading=Loading(on_error="skip", cache="decoded")
@@ -39,6 +55,7 @@ def test_what_is_measured(small_data_set: DataSet, capsys: pytest.CaptureFixture
     sizes = [sum(value.numpy().nbytes for value in batch.values()) + marks for batch in batches]
     assert measured.bytes_per_batch == pytest.approx(np.mean(sizes))
 
+    assert measured.colour_seconds is None
     assert list(measured.cpu_seconds) == ["read", "decode", "resize", "rest"]
     total = sum(measured.cpu_seconds.values())
     assert 0 < total < 1 and 0 < measured.images_per_second <= 1.5 * (os.cpu_count() or 1) / total

@@ -1,0 +1,67 @@
+"""Flags that say what batches are made of: those of model.train, for all commands that make, show or measure batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from absl import flags
+
+from pipeline import config_values
+from pipeline.anchors import AnchorConfig
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet
+
+COLOURS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """The sections of a model's configuration that decide its batches."""
+
+    anchors: AnchorConfig
+    data: DataConfig
+
+
+def define_colours(flag_values: flags.FlagValues) -> None:
+    """Defines the strengths of the colour jitter."""
+    for name in ("brightness", "contrast", "saturation"):
+        flags.DEFINE_float(name, None, "Colour jitter: factors drawn from 1 ± this; 0.4 is usual.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "hue", None, "Colour jitter: turns of the circle drawn from ± this; 0.1 is usual.", flag_values=flag_values
+    )
+
+
+def colours(flag_values: flags.FlagValues) -> dict[str, float]:
+    """The strengths that were given, as fields of `DataConfig`."""
+    values = {name: flag_values[name].value for name in COLOURS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def define(flag_values: flags.FlagValues) -> None:
+    """Defines `--set` and the colours for a command that knows records but no model."""
+    flags.DEFINE_multi_string(
+        "set",
+        [],
+        "Sets one value of what batches are made of, as model.train does, such as data.anchors=online; may be repeated.",
+        flag_values=flag_values,
+    )
+    define_colours(flag_values)
+
+
+def batch_config(flag_values: flags.FlagValues, data_set: DataSet, **changes: Any) -> BatchConfig:
+    """What training would make of records: their own short edges and matching, but for what the flags change.
+
+    Args:
+      flag_values: with the flags of `define`.
+      changes: to fields of `DataConfig`, by further flags of a command; None: none.
+
+    Raises:
+      UserError: a value that is none.
+    """
+    own = DataConfig(anchors="online")  # of records that hold no matching
+    if data_set.short_edges:
+        own = DataConfig(short_edges=data_set.short_edges, max_edge=data_set.max_edge)
+    config = config_values.override(BatchConfig(data_set.anchors, own), flag_values["set"].value)
+    given = {name: value for name, value in changes.items() if value is not None} | colours(flag_values)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))

@@ -1,0 +1,69 @@
+"""Flags that say what batches are made of: the records' own, but for what is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from absl import flags
+
+from pipeline import batch_flags
+from pipeline.batch_flags import BatchConfig
+from pipeline.command import UserError
+from pipeline.data_config import DataConfig
+from pipeline.data_set import DataSet
+
+
+def given(data_set: DataSet, *arguments: str, **changes: Any) -> BatchConfig:
+    values = flags.FlagValues()
+    batch_flags.define(values)
+    values(["command", *arguments])
+    return batch_flags.batch_config(values, data_set, **changes)
+
+
+def test_without_flags_they_are_the_records_own(small_data_set: DataSet) -> None:
+    own = BatchConfig(small_data_set.anchors, DataConfig(short_edges=(96, 128), max_edge=192))
+    assert given(small_data_set, num_canvases=None) == own
+
+
+def test_records_without_matching_are_matched_online(small_data_set: DataSet) -> None:
+    bare = dataclasses.replace(small_data_set, short_edges=())
+    assert given(bare).data == DataConfig(anchors="online")
+
+
+def test_each_flag_has_its_say(small_data_set: DataSet) -> None:
+    arguments = (
+        "--set=data.jitter_canvas=64",
+        "--set=data.anchors=online",
+        "--set=anchors.sizes=[8,16,32,64,128]",
+        "--hue=0.1",
+    )
+    config = given(small_data_set, *arguments, "--brightness=0.3", "--contrast=0.4", "--saturation=0.5", num_canvases=2)
+    assert config.anchors == dataclasses.replace(small_data_set.anchors, sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
+    assert config.data == DataConfig(
+        short_edges=(96, 128),
+        max_edge=192,
+        anchors="online",
+        jitter_canvas=64,
+        num_canvases=2,
+        brightness=0.3,
+        contrast=0.4,
+        saturation=0.5,
+        hue=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--set=data.jitter_canvas=64", r"add data\.anchors=online"),
+        ("--set=rpn.nms_threshold=0.5", "no section 'rpn'; there are anchors, data"),
+        ("--set=data.flop=true", r"did you mean flip\?"),
+        ("--hue=0.7", r"data\.hue=0\.7"),
+    ],
+)
+def test_a_wrong_value_is_one_line(small_data_set: DataSet, argument: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        given(small_data_set, argument)
+    assert "\n" not in str(error.value)
