@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from model import checkpoint as checkpoint_lib
 from model.config import Config
+from model.feed import Feed
 from model.interrupt import Interrupt, InterruptedTrainingError
 from model.json_files import write_json
 from model.keypoint_rcnn import KeypointRCNN
@@ -28,12 +29,13 @@ from pipeline import dataset
 from pipeline.command import Progress, UserError
 from pipeline.data_set import DataSet
 from pipeline.draws import step_seed
-from pipeline.loading import PLAIN, Loading
+from pipeline.loading import PLAIN, Loading, why_silent
 from pipeline.plan import NoImagesError
 from pipeline.record_reader import reason_of
 from pipeline.unreadable import Skipped
 
 KEPT_CHECKPOINTS = 3
+SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,9 @@ def train(
         loading=run.loading,
     )
     with Skipped(data_set, split, lambda line: print(f"train: {line}", flush=True)) as skipped:
-        _loop(trainer, distribute(batches, strategy), _Source(data_set, split, skipped), run, first, validate)
+        source = _Source(data_set, split, skipped)
+        with Feed(distribute(batches, strategy)) as feed:
+            _loop(trainer, feed, source, run, first, validate)
     print(f"train: {total} steps done; model in {run.model_dir}", flush=True)
 
 
@@ -142,7 +146,7 @@ class _Source:
 
 def _loop(
     trainer: Trainer,
-    batches: Iterator[dict[str, Any]],
+    feed: Feed[dict[str, Any]],
     source: _Source,
     run: Run,
     first: int,
@@ -162,7 +166,15 @@ def _loop(
     with Interrupt() as interrupt, Progress(total, "train", "step", done=first) as progress:
         for step in range(first, total):
             with interval.waiting():
-                batch = _next(batches, source, trainer.config, run.loading, step)
+                batch = _next(feed, source, trainer, run.loading, step, interrupt)
+            if batch is None:
+                if previous is not None:
+                    previous.settle(interval, run.model_dir)
+                    trainer.step.assign(step)
+                    manager.save(checkpoint_number=step)
+                raise InterruptedTrainingError(
+                    f"stopped at step {step} of {total}, waiting for data; the same command goes on in {run.model_dir}"
+                )
             rate = learning_rate(config, step)
             metrics = trainer.train_step(
                 batch,
@@ -236,10 +248,26 @@ class _Step:
         return stop
 
 
-def _next(batches: Iterator[dict[str, Any]], source: _Source, config: Config, loading: Loading, step: int) -> dict[str, Any]:
-    """The batch of `step`. Raises: UserError that names the first image of it that cannot be read."""
+def _next(
+    feed: Feed[dict[str, Any]], source: _Source, trainer: Trainer, loading: Loading, step: int, interrupt: Interrupt
+) -> dict[str, Any] | None:
+    """The batch of `step`; None after Ctrl-C while there was none.
+
+    Raises:
+      UserError: the batch cannot be made; names its first image that cannot be read.
+    """
+    config = trainer.config
+    alone = num_workers(trainer.strategy) == 1  # else the others are in the step already, and wait for this one
+
+    def patience(seconds: float) -> bool:
+        if interrupt.asked and alone:
+            return False
+        if seconds % SECONDS_OF_PATIENCE == 0:
+            print(f"train: step {step} has been waiting for data for {seconds:.0f} s; {_suspect(source, loading)}", flush=True)
+        return True
+
     try:
-        return next(batches)
+        return feed.take(patience)
     except tf.errors.OpError as error:
         if loading.data_service:
             raise UserError(
@@ -256,3 +284,13 @@ def _next(batches: Iterator[dict[str, Any]], source: _Source, config: Config, lo
         raise UserError(f"{named[0]}; convert the data again, or leave such images out with --on_error=skip") from None
     except StopIteration:  # workers of a service that were lost took their share with them
         raise UserError(f"--data_service={loading.data_service}: ran out of batches; the same command goes on") from None
+
+
+def _suspect(source: _Source, loading: Loading) -> str:
+    """Where data that do not come should come from."""
+    if not loading.data_service:
+        return f"they are read from {source.data_set.folder}"
+    silence = why_silent(loading.data_service)
+    if silence is not None:
+        return f"{loading.data_service} does not answer ({silence})"
+    return f"{loading.data_service} answers, its workers send nothing"

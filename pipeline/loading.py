@@ -67,13 +67,23 @@ def check_possible(loading: Loading, images: npt.NDArray[Any]) -> None:
             f"{machine / 1e9:.1f} GB; keep less"
         )
     if loading.data_service:
-        host, _, port = loading.data_service.removeprefix("grpc://").rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"data_service={loading.data_service}: does not answer ({error}); start its dispatcher first"
-            ) from None
+        silence = why_silent(loading.data_service)
+        if silence is not None:
+            raise UserError(f"data_service={loading.data_service}: does not answer ({silence}); start its dispatcher first")
+
+
+def why_silent(data_service: str) -> str | None:
+    """Why a dispatcher does not answer; None if it does.
+
+    Args:
+      data_service: "grpc://host:port".
+    """
+    host, _, port = data_service.removeprefix("grpc://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return None
 
 
 def cache_bytes(images: npt.NDArray[Any], cache: Cache) -> int:

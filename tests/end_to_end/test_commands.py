@@ -210,8 +210,8 @@ def test_whole_path(tmp_path: Path) -> None:
     assert "images per second, with" in measured and "% padding" in measured
 
     train = [
-        "model.train", "--data_dir=records", "--model_dir=model", "--preset=tiny", "--batch_size=2", "--steps=3", "--flip", "--hue=0.1",
-        "--eval_split=val", "--eval_annotations=data/annotations/person_keypoints_val.json",
+        "model.train", "--data_dir=records", "--model_dir=model", "--preset=tiny", "--batch_size=2", "--steps=3",
+        "--flip", "--hue=0.1", "--eval_split=val", "--eval_annotations=data/annotations/person_keypoints_val.json",
         *(f"--set={setting}" for setting in SHRUNKEN),
     ]  # fmt: skip
     done(*train)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import checkpoint
+from model import checkpoint, training
 from model.config import Config
 from model.interrupt import InterruptedTrainingError
 from model.strategies import distribute, make_strategy
@@ -241,6 +241,55 @@ def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_
         train(long, data_set, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
     assert checkpoint.newest_checkpoint(tmp_path / "run") is not None
     assert signal.getsignal(signal.SIGINT) is previous
+
+
+SERVICE = """
+import sys
+import tensorflow as tf
+service = tf.data.experimental.service
+dispatcher = service.DispatchServer(service.DispatcherConfig())
+config = service.WorkerConfig(dispatcher_address=dispatcher.target.removeprefix("grpc://"), heartbeat_interval_ms=100)
+worker = service.WorkerServer(config)
+print(dispatcher.target, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
+    data_set: DataSet, small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=5000))
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVICE], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert service.stdout is not None
+    address = service.stdout.readline().strip()
+    log, suspect = tmp_path / "run" / "metrics.jsonl", training._suspect
+
+    def lose() -> None:
+        while not log.exists():
+            time.sleep(0.05)
+        service.kill()
+
+    def interrupting(*arguments: Any) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return suspect(*arguments)
+
+    monkeypatch.setattr(training, "SECONDS_OF_PATIENCE", 2)
+    monkeypatch.setattr(training, "_suspect", interrupting)
+    threading.Thread(target=lose, daemon=True).start()
+    run = Run(tmp_path / "run", log_every=1, loading=Loading(data_service=address))
+    try:
+        with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000, waiting for data") as stopped:
+            train(long, data_set, "train", run, make_strategy("one_device"))
+    finally:
+        service.kill()
+        service.wait()
+    output = capsys.readouterr().out
+    assert f"train: {address} promises neither an order of batches nor exact resumption" in output
+    step = str(stopped.value).split()[3]
+    assert f"train: step {step} has been waiting for data for 2 s; {address} does not answer (" in output
+    assert checkpoint.newest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoints" / f"step-{step}")
 
 
 @pytest.mark.slow
