@@ -273,15 +273,16 @@ def _next(
             raise UserError(
                 f"--data_service={loading.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
             ) from None
-        named = dataset.describe_unreadable(
+        raise dataset.reading_error(
+            error,
             source.data_set,
             source.split,
             config.data,
             global_batch_size=config.train.global_batch_size,
             seed=config.train.seed,
-            step=step,
-        ) or [f"the data cannot be read ({reason_of(error)})"]
-        raise UserError(f"{named[0]}; convert the data again, or leave such images out with --on_error=skip") from None
+            steps=[step],
+            way_out="convert the data again, or leave such images out with --on_error=skip",
+        ) from None
     except StopIteration:  # workers of a service that were lost took their share with them
         raise UserError(f"--data_service={loading.data_service}: ran out of batches; the same command goes on") from None
 

@@ -16,7 +16,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
-from pipeline.dataset import training_batches, training_pool
+from pipeline.dataset import reading_error, training_batches, training_pool
 from pipeline.draw import BOX, Drawn, draw_boxes, draw_crowds, draw_people
 from pipeline.draws import step_seed
 from pipeline.preparation import CROWD, PERSON
@@ -79,6 +79,9 @@ def batch_sheet(
       steps: as from `chosen_steps`, with the same arguments.
       width: of the sheet in pixels.
       anchor_config: the model's; None: the records' own.
+
+    Raises:
+      UserError: as `training_batches`, or an image that cannot be read.
     """
     anchor_config = anchor_config or data_set.anchors
     wanted = {step.number: step for step in steps}
@@ -92,15 +95,27 @@ def batch_sheet(
         num_steps=max(wanted, default=-1) + 1,
         anchors=anchor_config,
     )
-    for number, loaded in enumerate(batches):
-        if number in wanted:
-            step = wanted[number]
-            seen = augment.jitter_colours(loaded, config, tf.constant(step_seed(seed, number), tf.int32))
-            batch = {name: value.numpy() for name, value in seen.items()}
-            rows[number] = [
-                _tile(batch, place, step, variant, config, anchor_config, data_set.skeleton)
-                for place, variant in enumerate(step.variants)
-            ]
+    try:
+        for number, loaded in enumerate(batches):
+            if number in wanted:
+                step = wanted[number]
+                seen = augment.jitter_colours(loaded, config, tf.constant(step_seed(seed, number), tf.int32))
+                batch = {name: value.numpy() for name, value in seen.items()}
+                rows[number] = [
+                    _tile(batch, place, step, variant, config, anchor_config, data_set.skeleton)
+                    for place, variant in enumerate(step.variants)
+                ]
+    except tf.errors.OpError as error:
+        raise reading_error(
+            error,
+            data_set,
+            split,
+            config,
+            global_batch_size=batch_size,
+            seed=seed,
+            steps=range(max(wanted) + 1),
+            way_out="python -m pipeline.inspect_records --verify lists what else is damaged",
+        ) from None
     by_area = sorted(steps, key=lambda step: (step.canvas[0] * step.canvas[1], step.canvas, step.number))
     canvases = len({step.canvas for step in steps})
     batches_drawn = "1 training batch" if len(steps) == 1 else f"{len(steps)} training batches"

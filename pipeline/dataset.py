@@ -29,7 +29,7 @@ if __name__ == "__main__":  # as a command, which answers before TensorFlow is i
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -42,6 +42,7 @@ from pipeline.data_set import DataSet
 from pipeline.image_rows import PlannedBatch, image_rows, planned_batches
 from pipeline.loading import PLAIN, Loading, check_possible
 from pipeline.preparation import Preparation
+from pipeline.record_reader import reason_of
 from pipeline.skeleton import Skeleton
 
 
@@ -153,6 +154,23 @@ def describe_unreadable(
     rows = next(planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=step))["rows"]
     found = (unreadable.describe(data_set, split, index[row]) for row in rows[rows >= 0])
     return [line for line in found if line is not None]
+
+
+def reading_error(
+    error: tf.errors.OpError,
+    data_set: DataSet,
+    split: str,
+    config: DataConfig,
+    *,
+    global_batch_size: int,
+    seed: int,
+    steps: Iterable[int],
+    way_out: str,
+) -> UserError:
+    """What to tell of an error met in the batches of some steps: the first image of them that cannot be read, and a way out."""
+    batch = {"global_batch_size": global_batch_size, "seed": seed}
+    found = (line for step in steps for line in describe_unreadable(data_set, split, config, **batch, step=step))
+    return UserError(f"{next(found, f'the data cannot be read ({reason_of(error)})')}; {way_out}")
 
 
 def evaluation_batches(

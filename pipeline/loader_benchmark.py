@@ -15,7 +15,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
-from pipeline.dataset import training_batches, training_pool
+from pipeline.dataset import reading_error, training_batches, training_pool
 from pipeline.draws import step_seed
 from pipeline.image_rows import image_rows, planned_batches
 from pipeline.loading import Loading, cache_bytes
@@ -98,7 +98,7 @@ def measure(
       anchors: the model's; None: the records' own.
 
     Raises:
-      UserError: as `training_batches`.
+      UserError: as `training_batches`, or an image that cannot be read.
     """
     steps = -(-num_images // batch_size)
     anchors = anchors or data_set.anchors
@@ -113,12 +113,37 @@ def measure(
     rows = image_rows(planned, data_set.index(split), pool, config.short_edges, batch_size, whole=False)
     rows = rows.filter(lambda row: row["image_id"] >= 0)
     prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
-    parts = {
-        name: rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-        for name, stage in _stages(prepare, config).items()
-    }
+    parts = {}
+    for name, stage in _stages(prepare, config).items():
+        staged = rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE)
+        parts[name] = (staged.ignore_errors() if loading.on_error == "skip" else staged).batch(batch_size)
     parts["rest"] = batches
+    try:
+        wall, cpu, loaded = _timed(parts)
+    except tf.errors.OpError as error:
+        raise reading_error(
+            error,
+            data_set,
+            split,
+            config,
+            global_batch_size=batch_size,
+            seed=SEED,
+            steps=range(steps),
+            way_out="convert the data again, or leave such images out with --on_error=skip",
+        ) from None
+    images = sum(contents.images for contents in loaded)
+    until = [0.0, *(cpu[name] / images for name in parts)]
+    return Measured(
+        images_per_second=images / wall["rest"],
+        cpu_seconds={name: max(b - a, 0.0) for name, (a, b) in zip(parts, itertools.pairwise(until), strict=True)},
+        bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
+        padding=1 - sum(contents.picture_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
+        colour_seconds=_colour_seconds(batches, config),
+    )
 
+
+def _timed(parts: dict[str, tf.data.Dataset]) -> tuple[dict[str, float], dict[str, float], list[_Contents]]:
+    """Seconds by the clock and of the processor that each part takes, and what the batches of the last one, "rest", hold."""
     wall, cpu = dict.fromkeys(parts, float("inf")), dict.fromkeys(parts, float("inf"))
     loaded: list[_Contents] = []
     with Progress(ROUNDS * len(parts), "benchmark", "part") as progress:
@@ -133,15 +158,7 @@ def measure(
                 cpu[name] = min(cpu[name], time.process_time() - began_cpu)
                 wall[name] = min(wall[name], time.perf_counter() - began)
                 progress.advance(1)
-    images = sum(contents.images for contents in loaded)
-    until = [0.0, *(cpu[name] / images for name in parts)]
-    return Measured(
-        images_per_second=images / wall["rest"],
-        cpu_seconds={name: max(b - a, 0.0) for name, (a, b) in zip(parts, itertools.pairwise(until), strict=True)},
-        bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
-        padding=1 - sum(contents.picture_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
-        colour_seconds=_colour_seconds(batches, config),
-    )
+    return wall, cpu, loaded
 
 
 def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | None:

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import unreadable
+from pipeline import batch_sheet, loader_benchmark, unreadable
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.data_set import DataSet
@@ -188,6 +188,21 @@ def test_a_shard_that_is_cut_short_while_it_is_read(small_data_set: DataSet, tmp
     lost = index["image_id"][(index["shard"] == 0) & (index["offset"] + index["length"] + 16 > shard.stat().st_size)]
     marked = np.concatenate([batch["unreadable"].numpy() for batch in batches])
     assert set(marked[marked >= 0]) == set(lost) and len(lost) >= 5
+
+
+def test_a_benchmark_and_a_sheet_name_it(small_data_set: DataSet, tmp_path: Path) -> None:
+    data_set = overwritten(small_data_set, tmp_path / "damaged", *BYTES["in the data"])
+    named = rf"record at byte {row(data_set)['offset']}, image {VICTIM}: the record is damaged .*"
+
+    def measure(loading: Loading) -> loader_benchmark.Measured:
+        return loader_benchmark.measure(data_set, "train", CONFIG, batch_size=4, num_images=24, loading=loading)
+
+    with pytest.raises(UserError, match=named + "--on_error=skip"):
+        measure(Loading())
+    assert measure(Loading(on_error="skip")).images_per_second > 0
+    steps = batch_sheet.chosen_steps(data_set, "train", CONFIG, batch_size=4, seed=0, per_canvas=9)
+    with pytest.raises(UserError, match=named + "inspect_records --verify"):
+        batch_sheet.batch_sheet(data_set, "train", CONFIG, steps, batch_size=4, seed=0, width=400)
 
 
 # Counting -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.validation import SHOWN_PICTURES, Validation
+from pipeline.coco import Picture
+from pipeline.command import UserError
+from pipeline.data_set import DataSet
+
+
+@pytest.fixture(name="annotations")
+def annotation_file(small_data_set: DataSet, tmp_path: Path) -> Path:
+    category = {"id": 1, "name": "person", "keypoints": list(small_data_set.skeleton.keypoints)}
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+    return path
+
+
+def test_the_truth_that_is_shown(small_data_set: DataSet, annotations: Path, pictures: dict[int, Picture]) -> None:
+    validation = Validation(small_data_set, "train", annotations)
+    shown = [int(image_id) for image_id in small_data_set.index("train")["image_id"][:SHOWN_PICTURES]]
+    assert len(validation._examples) == len(shown) == SHOWN_PICTURES
+    for image_id, example in zip(shown, validation._examples, strict=True):
+        persons = [person for person in pictures[image_id].persons if not person.is_crowd]
+        truth = validation._true_people(example)
+        assert len(truth.boxes) == len(persons)
+        for box, keypoints, person in zip(truth.boxes, truth.keypoints, persons, strict=True):
+            np.testing.assert_allclose(box, person.box, atol=1e-3)
+            np.testing.assert_allclose(keypoints, person.keypoints, atol=1e-3)
+
+
+def test_damaged_records_are_named_before_training(small_data_set: DataSet, annotations: Path, tmp_path: Path) -> None:
+    damaged = dataclasses.replace(small_data_set, folder=Path(shutil.copytree(small_data_set.folder, tmp_path / "damaged")))
+    shard = damaged.shards("train")[0]
+    with shard.open("r+b") as file:
+        file.seek(100)
+        file.write(bytes(8))
+    with pytest.raises(UserError, match=f"^{shard}, record at byte 0: damaged"):
+        Validation(damaged, "train", annotations)
