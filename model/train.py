@@ -74,7 +74,7 @@ flags.DEFINE_enum(
     "none",
     ["none", "records", "decoded"],
     "Kept in memory of images that have been read: records (COCO train2017: 8 GB on each machine), or also decoded pictures (3 "
-    "bytes a pixel; in all 61 GB). python -m pipeline.dataset says what it takes for other data.",
+    "bytes a pixel; in all 54 GB). python -m pipeline.dataset says what it takes for other data.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
