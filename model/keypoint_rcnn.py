@@ -61,12 +61,13 @@ class KeypointRCNN(tf.Module):
         keras_variables = [v for part in self.parts() for v in (part.trainable_variables if trainable_only else part.variables)]
         return {v.path: v.value for v in keras_variables}
 
-    def pyramid(self, images: tf.Tensor, image_size: tf.Tensor) -> list[tf.Tensor]:
+    def pyramid(self, images: tf.Tensor, image_size: tf.Tensor, *, training: bool = False) -> list[tf.Tensor]:
         """P2…P6 of pictures [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
 
         Pictures are RGB, 0…255: uint8, or float32 where a resize has not been rounded to whole numbers.
         """
-        levels: list[tf.Tensor] = self.fpn(self.backbone(self.normalised(images, image_size)))
+        features = self.backbone(self.normalised(images, image_size), training=training)
+        levels: list[tf.Tensor] = self.fpn(features, training=training)
         return levels
 
     def normalised(self, images: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
@@ -142,7 +143,7 @@ class KeypointRCNN(tf.Module):
         Args:
           seed: int32 scalar, of the step: RoIs are drawn by (seed, image id).
         """
-        pyramid = self.pyramid(batch["image"], batch["image_size"])
+        pyramid = self.pyramid(batch["image"], batch["image_size"], training=True)
         level_logits, level_deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
         anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
         losses = rpn.rpn_losses(
@@ -163,11 +164,11 @@ class KeypointRCNN(tf.Module):
             training=True,
         )
         rois = box_head.sample_rois(self.config.box_head, proposals, proposal_scores, batch, seed)
-        logits, deltas = self.classify(pyramid, rois["boxes"])
+        logits, deltas = self.classify(pyramid, rois["boxes"], training=True)
         losses |= box_head.box_losses(self.config.box_head, logits, deltas, rois, batch["boxes"])
 
         packed = pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
-        heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"])
+        heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"], training=True)
         losses["keypoint"] = keypoint_head.keypoint_loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
         watched = {
             "positive_rois": tf.reduce_sum(tf.cast(rois["label"] == 1, tf.float32)),
@@ -176,19 +177,24 @@ class KeypointRCNN(tf.Module):
         }
         return losses, watched
 
-    def classify(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def classify(
+        self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, *, training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Class logits [B, N, 2] and deltas [B, N, 4] of boxes [B, N, 4], float32."""
         pooled = self.pool(self.config.box_head, pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes))
-        logits, deltas = self.box_head(pooled)
+        logits, deltas = self.box_head(pooled, training=training)
         number = boxes.shape[1]
         return (
             tf.reshape(tf.cast(logits, tf.float32), [-1, number, 2]),
             tf.reshape(tf.cast(deltas, tf.float32), [-1, number, 4]),
         )
 
-    def heatmaps(self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor) -> tf.Tensor:
+    def heatmaps(
+        self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor, *, training: bool = False
+    ) -> tf.Tensor:
         """Heatmap logits [N, S, S, K] of boxes [N, 4], float32."""
-        heatmaps = self.keypoint_head(self.pool(self.config.keypoint_head, pyramid, boxes, image_index))
+        pooled = self.pool(self.config.keypoint_head, pyramid, boxes, image_index)
+        heatmaps = self.keypoint_head(pooled, training=training)
         return tf.cast(heatmaps, tf.float32)
 
     def pool(

@@ -56,15 +56,16 @@ class GroupNorm(keras.layers.Layer):
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        return group_norm(x, self.gamma.value, self.beta.value, groups=self.groups, epsilon=self.epsilon)
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        gamma, beta = self.gamma.value, self.beta.value
+        return group_norm(x, gamma, beta, groups=self.groups, epsilon=self.epsilon, training=training)
 
 
-def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, epsilon: float) -> tf.Tensor:
+def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, epsilon: float, training: bool) -> tf.Tensor:
     """Group normalisation of x [B, H, W, C] with gamma and beta float32 [C]; statistics and gradients in float32.
 
-    Two reductions and one affine function of each channel; so is the gradient, written out, as the one that TensorFlow derives
-    passes over x twice as often.
+    Two reductions and one affine function of each channel; so is the gradient in training, written out, as the one that
+    TensorFlow derives passes over x twice as often. (Elsewhere a SavedModel would hold it, and take twice as long to load.)
     """
 
     def over_groups(moment: tf.Tensor) -> tf.Tensor:
@@ -77,7 +78,6 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
         """X · scale + shift, with scale and shift [B, C]."""
         return x * tf.cast(scale, x.dtype)[:, tf.newaxis, tf.newaxis] + tf.cast(shift, x.dtype)[:, tf.newaxis, tf.newaxis]
 
-    @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         values = tf.cast(x, tf.float32)
         mean = over_groups(tf.reduce_mean(values, [1, 2]))  # [B, C], as all that follow
@@ -99,7 +99,8 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
         scale = gamma * inverse
         return affine(x, scale, beta - mean * scale), gradient
 
-    return normalise(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+    gamma, beta = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
+    return tf.custom_gradient(normalise)(x, gamma, beta) if training else normalise(x, gamma, beta)[0]
 
 
 def norm(kind: Norm, epsilon: float, name: str, policy: keras.DTypePolicy) -> keras.layers.Layer:

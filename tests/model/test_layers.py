@@ -23,7 +23,8 @@ def test_group_norm_equals_keras_own(channels):
     np.testing.assert_allclose(ours(x), theirs(x), atol=2e-5)
 
 
-def test_the_gradient_of_group_norm_equals_the_one_that_tensorflow_derives_for_keras_own():
+@pytest.mark.parametrize("training", [True, False])
+def test_the_gradient_of_group_norm_equals_the_one_that_tensorflow_derives_for_keras_own(training):
     random = np.random.default_rng(1)
     x = tf.constant(random.normal(2, 3, (2, 9, 7, 16)), tf.float32)
     upstream = tf.constant(random.normal(0, 1, x.shape), tf.float32)
@@ -34,11 +35,20 @@ def test_the_gradient_of_group_norm_equals_the_one_that_tensorflow_derives_for_k
     theirs.beta.assign(beta)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([x, gamma, beta])
-        ours_loss = tf.reduce_sum(group_norm(x, gamma, beta, groups=4, epsilon=1e-5) * upstream)
+        ours_loss = tf.reduce_sum(group_norm(x, gamma, beta, groups=4, epsilon=1e-5, training=training) * upstream)
         theirs_loss = tf.reduce_sum(theirs(x) * upstream)
     ours = tape.gradient(ours_loss, [x, gamma, beta])
     for own, derived in zip(ours, tape.gradient(theirs_loss, [x, theirs.gamma.value, theirs.beta.value]), strict=True):
         np.testing.assert_allclose(own, derived, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_holds_the_gradient_of_group_norm_in_training_only(training):
+    pixels = keras.Input([4, 4, 8])
+    model = keras.Model(pixels, GroupNorm(1e-5)(pixels))
+    graph = tf.function(lambda x: model(x, training=training)).get_concrete_function(tf.zeros([1, 4, 4, 8])).graph
+    written_out = [node.name for node in graph.as_graph_def().node if "_gradient_op_type" in node.attr]
+    assert bool(written_out) == training
 
 
 def test_group_norm_of_large_float16_values_stays_finite():
@@ -74,6 +84,6 @@ def test_convolutions_are_padded_alike_on_all_sides(kernel, stride):
 def test_gradients_flow_in_mixed_precision_into_float32_variables():
     layer = GroupNorm(1e-5, dtype="mixed_float16")
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.cast(layer(tf.random.stateless_normal([2, 4, 4, 8], [0, 1])), tf.float32) ** 3)
+        loss = tf.reduce_sum(tf.cast(layer(tf.random.stateless_normal([2, 4, 4, 8], [0, 1]), training=True), tf.float32) ** 3)
     gradient = tape.gradient(loss, layer.gamma.value)
     assert gradient.dtype == tf.float32 and np.isfinite(gradient).all() and np.abs(gradient).max() > 0
