@@ -75,11 +75,19 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
       files: JPEG or PNG pictures.
       output_dir: gets `predictions.json` and `pictures/<file name>`.
       draw: whether to write the latter.
+
+    Raises:
+      UserError: a drawing would replace one of the files.
     """
     results: list[Result] = []
     unreadable: list[str] = []
     empty = 0
     drawings = output_dir / "pictures"
+    if draw and drawings.resolve() in {path.resolve().parent for path in files}:
+        raise UserError(
+            f"--output_dir={output_dir}: drawings go to {drawings}, where they would replace the pictures of --input; "
+            "give another folder, or --nodraw"
+        )
     (drawings if draw else output_dir).mkdir(parents=True, exist_ok=True)
     with Progress(len(files), "predict", "picture") as progress:
         for first in range(0, len(files), FILES_AT_ONCE):

@@ -62,6 +62,19 @@ def test_one_file_without_drawing(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
+def test_drawings_never_replace_the_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "pictures"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (60, 40)).save(folder / "x.png")
+    (tmp_path / "linked").symlink_to(folder)
+    before = (folder / "x.png").read_bytes()
+    for given in (folder, folder / "x.png", tmp_path / "linked"):
+        with pytest.raises(UserError, match=r"would replace the pictures of --input; give another folder, or --nodraw"):
+            predict_files(PREDICTOR, picture_files(given), tmp_path / "mine")
+    assert (folder / "x.png").read_bytes() == before and [p.name for p in (tmp_path / "mine").iterdir()] == ["pictures"]
+    assert predict_files(PREDICTOR, picture_files(folder), tmp_path / "mine", draw=False).people == 1
+
+
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pictures in it"):
         picture_files(tmp_path)
