@@ -126,6 +126,7 @@ class InferenceConfig:
     nms_threshold: float = 0.5
     max_detections: int = 100
     min_size: float = 0.0  # canvas pixels; boxes with a shorter side are dropped, empty ones always
+    category_id: int = 1  # of people in COCO's results format; training takes over the one of its records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Config:
     inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
-        may_be_zero = ("convolutions", "frozen_stages", "sampling_ratio", "warmup_steps", "seed")
+        may_be_zero = ("convolutions", "frozen_stages", "sampling_ratio", "warmup_steps", "seed", "category_id")
         for section in ("backbone", "rpn", "roi_align", "box_head", "keypoint_head", "train", "inference"):
             part = getattr(self, section)
             for field in (f.name for f in dataclasses.fields(part)):

@@ -22,7 +22,6 @@ from pipeline.draw import draw_people
 from pipeline.files import write_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-CATEGORY_ID = 1  # person, in the records and in COCO
 FILES_AT_ONCE = 32  # bounds the memory
 
 
@@ -79,6 +78,7 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
     Raises:
       UserError: a drawing would replace one of the files.
     """
+    category_id = predictor.config.inference.category_id
     results: list[Result] = []
     unreadable: list[str] = []
     empty = 0
@@ -97,7 +97,7 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
                 if people is None:
                     continue
                 path = chunk[place]
-                results += results_to_coco(image_id_of(path, first + place), people, CATEGORY_ID, file_name=path.name)
+                results += results_to_coco(image_id_of(path, first + place), people, category_id, file_name=path.name)
                 empty += len(people) == 0
                 if draw:
                     drawn = drawn_people(people.boxes, people.scores, people.keypoints, people.keypoint_scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def answer(pictures: object) -> Answer:
     }
 
 
-PREDICTOR = Predictor(TINY, SKELETON, answer, lambda height, width: (64, 64))
+CONFIG = dataclasses.replace(TINY, inference=dataclasses.replace(TINY.inference, category_id=7))
+PREDICTOR = Predictor(CONFIG, SKELETON, answer, lambda height, width: (64, 64))
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -45,6 +47,7 @@ def test_a_folder(tmp_path: Path) -> None:
     summary = predict_files(PREDICTOR, picture_files(folder), out)
     entries = json.loads((out / "predictions.json").read_text())
     assert [(e["file_name"], e["image_id"]) for e in entries] == [("a.png", 0), ("b_000012.jpg", 12)]
+    assert {e["category_id"] for e in entries} == {7}
     assert entries[0]["bbox"] == [4.0, 5.0, 26.0, 20.0] and entries[0]["keypoints"] == [10.0, 10.0, 0.5] * 2
     assert (summary.pictures, summary.people, summary.empty) == (3, 2, 1)
     assert len(summary.unreadable) == 1 and "d.jpg" in summary.unreadable[0]

@@ -249,8 +249,10 @@ def test_training_starts_from_a_backbone(
     one_step = dataclasses.replace(
         adapted, train=dataclasses.replace(config.train, steps=1), data=dataclasses.replace(config.data, short_edges=(96,))
     )
-    train(one_step, data_set, "train", Run(tmp_path), make_strategy("one_device"), start=start)
+    of_category_7 = dataclasses.replace(data_set, category_id=7)
+    train(one_step, of_category_7, "train", Run(tmp_path), make_strategy("one_device"), start=start)
     after = load_model(tmp_path)
+    assert after.config.inference.category_id == 7  # that of the records
     assert json.loads((tmp_path / NOTE_FILE).read_text())["file"] == "resnet.pth"
     found = backbone(after)
     for path, value in backbone(started).items():
