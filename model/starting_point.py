@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from model import config as config_lib
 from model import weight_layout, weight_names
 from model.array_pickle import RefusedError
 from model.checkpoint import NOTE_FILE, load_model
@@ -18,6 +19,7 @@ from model.keypoint_rcnn import KeypointRCNN
 from model.published_weights import digests, note
 from model.weight_files import read_weights
 from model.weight_names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
+from pipeline import config_values
 from pipeline.command import UserError
 
 # How each family's classification networks see pictures, and where their strides lie. Detectron2's own names are those of its
@@ -98,7 +100,7 @@ class ModelDirectory:
         """Gives the model all values, but those of the heatmaps where the keypoints are others. As `BackboneFile.fill`."""
         values: dict[str, NDArray[Any]] = {path: v.numpy() for path, v in self.model.variables_by_path().items()}
         anew: list[str] = []
-        if model.skeleton != self.model.skeleton:
+        if model.skeleton.keypoints != self.model.skeleton.keypoints:  # limbs, twins and sigmas are not in the weights
             anew = [path for path in values if path.startswith("keypoint.deconv/")]
         variables = model.variables_by_path()
         for path, variable in variables.items():
@@ -115,6 +117,28 @@ class ModelDirectory:
 
 
 StartingPoint = BackboneFile | ModelDirectory
+
+
+def configuration(model_dir: Path, start: StartingPoint | None, preset: str | None, assignments: Sequence[str]) -> Config:
+    """What a training into `model_dir` trains.
+
+    Args:
+      model_dir: its configuration is the one to go on with, unless training starts from somebody's weights: then those decide,
+        also where a run that ended before its first checkpoint has left a configuration.
+      start: None where there is a checkpoint already.
+      preset: by name; by default the one of `model_dir`, or r50_fpn.
+      assignments: as `config_values.override` takes them; the last word.
+
+    Raises:
+      UserError: no such preset or field; a backbone of another size than the preset's.
+    """
+    config = config_lib.preset(preset or "r50_fpn")
+    if start is not None:
+        config = start.adapt(config_values.override(config, assignments))
+    elif (model_dir / "config.json").exists():
+        previous = config_lib.load(model_dir / "config.json")
+        config = previous if preset in (None, previous.preset) else config
+    return config_values.override(config, assignments)
 
 
 def open_starting_point(path: str | Path) -> StartingPoint:

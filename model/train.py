@@ -103,26 +103,18 @@ def main(_: list[str]) -> None:
             raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
 
     command.load_tensorflow()
-    from model import config as config_lib
     from model import training
     from model.checkpoint import newest_checkpoint
-    from model.starting_point import open_starting_point
+    from model.starting_point import configuration, open_starting_point
     from model.strategies import make_strategy
     from model.validation import Validation
-    from pipeline import config_values
     from pipeline.data_set import open_data_set
     from pipeline.loading import Loading
 
     loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
     model_dir = Path(FLAGS.model_dir)
     start = open_starting_point(FLAGS.init) if FLAGS.init and newest_checkpoint(model_dir) is None else None
-    config = config_lib.preset(FLAGS.preset or "r50_fpn")
-    if (model_dir / "config.json").exists():
-        previous = config_lib.load(model_dir / "config.json")
-        config = previous if FLAGS.preset in (None, previous.preset) else config
-    elif start is not None:
-        config = start.adapt(config_values.override(config, FLAGS.set))
-    config = config_values.override(config, FLAGS.set)
+    config = configuration(model_dir, start, FLAGS.preset, FLAGS.set)
     given = {
         "steps": FLAGS.steps,
         "global_batch_size": FLAGS.batch_size,

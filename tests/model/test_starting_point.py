@@ -16,10 +16,10 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
-from model.checkpoint import NOTE_FILE, load_model
-from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig
+from model.checkpoint import NOTE_FILE, load_model, prepare_model_dir
+from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, save
 from model.keypoint_rcnn import KeypointRCNN
-from model.starting_point import BackboneFile, ModelDirectory, open_starting_point
+from model.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
 from model.strategies import make_strategy
 from model.training import Run, train
 from model.weight_import import import_model
@@ -161,6 +161,22 @@ def test_keras_applications(config: Config, tmp_path: Path) -> None:
             assert np.abs(ours - theirs).max() <= H5_TOLERANCE * np.abs(theirs).max()
 
 
+def test_weights_decide_over_what_a_run_without_a_checkpoint_has_left(torch_file: Path, resnet: State, tmp_path: Path) -> None:
+    """Else a backbone that wants BGR would get RGB, in silence."""
+    sizes = [f"backbone.blocks={list(BLOCKS)}", f"backbone.stem_width={STEM}", f"backbone.width={WIDTH}"]
+    begun = configuration(tmp_path, open_starting_point(torch_file), "r50_fpn", sizes)
+    save(begun, tmp_path / "config.json")
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2_names(resnet, affine=False), 2))
+    other = configuration(tmp_path, open_starting_point(tmp_path / "R-50.pkl"), "r50_fpn", sizes)
+    assert (begun.backbone.pixel_order, other.backbone.pixel_order) == ("RGB", "BGR")
+    with pytest.raises(UserError, match=r"stride_in_1x1 = False, this run asks for True"):
+        prepare_model_dir(tmp_path, other, COCO_PERSON)
+    assert configuration(tmp_path, None, None, ["train.steps=5"]).backbone == begun.backbone
+    assert configuration(tmp_path, open_starting_point(torch_file), "r50_fpn", [*sizes, "backbone.frozen_stages=0"]) == (
+        dataclasses.replace(begun, backbone=dataclasses.replace(begun.backbone, frozen_stages=0))
+    )
+
+
 def test_what_cannot_be_started_from(torch_file: Path, config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a ResNet with \(1, 2, 1, 1\) blocks, 4 wide; --preset=r101_fpn has \(3, 4, 23, 3\)"):
         open_starting_point(torch_file).adapt(R101_FPN)
@@ -211,6 +227,11 @@ def test_a_model_directory_gives_all_but_what_other_keypoints_change(imported_di
         np.testing.assert_array_equal(
             variable, fresh if path == "keypoint.deconv/kernel" else 0 if "deconv" in path else given[path]
         )
+    drawn_otherwise = KeypointRCNN(start.model.config, dataclasses.replace(COCO_PERSON, limbs=(), sigmas=(0.1,) * 17), seed=1)
+    assert "random" not in start.fill(drawn_otherwise)  # the same keypoints
+    np.testing.assert_array_equal(
+        drawn_otherwise.variables_by_path()["keypoint.deconv/kernel"], given["keypoint.deconv/kernel"]
+    )
     wider = dataclasses.replace(start.model.config, box_head=dataclasses.replace(start.model.config.box_head, channels=11))
     with pytest.raises(UserError, match=r"has \(392, 10\) for box\.fc1/kernel \(392, 11\)"):
         start.fill(KeypointRCNN(wider, COCO_PERSON))
