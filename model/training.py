@@ -80,9 +80,7 @@ def train(
         raise UserError(
             f"--batch_size={batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} replicas that share it"
         )
-    config = dataclasses.replace(
-        config, inference=dataclasses.replace(config.inference, category_id=data_set.category_id)
-    )
+    config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=data_set.category_id))
     dataset.check_compatible(data_set, config.anchors, config.data, data_set.skeleton)
     try:
         pool = dataset.training_pool(data_set, split, config.data)
