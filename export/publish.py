@@ -15,7 +15,7 @@ from model import config as config_lib
 from model.checkpoint import NOTE_FILE, load_model, newest_checkpoint
 from model.json_files import read_json, write_json
 from model.predict_files import picture_files
-from model.predictor import letterbox
+from model.predictor import letterbox_file
 from model.serving import ServingModule
 from pipeline.command import UserError
 
@@ -63,7 +63,7 @@ def export_model(
     number = saved_model.choose_version(folder, version) if "saved_model" in formats else 0
     model = load_model(model_dir)
     height, width = tflite.default_size(model.config)
-    height, width = tflite_height or height, tflite_width or width
+    height, width = (asked if asked is not None else own for asked, own in ((tflite_height, height), (tflite_width, width)))
     tflite.check_size(height, width)
     module = ServingModule(model)
     pictures = _check_pictures(check_images, height, width)
@@ -115,7 +115,8 @@ def export_model(
 def _check_pictures(folder: str | Path | None, height: int, width: int) -> list[Pixels]:
     if folder is None:
         return list(tflite.random_pictures(height, width))
-    return [letterbox(path.read_bytes(), height, width)[0] for path in picture_files(Path(folder))[:CHECK_PICTURES]]
+    files = picture_files(Path(folder), "--check_images")[:CHECK_PICTURES]
+    return [letterbox_file(path, height, width) for path in files]
 
 
 def _verify_saved_model(path: Path, pictures: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:

@@ -44,8 +44,8 @@ class Summary:
     unreadable: tuple[str, ...]
 
 
-def picture_files(path: Path) -> list[Path]:
-    """The pictures of a folder, sorted by name; or the one file.
+def picture_files(path: Path, flag: str = "--input") -> list[Path]:
+    """The pictures of a folder, sorted by name; or the one file. `flag` gave it.
 
     Raises:
       UserError: nothing there, or no picture in it.
@@ -53,10 +53,10 @@ def picture_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"--input={path}: no such file or folder")
+        raise UserError(f"{flag}={path}: no such file or folder")
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
     if not files:
-        raise UserError(f"--input={path}: no pictures in it; their names must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{flag}={path}: no pictures in it; their names must end in {', '.join(SUFFIXES)}")
     return files
 
 

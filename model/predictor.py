@@ -112,10 +112,7 @@ class Predictor:
             return self.answer(pictures)
         except tf.errors.InvalidArgumentError:
             for encoded, name in zip(pictures, names, strict=True):  # which of them was it?
-                try:
-                    image.decode(tf.constant(encoded))
-                except tf.errors.InvalidArgumentError as error:
-                    raise UserError(f"{name}: cannot be decoded ({_reason(error)}); replace or remove it") from None
+                _decode(encoded, name)
             raise
 
 
@@ -131,6 +128,14 @@ def picture_size(encoded: bytes, name: str) -> tuple[int, int]:
     if height * width > MAX_PIXELS:
         raise UserError(f"{name}: {height}×{width} is more than {MAX_PIXELS} pixels; make it smaller")
     return height, width
+
+
+def _decode(encoded: bytes, name: str) -> tf.Tensor:
+    """The pixels, uint8 [h, w, 3]. Raises: UserError that names a picture that is damaged."""
+    try:
+        return image.decode(tf.constant(encoded))
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"{name}: cannot be decoded ({_reason(error)}); replace or remove it") from None
 
 
 def _reason(error: Any) -> str:
@@ -288,6 +293,17 @@ def letterbox(encoded: bytes, height: int, width: int) -> tuple[npt.NDArray[np.u
     scale = min(height / own[0], width / own[1])
     inside = (max(1, min(height, int(own[0] * scale + 0.5))), max(1, min(width, int(own[1] * scale + 0.5))))
     return image.place(image.resize(pixels, *inside), height, width).numpy(), inside, own
+
+
+def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The pixels that `letterbox` makes of a file. Raises: UserError where it is no picture."""
+    encoded = path.read_bytes()
+    picture_size(encoded, str(path))
+    try:
+        return letterbox(encoded, height, width)[0]
+    except tf.errors.InvalidArgumentError:
+        _decode(encoded, str(path))
+        raise
 
 
 def tflite_size(path: Path) -> tuple[int, int]:

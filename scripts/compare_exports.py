@@ -62,15 +62,15 @@ def main(_rest: list[str]) -> None:
     from model.checkpoint import load_model
     from model.json_files import write_json
     from model.predict_files import picture_files
-    from model.predictor import letterbox, saved_model_folder, tflite_size
+    from model.predictor import letterbox_file, saved_model_folder, tflite_size
     from model.serving import ServingModule
 
     saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)
     if saved_model is None:
         raise command.UserError(f"--saved_model={FLAGS.saved_model}: not a SavedModel")
     height, width = tflite_size(tflite)
-    files = picture_files(Path(FLAGS.images))[: FLAGS.limit]
-    pixels = np.stack([letterbox(path.read_bytes(), height, width)[0] for path in files])
+    files = picture_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
+    pixels = np.stack([letterbox_file(path, height, width) for path in files])
 
     print(f"{len(files)} pictures at {height}×{width}; of the model's detections with a score of {MIN_SCORE} or more")
     shares: dict[str, float] = {}

@@ -97,12 +97,19 @@ def test_a_version_is_never_overwritten(exported: Path, model_dir: Path, tmp_pat
 
 
 def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "text.jpg").write_text("text")
+    (tmp_path / "cut.png").write_bytes(pictures()[0][:500])
     for arguments, message in (
         ({"formats": ["onnx"]}, "--formats=onnx"),
         ({"formats": []}, "--formats="),
         ({"name": "../x"}, "--name"),
         ({"tflite_height": 100}, "--tflite_height=100: must be a multiple of 32; the next is 128"),
-        ({"check_images": tmp_path}, "no pictures in it"),
+        ({"tflite_height": 0}, "--tflite_height=0: must be a multiple of 32; the next is 32"),
+        ({"tflite_width": -32}, "--tflite_width=-32: must be a multiple of 32"),
+        ({"check_images": tmp_path / "in"}, "--check_images=.*: no pictures in it"),
+        ({"check_images": tmp_path / "text.jpg"}, r"text\.jpg: not a JPEG or PNG picture \(4 bytes\); replace or remove it"),
+        ({"check_images": tmp_path / "cut.png"}, r"cut\.png: cannot be decoded \(.+\); replace or remove it"),
     ):
         with pytest.raises(UserError, match=message):
             export_model(model_dir, tmp_path / "out", **arguments)
