@@ -142,21 +142,23 @@ def test_match_equals_the_definition_for_any_boxes(
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_match_equals_the_definition_on_real_pictures(coco_sample: Path, split: str) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_match_equals_the_definition_on_real_pictures(coco_sample: Path, split: str, every: int) -> None:
+    """Every variant of every picture; without the slow tests, one variant of every third, for brute force takes 20 ms each."""
     pictures = read_coco(coco_sample / "annotations" / f"person_keypoints_{split}2017.json").pictures
     variants = list(itertools.product(SHORT_EDGES, (False, True)))
     compared = 0
-    for number, picture in enumerate(pictures[::3]):
+    for number, picture in enumerate(pictures[::every]):
         matchings = match_picture(picture, CONFIG, SHORT_EDGES, 1333)
         persons = np.array([i for i, person in enumerate(picture.persons) if not person.is_crowd], np.int64)
-        variant = number % len(variants)  # brute force takes 20 ms a variant
-        short_edge, flipped = variants[variant]
-        size = anchors.resized_size(picture.height, picture.width, short_edge, 1333)
-        boxes = anchors.variant_boxes(normalised_boxes(picture)[persons], *size, flipped=flipped)
-        dense = anchors.match_dense(CONFIG, boxes, *size)
-        assert_same(matchings[variant], Matching(dense.positive, persons[dense.positive_box], dense.ignored))
-        compared += 1
-    assert compared >= 12
+        for variant in range(len(variants)) if every == 1 else [number % len(variants)]:
+            short_edge, flipped = variants[variant]
+            size = anchors.resized_size(picture.height, picture.width, short_edge, 1333)
+            boxes = anchors.variant_boxes(normalised_boxes(picture)[persons], *size, flipped=flipped)
+            dense = anchors.match_dense(CONFIG, boxes, *size)
+            assert_same(matchings[variant], Matching(dense.positive, persons[dense.positive_box], dense.ignored))
+            compared += 1
+    assert compared == (len(pictures) * len(variants) if every == 1 else -(-len(pictures) // every)) >= 12
 
 
 def test_tensorflow_computes_the_same_bits() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -30,6 +31,8 @@ from pipeline.data_set import open_data_set
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)
 Convert = Callable[..., ConversionResult]
+ROOT = Path(__file__).parents[2]
+QUIET = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # as a terminal has it
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +266,7 @@ def test_overwrite_gives_up_an_unfinished_conversion(
 def test_killed_by_the_system_it_goes_on(run: Convert, source: Path, finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.make_tfrecords", f"--annotations={source / 'a.json'}", "--short_edges=64,96"]
     command += [f"--images={source / 'images'}", f"--output_dir={tmp_path / 'out'}", "--num_shards=4", "--dataset_name=small"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/small-train.tfrecord-00000*")) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -342,6 +345,22 @@ def test_a_full_disk_is_named_and_nothing_half_written_has_a_final_name(
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="GB are free"):
         run("other")
+
+
+def test_a_file_system_that_takes_no_more_is_named(run: Convert, source: Path, finished: Path, tmp_path: Path) -> None:
+    """A limit of the system, which TensorFlow's writer meets in the middle of a shard."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY));"
+        "from pipeline import command, make_tfrecords as m; command.run(m.main, m.FLAGS, '', passes_unknown_flags=True)"
+    )
+    arguments = [f"--annotations={source / 'a.json'}", f"--images={source / 'images'}", f"--output_dir={tmp_path / 'out'}"]
+    arguments += ["--short_edges=64,96", "--num_shards=4", "--dataset_name=small"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=QUIET, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert re.search(r"small-train\.tfrecord-\d+-of-00004: cannot be written \(.*File too large.*make room", done.stderr)
+    assert not list((tmp_path / "out").glob("small-*")) and not list((tmp_path / "out").rglob("records-*"))
+    run()
+    assert content_of(tmp_path / "out") == content_of(finished)
 
 
 def test_an_empty_annotation_file_gives_an_empty_split(run: Convert, source: Path, tmp_path: Path) -> None:

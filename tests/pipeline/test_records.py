@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import anchors, records
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import Person, Picture
+from pipeline.coco import Person, Picture, read_coco
 
 CONFIG = AnchorConfig(strides=(8, 16), sizes=(32, 64), aspect_ratios=(0.5, 1.0, 2.0))
 SHORT_EDGES, MAX_EDGE = (96, 128), 200
@@ -125,3 +126,17 @@ def test_differences_are_undone(names: set[int]) -> None:
     sorted_names = np.array(sorted(names), np.int64)
     differences = records.differences_from_names(sorted_names)
     np.testing.assert_array_equal(records.names_from_differences(tf.constant(differences)), sorted_names)
+
+
+def test_anchors_of_all_variants_are_a_small_part_of_a_record(coco_sample: Path) -> None:
+    """At most 6 % of 150 kB, the mean of COCO's pictures."""
+    config, short_edges = AnchorConfig(), (640, 672, 704, 736, 768, 800)
+    pictures = read_coco(coco_sample / "annotations" / "person_keypoints_train2017.json").pictures
+    added = 0
+    for picture in pictures:
+        sizes = [
+            len(records.encode(picture, b"", "jpeg", "person", records.match_picture(picture, config, edges, 1333)))
+            for edges in ((), short_edges)
+        ]
+        added += sizes[1] - sizes[0]
+    assert 1000 < added / len(pictures) < 0.06 * 150_000
