@@ -42,7 +42,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("batch_size", 4, "With --batches: images in a batch.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("num_canvases", None, "With --batches: sizes of batches; 6 by default.", lower_bound=1, flag_values=FLAGS)
 batch_flags.define(FLAGS)
-flags.DEFINE_integer("seed", 0, "With --batches: seed of the training.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "With --batches: seed of the training.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_bool(
     "stats",
     False,
@@ -59,6 +59,12 @@ flags.mark_flags_as_required(["data_dir"], flag_values=FLAGS)
 
 SHEET_WIDTH, ROW_HEIGHT = 1600, 320
 FAULTS_SHOWN = 20  # of each file
+# Beside which flags those that not all know have a meaning; "": where records are drawn.
+MEANS = {
+    "output": ("", "--stats", "--batches"),
+    **dict.fromkeys(("image_id", "count", "flipped", "anchors", "short_edge"), ("",)),
+    **dict.fromkeys(("batch_size", "num_canvases", "seed"), ("--batches",)),
+}
 
 
 def main(_: list[str]) -> None:
@@ -69,6 +75,7 @@ def main(_: list[str]) -> None:
         raise command.UserError("--stats, --verify, --batches: one of them at a time")
     if FLAGS.batches is None and (FLAGS.set or batch_flags.colours(FLAGS)):
         raise command.UserError("--set, --brightness, --contrast, --saturation, --hue: change batches; add --batches=1")
+    _check_meaning()
     if FLAGS.verify:
         _verify(data_set)
     elif FLAGS.stats:
@@ -77,6 +84,14 @@ def main(_: list[str]) -> None:
         _draw_batches(data_set)
     else:
         _draw_records(data_set)
+
+
+def _check_meaning() -> None:
+    """Refuses flags that would do nothing beside those that choose what is done."""
+    mode = "--verify" if FLAGS.verify else "--stats" if FLAGS.stats else "--batches" if FLAGS.batches else ""
+    for name, modes in MEANS.items():
+        if FLAGS[name].present and mode not in modes:
+            raise command.UserError(f"--{name}: means nothing {f'with {mode}' if mode else 'without --batches'}; leave it out")
 
 
 def _draw_records(data_set: DataSet) -> None:

@@ -124,9 +124,9 @@ def _find_finished(annotations: Path, pictures: Path, arguments: Arguments, over
         return None
     try:
         dataset = json.loads(annotations.read_text(encoding="utf-8"))
-        made_by, made_with = dataset["info"]["generator"], dataset["info"]["arguments"]
+        made_by, made_with = dataset["info"]["generator"], dict(dataset["info"]["arguments"])
     except (ValueError, KeyError, TypeError):
-        made_by, made_with, dataset = None, None, {}
+        made_by, made_with, dataset = None, {}, {}
     if made_by != GENERATOR:
         raise UserError(f"{annotations}: was not written by {GENERATOR}; choose another --output_dir or --split")
     wanted = _recorded(arguments)

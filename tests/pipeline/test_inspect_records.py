@@ -82,6 +82,11 @@ def test_verification_ends_with_a_status(
         (["--output=a.png", "--hue=0.1"], "--hue: change batches; add --batches=1"),
         (["--output=a.png", "--set=data.anchors=online"], "change batches; add --batches=1"),
         (["--output=a.png", "--batches=1", "--set=data.jitter_canvas=100"], "data.jitter_canvas=100"),
+        (["--output=a.html", "--verify"], "--output: means nothing with --verify"),
+        (["--output=a.html", "--stats", "--image_id=3"], "--image_id: means nothing with --stats"),
+        (["--output=a.png", "--batches=1", "--noflipped"], "--flipped: means nothing with --batches"),
+        (["--output=a.png", "--batch_size=2"], "--batch_size: means nothing without --batches"),
+        (["--output=a.png", "--batches=1", "--seed=-1"], "seed"),
     ],
 )
 def test_a_wrong_value_is_answered_in_one_line(
