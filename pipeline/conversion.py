@@ -306,7 +306,10 @@ def _open_work_folder(output: str, split: str, arguments: Mapping[str, Any], ove
     noted = storage.join(work, "arguments.json")
     names = {arguments["dataset_name"]}
     if storage.exists(noted):
-        begun = json.loads(storage.read(noted))
+        try:
+            begun = dict(json.loads(storage.read(noted)))
+        except (ValueError, TypeError):
+            begun = {}  # damaged since
         try:
             check_same(f"unfinished split {split!r} of {output}", begun, arguments)
             for leftover in ("records-", "progress-"):
@@ -315,7 +318,7 @@ def _open_work_folder(output: str, split: str, arguments: Mapping[str, Any], ove
         except UserError:
             if not overwrite:
                 raise
-        names.add(begun["dataset_name"])
+        names.add(begun.get("dataset_name", arguments["dataset_name"]))
         storage.remove_folder(work)
     for name in names:  # of a conversion that was given up: no metadata lists them
         storage.remove(output, storage.listing(output, f"{name}-{split}.tfrecord-"))

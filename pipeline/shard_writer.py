@@ -224,8 +224,11 @@ def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict
     finished = {}
     for number in numbers:
         if f"facts-{number:05d}.json" in noted and settings.shard_file(number) in shards:
-            facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number)))
-            sound = facts["bytes"] == shards[settings.shard_file(number)]
+            try:
+                facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number)))
+                sound = facts["bytes"] == shards[settings.shard_file(number)]
+            except (ValueError, KeyError, TypeError):
+                continue  # damaged since: the shard is written again
             if sound and not (facts["errors"] and settings.on_error == "fail"):
                 finished[number] = facts
     return finished

@@ -262,6 +262,27 @@ def test_overwrite_gives_up_an_unfinished_conversion(
     assert content_of(tmp_path / "out") == content_of(finished)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "[", "{}"])
+def test_damaged_notes_of_an_unfinished_conversion_cost_no_more_than_its_shards(
+    run: Convert, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "run_job", lambda settings, numbers, options: without_beam(settings, numbers[:2], options))
+        with pytest.raises(UserError, match="start again"):
+            run()
+    work = tmp_path / "out" / "unfinished-train"
+    (work / "facts-00001.json").write_text(content)
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    assert run().converted == 30
+    assert content_of(tmp_path / "out") == content_of(finished)
+
+    (tmp_path / "other" / "unfinished-train" / "arguments.json").write_text(content)
+    with pytest.raises(UserError, match=r"unfinished split 'train'.* was begun or made with .* null"):
+        run("other")
+    run("other", overwrite=True)
+    assert content_of(tmp_path / "other") == content_of(finished)
+
+
 @pytest.mark.slow
 def test_killed_by_the_system_it_goes_on(run: Convert, source: Path, finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.make_tfrecords", f"--annotations={source / 'a.json'}", "--short_edges=64,96"]
