@@ -21,6 +21,7 @@ from model.config import Config
 from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
 from pipeline.command import UserError
+from pipeline.files import write_file
 from pipeline.skeleton import Skeleton
 
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
@@ -69,15 +70,9 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
                 f"the records have {', '.join(skeleton.keypoints)}; give another --model_dir"
             )
     model_dir.mkdir(parents=True, exist_ok=True)
-    _write(skeleton_path, json.dumps(skeleton.to_json(), indent=2) + "\n")
-    _write(config_path, json.dumps(config_lib.to_json(config), indent=2) + "\n")
+    write_file(skeleton_path, json.dumps(skeleton.to_json(), indent=2) + "\n")
+    write_file(config_path, json.dumps(config_lib.to_json(config), indent=2) + "\n")
     return changes
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _differences(old: Config, new: Config) -> list[tuple[str, str, object, object]]:

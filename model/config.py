@@ -217,12 +217,8 @@ def from_json(value: Mapping[str, Any]) -> Config:
     return config_values.from_json(Config, value)
 
 
-def save(config: Config, path: Path) -> None:
-    path.write_text(json.dumps(to_json(config), indent=2) + "\n")
-
-
 def load(path: Path) -> Config:
-    """Reads what `save` wrote. Raises: UserError where the file is not such a one."""
+    """Reads a `config.json`. Raises: UserError where the file is no such one."""
     try:
         return from_json(json.loads(path.read_text()))
     except (OSError, ValueError, UserError) as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from pipeline.files import write_file
+
 LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_delta", "keypoint")
 
 
@@ -57,7 +59,7 @@ class MetricsLog:
         self._path = model_dir / "metrics.jsonl"
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines() if _step(line) <= first_step]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            write_file(self._path, "".join(line + "\n" for line in kept))
         self._writer = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
 
     def train(self, step: int, values: Mapping[str, float]) -> None:

@@ -112,7 +112,7 @@ def test_paths_that_are_no_model(tmp_path: Path, small_model: KeypointRCNN) -> N
         open_model(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"no config\.json .* no saved_model\.pb .* no \.tflite"):
         open_model(tmp_path)
-    config.save(small_model.config, tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json(small_model.config)))
     (tmp_path / "skeleton.json").write_text(json.dumps(small_model.skeleton.to_json()))
     with pytest.raises(UserError, match="no checkpoint"):
         open_model(tmp_path)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
 from model.checkpoint import NOTE_FILE, load_model, prepare_model_dir
-from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, save
+from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, to_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
 from model.strategies import make_strategy
@@ -165,7 +165,7 @@ def test_weights_decide_over_what_a_run_without_a_checkpoint_has_left(torch_file
     """Else a backbone that wants BGR would get RGB, in silence."""
     sizes = [f"backbone.blocks={list(BLOCKS)}", f"backbone.stem_width={STEM}", f"backbone.width={WIDTH}"]
     begun = configuration(tmp_path, open_starting_point(torch_file), "r50_fpn", sizes)
-    save(begun, tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(to_json(begun)))
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2_names(resnet, affine=False), 2))
     other = configuration(tmp_path, open_starting_point(tmp_path / "R-50.pkl"), "r50_fpn", sizes)
     assert (begun.backbone.pixel_order, other.backbone.pixel_order) == ("RGB", "BGR")
