@@ -70,7 +70,7 @@ class Preparation:
         return batch
 
     def _image(self, row: dict[str, tf.Tensor]) -> Batch:
-        record = records.parse(self.reader.record(row))
+        record = records.parse(self.reader.record(row), self._keys())
         original = tuple(tf.cast(record[f"image/{side}"], tf.int32) for side in ("height", "width"))
         canvas = (row["canvas_height"], row["canvas_width"])
         resized, place = self._view(row, *original)
@@ -111,6 +111,15 @@ class Preparation:
         if self.training is not None:
             batch |= self._anchors(record, row, boxes, crowd, kept, size, canvas)
         return batch
+
+    def _keys(self) -> list[str]:
+        """Of the record, what is looked at."""
+        keys = ["image/encoded", "image/height", "image/width", "image/object/is_crowd"]
+        keys += [f"image/object/bbox/{end}" for end in ("xmin", "ymin", "xmax", "ymax")]
+        keys += [f"image/object/keypoint/{name}" for name in ("x", "y", "visibility")]
+        if self.training is not None and self.training.anchors == "precomputed":
+            keys += ["anchors/positive", "anchors/positive_box", "anchors/ignored"]
+        return keys
 
     def _view(self, row: dict[str, tf.Tensor], height: tf.Tensor, width: tf.Tensor) -> tuple[Size, tf.Tensor | None]:
         """The size that an image is resized to, and under large-scale jitter where its crop lies (`augment.draw_jitter`)."""

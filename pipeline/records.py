@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -103,14 +103,19 @@ def features() -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(result)
 
 
-def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+def parse(serialized: tf.Tensor, keys: Collection[str] | None = None) -> dict[str, tf.Tensor | tf.RaggedTensor]:
     """A serialized record (scalar string) → its values by key: scalars, dense [P] or [P·K], ragged [V, None] int64.
 
     Lists of names of anchors stay differences: `names_from_differences` undoes them for the one variant that is wanted.
+
+    Args:
+      keys: that are wanted, of `FIELDS`; by default all.
     """
     dtypes = {"bytes": tf.string, "float": tf.float32, "int64": tf.int64}
     spec: dict[str, Any] = {}
     for field in FIELDS:
+        if keys is not None and field.key not in keys:
+            continue
         dtype = dtypes[field.dtype]
         if field.shape == "[]":
             spec[field.key] = tf.io.FixedLenFeature([], dtype)

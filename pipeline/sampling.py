@@ -62,7 +62,8 @@ def sample(
         [DRAWS_PER_ANCHOR * count], seed + tf.constant([1, 0], seed.dtype), 0, grid.size, tf.int32, alg="philox"
     )
     names = tf.unique(draws).y
-    negative = ~(_among(positive, names) | _among(ignored, names) | _in_crowd(grid, names, crowds))
+    in_crowd = tf.cond(tf.size(crowds) > 0, lambda: _in_crowd(grid, names, crowds), lambda: tf.zeros_like(names, tf.bool))
+    negative = ~(_among(positive, names) | _among(ignored, names) | in_crowd)
     names = tf.boolean_mask(names, negative)[: count - tf.size(candidates)]
 
     unused = [[0, count - tf.size(candidates) - tf.size(names)]]
