@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.config import Config
+from model.json_files import read_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
 from pipeline.command import UserError
@@ -88,12 +89,12 @@ def _differences(old: Config, new: Config) -> list[tuple[str, str, object, objec
 
 
 def load_skeleton(model_dir: Path) -> Skeleton:
+    path = model_dir / "skeleton.json"
     try:
-        return Skeleton.from_json(json.loads((model_dir / "skeleton.json").read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{model_dir / 'skeleton.json'}: not a keypoint set ({error}); restore the file that was written with the model"
-        ) from None
+        return Skeleton.from_json(read_json(path))
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{path}: not a keypoint set ({reason}); restore the file that was written with the model") from None
 
 
 def newest_checkpoint(model_dir: Path) -> str | None:
@@ -132,6 +133,6 @@ def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False
         status = checkpoint.read(path) if partial else checkpoint.restore(path)
         status.assert_existing_objects_matched()
         (status.expect_partial if partial else status.assert_consumed)()
-    except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:  # (IndexError: of a file that is cut short)
+    except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:  # IndexError: of a file that is cut short
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None

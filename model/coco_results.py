@@ -114,9 +114,10 @@ def _rows(
                 raise ValueError(f"{len(keypoints)} numbers in keypoints (must be {size}), {len(box)} in bbox (must be 4)")
             if not np.isfinite(row).all():
                 raise ValueError("a number that is infinite or none")
-        except (KeyError, TypeError, ValueError) as error:
+            is_known = image_id in known
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(f"{where}: entry {place} is broken ({error!r}); see COCO's results format") from None
-        if image_id not in known:
+        if not is_known:
             raise UserError(f"{where}: entry {place} is of image {image_id!r}, which the annotations do not have")
         if its_category == category_id:
             yield image_id, row

@@ -155,10 +155,14 @@ class Config:
                     if isinstance(number, int | float) and not number >= least:
                         raise UserError(f"{section}.{field}={number}: must be {least} or more")
                     if field in SHARES and not number <= 1:
-                        raise UserError(f"{section}.{field}={number}: must be 1 or less")
-        for field, length in (("blocks", 4), ("pixel_mean", 3), ("pixel_std", 3)):
-            if len(getattr(self.backbone, field)) != length:
-                raise UserError(f"backbone.{field}={list(getattr(self.backbone, field))}: must be {length} numbers")
+                        raise UserError(f"{section}.{field}={number}: must be between 0 and 1")
+        for field, length, owner in (("blocks", 4, "stage C2…C5"), ("pixel_mean", 3, "colour"), ("pixel_std", 3, "colour")):
+            values = list(getattr(self.backbone, field))
+            if len(values) != length:
+                raise UserError(f"backbone.{field}={values}: must be {length} numbers, one for each {owner}")
+        for field, number in (("pixel_range", self.backbone.pixel_range), ("pixel_std", min(self.backbone.pixel_std))):
+            if number <= 0:
+                raise UserError(f"backbone.{field}={number}: pixels are divided by it; it must be above 0")
         head = self.box_head
         if int(head.rois * head.positive_fraction) < 1:
             raise UserError(
@@ -221,5 +225,5 @@ def load(path: Path) -> Config:
     """Reads a `config.json`. Raises: UserError where the file is no such one."""
     try:
         return from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, RecursionError, ValueError, UserError) as error:
         raise UserError(f"{path}: not a configuration ({error}); --model takes a directory that train or import made") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -73,11 +74,14 @@ def read_ground_truth(path: str | Path, category: str | None = None) -> GroundTr
     if len(named) != 1:
         names, what = [c.get("name") for c in value["categories"]], f"named {category!r}" if category else "with keypoints"
         raise UserError(f"{path}: {len(named)} categories {what} among {names}; one is needed (person_keypoints_*.json)")
+    name, number = named[0].get("name", ""), named[0].get("id")
+    if not isinstance(name, str) or not isinstance(number, int):
+        raise UserError(f"{path}: the category {name!r} has the id {number!r}; a name and a whole number are needed")
     image_ids: list[int] = []
     for place, image in enumerate(value["images"]):
         image_id = image.get("id") if isinstance(image, dict) else None
-        if not isinstance(image_id, int) or image_id < 0:
-            raise UserError(f"{path}: images[{place}] has the id {image_id!r}; it must be a whole number, 0 or more")
+        if not isinstance(image_id, int) or not 0 <= image_id < 2**63:
+            raise UserError(f"{path}: images[{place}] has the id {image_id!r}; it must be a whole number from 0 up, of 64 bits")
         image_ids.append(image_id)
     size = 3 * len(named[0].get("keypoints") or ())
     persons: list[Person] = []
@@ -85,7 +89,7 @@ def read_ground_truth(path: str | Path, category: str | None = None) -> GroundTr
         try:
             if annotation["category_id"] == named[0]["id"]:
                 persons.append({**_person(annotation, size), "id": len(persons) + 1})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(f"{path}: annotations[{place}] is broken ({error!r}); correct or remove it") from None
     return GroundTruth(str(path), tuple(image_ids), tuple(persons), named[0])
 
@@ -95,12 +99,15 @@ def _person(annotation: Mapping[str, Any], size: int) -> dict[str, Any]:
     box = [float(x) for x in annotation["bbox"]]
     if len(keypoints) != size or len(box) != 4:
         raise ValueError(f"{len(keypoints)} numbers in keypoints (must be {size}), {len(box)} in bbox (must be 4)")
+    num_keypoints = int(annotation.get("num_keypoints", sum(v > 0 for v in keypoints[2::3])))
+    if num_keypoints < 0:
+        raise ValueError(f"num_keypoints is {num_keypoints}")
     return {
-        "image_id": annotation["image_id"],
+        "image_id": operator.index(annotation["image_id"]),
         "category_id": annotation["category_id"],
         "bbox": box,
         "area": box[2] * box[3] if annotation.get("area") is None else float(annotation["area"]),
         "iscrowd": int(annotation.get("iscrowd") or 0),
         "keypoints": keypoints,
-        "num_keypoints": int(annotation.get("num_keypoints", sum(v > 0 for v in keypoints[2::3]))),
+        "num_keypoints": num_keypoints,
     }

@@ -22,7 +22,7 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a JSON file") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
@@ -33,7 +33,7 @@ def iterate_list(path: str | Path) -> Iterator[Any]:
       UserError: no such file, no JSON, no list.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # with a byte order mark or without
         place = _next(text, 0)
         if text[place] != "[":
             raise UserError(f"{path}: must be a JSON list of entries")
@@ -52,7 +52,7 @@ def iterate_list(path: str | Path) -> Iterator[Any]:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a JSON file") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     except IndexError:
         raise UserError(f"{path}: not JSON (it ends within the list)") from None

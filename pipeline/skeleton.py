@@ -114,9 +114,9 @@ class Skeleton:
                 f"{what} has no keypoint names: take a keypoint file (person_keypoints_*.json), not instances_*.json"
             )
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{what}: keypoints {names!r}: a list of names is needed")
+            raise UserError(f"{what}: keypoints {names!r:.60}: a list of names is needed")
         if not isinstance(limbs, list | tuple) or not all(_is_pair(limb) for limb in limbs):
-            raise UserError(f"{what}: skeleton {limbs!r}: a list of pairs of keypoints is needed, each counted from 1")
+            raise UserError(f"{what}: skeleton {limbs!r:.60}: a list of pairs of keypoints is needed, each counted from 1")
         names = tuple(names)
         if flip_pairs is None:
             flip_pairs = [(n, "right_" + n[5:]) for n in names if n.startswith("left_") and "right_" + n[5:] in names]

@@ -23,11 +23,17 @@ def test_a_file_of_a_later_version_is_refused():
         from_json(to_json(TINY) | {"from_the_future": 1})
 
 
-@pytest.mark.parametrize("content", [b"[]", b"null", b'{"train": []}', b'{"train": {"steps": "x"}}', b"{", b"\x91\xff", None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"[]", b"null", b"{", b"\x91\xff", pytest.param(b"[" * 100_000, id="nested"), None),
+        *(b'{"train": []}', b'{"train": {"steps": "x"}}', b'{"backbone": {"blocks": {}}}'),
+    ],
+)
 def test_a_file_that_is_no_configuration_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json") as error:
+    with pytest.raises(UserError, match=r"config\.json: not a configuration \(.+\); --model takes") as error:
         load(tmp_path / "config.json")
     assert "\n" not in str(error.value)
 
@@ -56,14 +62,17 @@ def test_values_that_depend_on_each_other_come_in_any_order():
         ("train.seed=-1", "0 or more"),
         ("train.learning_rate=-0.1", "0 or more"),
         ("backbone.width=6", "multiple of 4"),
-        ("rpn.nms_threshold=2", "1 or less"),
-        ("inference.score_threshold=1.5", "1 or less"),
-        ("box_head.positive_fraction=3", "1 or less"),
+        ("rpn.nms_threshold=2", "between 0 and 1"),
+        ("inference.nms_threshold=7", "between 0 and 1"),
+        ("inference.score_threshold=1.5", "between 0 and 1"),
+        ("box_head.positive_fraction=3", "between 0 and 1"),
         ("box_head.rois=3", "their product must be 1 or more"),
-        ("train.decay_at=[0.5,2]", "decay_at=2.0: must be 1 or less"),
-        ("train.momentum=5", "1 or less"),
-        ("backbone.blocks=3", "must be 4 numbers"),
-        ("backbone.pixel_mean=[1]", "must be 3 numbers"),
+        ("train.decay_at=[0.5,2]", "decay_at=2.0: must be between 0 and 1"),
+        ("train.momentum=5", "between 0 and 1"),
+        ("backbone.blocks=3", "must be 4 numbers, one for each stage C2…C5"),
+        ("backbone.pixel_mean=[0.5,0.5]", "must be 3 numbers, one for each colour"),
+        ("backbone.pixel_std=[1,0,1]", "above 0"),
+        ("backbone.pixel_range=0", "above 0"),
     ],
 )
 def test_a_wrong_value_is_one_line(assignment, words):

@@ -144,6 +144,8 @@ def test_pictures_that_do_not_count(annotations: Path) -> None:
         ({"score": float("nan")}, "entry 0 is broken .*infinite or none"),
         ({"bbox": [1, 2, float("inf"), 4]}, "entry 0 is broken .*infinite or none"),
         ({"image_id": "one"}, "entry 0 is of image 'one'"),
+        ({"image_id": [1]}, "entry 0 is broken"),
+        ({"score": 10**400}, "entry 0 is broken"),
         ({"category_id": 1}, "its entries are of category 1, the annotations' persons of 7"),
         ({"category_id": [1]}, r"its entries are of category \[1\], the annotations' persons of 7"),
     ],
@@ -162,8 +164,6 @@ def test_broken_annotations_are_named(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("[]", "not a COCO annotation file"),
         (json.dumps(ground_truth()), "0 categories"),
-        (json.dumps(ground_truth() | {"categories": [1]}), "categories must be objects"),
-        (json.dumps(ground_truth() | {"categories": [{"name": "cat", "keypoints": 3}]}), "categories must be objects"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -174,6 +174,49 @@ def test_broken_annotations_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(ground_truth() | {"images": [{"id": 1}, {"id": "two"}]}))
     with pytest.raises(UserError, match=r"images\[1\] has the id 'two'; it must be a whole number"):
         read_ground_truth(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": [1]}, r"annotations\[0\] is broken"),
+        ({"image_id": None}, r"annotations\[0\] is broken"),
+        ({"iscrowd": float("inf")}, r"annotations\[0\] is broken"),
+        ({"num_keypoints": -1}, r"annotations\[0\] is broken .*num_keypoints is -1"),
+        ({"bbox": [10**400, 0, 1, 1]}, r"annotations\[0\] is broken .*OverflowError"),
+    ],
+)
+def test_a_broken_annotation_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content = ground_truth()
+    content["annotations"][0] |= change
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_ground_truth(tmp_path / "gt.json")
+
+
+@pytest.mark.parametrize(
+    ("category", "message"),
+    [
+        (3, "categories must be objects"),
+        (CATEGORY | {"id": None}, "has the id None; a name and a whole number are needed"),
+        (CATEGORY | {"name": 3}, "the category 3 has the id 7; a name and a whole number are needed"),
+        (CATEGORY | {"keypoints": 5}, "categories must be objects whose keypoints, if any, are a list"),
+    ],
+)
+def test_a_broken_category_is_named(tmp_path: Path, category: Any, message: str) -> None:
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth() | {"categories": [category]}))
+    with pytest.raises(UserError, match=message):
+        read_ground_truth(tmp_path / "gt.json")
+
+
+def test_json_that_nests_too_deep_or_has_a_byte_order_mark(annotations: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text("[" * 100_000)
+    for file in (lambda: read_ground_truth(results), lambda: evaluate_results(annotations, results)):
+        with pytest.raises(UserError, match="not JSON"):
+            file()
+    results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]), encoding="utf-8-sig")
+    assert evaluate_results(annotations, results)["counts"]["results"] == 4
 
 
 def test_results_have_cocos_format() -> None:

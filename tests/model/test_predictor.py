@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +127,25 @@ def test_paths_that_are_no_model(tmp_path: Path, small_model: KeypointRCNN) -> N
     (tmp_path / "2" / "saved_model.pb").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"2: a SavedModel without assets"):
         open_model(tmp_path)
+
+
+def test_a_checkpoint_that_is_damaged(model_dir: Path, tmp_path: Path) -> None:
+    def damaged(name: str, content: bytes) -> Path:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        shutil.copytree(model_dir, tmp_path / "model")
+        (path,) = (tmp_path / "model").glob(name)
+        path.write_bytes(content)
+        return tmp_path / "model"
+
+    (weights,) = model_dir.glob("checkpoints/*data*")
+    for name, content, message in (
+        ("checkpoints/*data*", weights.read_bytes()[:1000], "another model, or damaged"),  # copied in part
+        ("checkpoints/*data*", b"", "another model, or damaged"),
+        ("checkpoints/*.index", b"x" * 100, "another model, or damaged"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            open_model(damaged(name, content))
+        assert "\n" not in str(caught.value)
 
 
 def test_thresholds_that_cannot_be(model_dir: Path) -> None:

@@ -54,6 +54,7 @@ def test_twins_can_be_given() -> None:
         ({"keypoints": [1, 2]}, None, None, "keypoints [1, 2]: a list of names"),
         ({"skeleton": 3}, None, None, "'hand': skeleton 3: a list of pairs"),
         ({"skeleton": ["ab"]}, None, None, "skeleton ['ab']: a list of pairs"),
+        ({"skeleton": [["wrist", "thumb_l"]]}, None, None, "skeleton [['wrist', 'thumb_l']]: a list of pairs"),
         ({"skeleton": [[1, 2, 3]]}, None, None, "skeleton [[1, 2, 3]]: a list of pairs"),
         ({"skeleton": [[1, None]]}, None, None, "skeleton [[1, None]]: a list of pairs"),
         ({"skeleton": [[1, float("nan")]]}, None, None, "skeleton [[1, nan]]: a list of pairs"),
