@@ -23,6 +23,7 @@ from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
 from pipeline.command import UserError
 from pipeline.files import write_file
+from pipeline.record_reader import reason_of
 from pipeline.skeleton import Skeleton
 
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
@@ -134,5 +135,5 @@ def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False
         status.assert_existing_objects_matched()
         (status.expect_partial if partial else status.assert_consumed)()
     except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:  # IndexError: of a file that is cut short
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error).splitlines()[0]
         raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None

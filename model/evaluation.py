@@ -24,6 +24,7 @@ from model.predictor import Predictor, open_model
 from pipeline import records
 from pipeline.command import Progress, UserError
 from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_reader import reason_of
 from pipeline.skeleton import Skeleton
 
 PICTURES_AT_ONCE = 64  # bounds the memory: so many encoded pictures are held while they are sorted into batches
@@ -103,7 +104,8 @@ def evaluate(
       `swapped_back`: how many `pairs` of confused twins were, COCO's figures `keypoints` after that, and the `AP_gain`.
 
     Raises:
-      UserError: another keypoint set than the model's; a picture of the split that the annotations do not know.
+      UserError: another keypoint set than the model's; a picture of the split that the annotations do not know;
+        damaged records.
     """
     truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, data_set.skeleton.category)
     truth.check_known(data_set.index(split)["image_id"].tolist())  # before the work
@@ -144,8 +146,14 @@ def _chunks(data_set: DataSet, split: str) -> Iterator[list[tuple[int, bytes]]]:
         return record["image/source_id"], record["image/encoded"]
 
     shards = [str(path) for path in data_set.shards(split)]
-    for ids, encoded in tf.data.TFRecordDataset(shards).map(fields).batch(PICTURES_AT_ONCE).as_numpy_iterator():
-        yield [(int(image_id), picture) for image_id, picture in zip(ids, encoded, strict=True)]
+    try:
+        for ids, encoded in tf.data.TFRecordDataset(shards).map(fields).batch(PICTURES_AT_ONCE).as_numpy_iterator():
+            yield [(int(image_id), picture) for image_id, picture in zip(ids, encoded, strict=True)]
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{data_set.folder}: the split {split!r} is damaged ({reason_of(error)}); "
+            f"python -m pipeline.inspect_records --data_dir={data_set.folder} --verify names the place"
+        ) from None
 
 
 def evaluate_results(

@@ -74,6 +74,7 @@ def load_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+        tf.get_logger().setLevel("ERROR")  # that of Python, which has a level of its own
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

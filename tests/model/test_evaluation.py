@@ -121,6 +121,18 @@ def test_a_model_that_knows_the_truth_reaches_one(data_set: DataSet, annotations
     assert figures["counts"] == {"images": 3, "persons": 3, "persons_with_keypoints": 3, "crowds": 0, "results": 3}
 
 
+def test_damaged_records_are_told(data_set: DataSet, annotations: Path) -> None:
+    (shard,) = data_set.shards("val")
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"the split 'val' is damaged \(.*corrupted record.*\); .*inspect_records .*--verify"
+    ) as caught:
+        evaluate(knowing(data_set), data_set, "val", annotations)
+    assert "\n" not in str(caught.value)
+
+
 def test_pictures_that_do_not_count(annotations: Path) -> None:
     truth = read_ground_truth(annotations)
     right = [{**a, "score": 1.0} for a in ground_truth()["annotations"]]
