@@ -43,7 +43,7 @@ def checkpoint_of(model: KeypointRCNN, optimizer: Sgd | None = None, step: tf.Va
 
 
 def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> list[str]:
-    """Writes `config.json` and `skeleton.json`, or compares them with what an earlier run wrote.
+    """Writes `config.json` and `skeleton.json`, and compares them with what an earlier run wrote, if it got to a checkpoint.
 
     Returns:
       What differs from the earlier run and may, as "train.steps: 100 → 200".
@@ -55,7 +55,7 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
     if model_dir.exists() and not model_dir.is_dir():
         raise UserError(f"--model_dir={model_dir}: is a file; name a directory")
     config_path, skeleton_path = model_dir / "config.json", model_dir / "skeleton.json"
-    if config_path.exists():
+    if config_path.exists() and newest_checkpoint(model_dir) is not None:
         previous = config_lib.load(config_path)
         for section, field, old, new in _differences(previous, config):
             if section not in FREE_SECTIONS:
@@ -66,11 +66,12 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
                 )
             changes.append(f"{section}.{field}: {old!r} → {new!r}")
         known = load_skeleton(model_dir)
-        if known != skeleton:
-            raise UserError(
-                f"--model_dir={model_dir}: its model has the keypoints {', '.join(known.keypoints)}, "
-                f"the records have {', '.join(skeleton.keypoints)}; give another --model_dir"
-            )
+        for field in (f.name for f in dataclasses.fields(Skeleton)):
+            if getattr(known, field) != getattr(skeleton, field):
+                raise UserError(
+                    f"--model_dir={model_dir}: its model's keypoint set has {field} = {getattr(known, field)}, "
+                    f"that of the records {getattr(skeleton, field)}; give another --model_dir"
+                )
     model_dir.mkdir(parents=True, exist_ok=True)
     write_file(skeleton_path, json.dumps(skeleton.to_json(), indent=2) + "\n")
     write_file(config_path, json.dumps(config_lib.to_json(config), indent=2) + "\n")

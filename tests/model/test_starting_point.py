@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
 from model.checkpoint import NOTE_FILE, load_model, prepare_model_dir
-from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, to_json
+from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, load, to_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
 from model.strategies import make_strategy
@@ -169,9 +169,9 @@ def test_weights_decide_over_what_a_run_without_a_checkpoint_has_left(torch_file
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2_names(resnet, affine=False), 2))
     other = configuration(tmp_path, open_starting_point(tmp_path / "R-50.pkl"), "r50_fpn", sizes)
     assert (begun.backbone.pixel_order, other.backbone.pixel_order) == ("RGB", "BGR")
-    with pytest.raises(UserError, match=r"stride_in_1x1 = False, this run asks for True"):
-        prepare_model_dir(tmp_path, other, COCO_PERSON)
     assert configuration(tmp_path, None, None, ["train.steps=5"]).backbone == begun.backbone
+    assert prepare_model_dir(tmp_path, other, COCO_PERSON) == []  # no model is in the directory yet
+    assert load(tmp_path / "config.json") == other
     assert configuration(tmp_path, open_starting_point(torch_file), "r50_fpn", [*sizes, "backbone.frozen_stages=0"]) == (
         dataclasses.replace(begun, backbone=dataclasses.replace(begun.backbone, frozen_stages=0))
     )
@@ -232,6 +232,8 @@ def test_a_model_directory_gives_all_but_what_other_keypoints_change(imported_di
     np.testing.assert_array_equal(
         drawn_otherwise.variables_by_path()["keypoint.deconv/kernel"], given["keypoint.deconv/kernel"]
     )
+    with pytest.raises(UserError, match=r"its model's keypoint set has limbs = \(.*\), that of the records \(\)"):
+        prepare_model_dir(imported_dir, start.model.config, drawn_otherwise.skeleton)
     wider = dataclasses.replace(start.model.config, box_head=dataclasses.replace(start.model.config.box_head, channels=11))
     with pytest.raises(UserError, match=r"has \(392, 10\) for box\.fc1/kernel \(392, 11\)"):
         start.fill(KeypointRCNN(wider, COCO_PERSON))
