@@ -19,6 +19,7 @@ from pipeline.data_config import DataConfig
 Norm = Literal["frozen_batch", "group"]
 # Fields that lie between 0 and 1, in whatever section.
 SHARES = ("nms_threshold", "positive_fraction", "positive_iou", "score_threshold", "decay_at", "momentum")
+STRIDES = (4, 8, 16, 32, 64)  # of P2…P6, whatever the ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,8 @@ class Config:
                         raise UserError(f"{section}.{field}={number}: must be {least} or more")
                     if field in SHARES and not number <= 1:
                         raise UserError(f"{section}.{field}={number}: must be between 0 and 1")
+        if self.anchors.strides != STRIDES:
+            raise UserError(f"anchors.strides={list(self.anchors.strides)}: must be {list(STRIDES)}, those of the levels P2…P6")
         for field, length, owner in (("blocks", 4, "stage C2…C5"), ("pixel_mean", 3, "colour"), ("pixel_std", 3, "colour")):
             values = list(getattr(self.backbone, field))
             if len(values) != length:

@@ -72,6 +72,7 @@ def test_values_that_depend_on_each_other_come_in_any_order():
         ("backbone.blocks=3", "must be 4 numbers, one for each stage C2…C5"),
         ("backbone.pixel_mean=[0.5,0.5]", "must be 3 numbers, one for each colour"),
         ("backbone.pixel_std=[1,0,1]", "above 0"),
+        ("anchors.strides=[4,8,16,32,128]", r"must be \[4, 8, 16, 32, 64\]"),
         ("backbone.pixel_range=0", "above 0"),
     ],
 )
