@@ -51,7 +51,7 @@ def import_model(
       UserError: as `imported`; or a directory that is in use.
     """
     model_dir = Path(model_dir)
-    if model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir())):
+    if not model_dir.name or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
         raise UserError(f"--model_dir={model_dir}: exists already; name a new directory")
     model, origin = imported(
         source, weights, skeleton_file=skeleton_file, norm_epsilon=norm_epsilon, assignments=assignments, report=report

@@ -296,6 +296,8 @@ def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         import_model("torchvision", tmp_path / "missing.pth", tmp_path / "model", report=quiet)
     assert (tmp_path / "model" / "mine").read_text() == "precious"
+    with pytest.raises(UserError, match="exists already"):
+        import_model("torchvision", tmp_path / "missing.pth", ".", report=quiet)  # has no name to be given at the end
 
 
 def test_an_import_that_is_stopped_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
