@@ -28,6 +28,7 @@ from model.keypoint_rcnn import KeypointRCNN
 from model.serving import MAX_PIXELS, ServingModule, round_up
 from pipeline import anchors, image
 from pipeline.command import UserError
+from pipeline.data_config import ResizeRule
 from pipeline.skeleton import Skeleton
 
 MAX_BATCH = 16
@@ -282,8 +283,15 @@ def _skeleton_from(value: Mapping[str, Any], path: Path) -> Skeleton:
         raise UserError(f"{path}: not a keypoint set ({error!r})") from None
 
 
-def letterbox(encoded: bytes, height: int, width: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
+def letterbox(
+    encoded: bytes, height: int, width: int, rule: ResizeRule = "standard"
+) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
     """Fits a picture into a canvas of one size, top left, as large as it goes.
+
+    Args:
+      encoded: JPEG or PNG.
+      height, width: of the canvas.
+      rule: how the model's family resizes. torchvision's pixels are rounded: a TFLite file takes bytes.
 
     Returns:
       uint8 [height, width, 3]; the picture's size inside the canvas; its own size (both height, width).
@@ -292,7 +300,8 @@ def letterbox(encoded: bytes, height: int, width: int) -> tuple[npt.NDArray[np.u
     own = (int(pixels.shape[0]), int(pixels.shape[1]))
     scale = min(height / own[0], width / own[1])
     inside = (max(1, min(height, int(own[0] * scale + 0.5))), max(1, min(width, int(own[1] * scale + 0.5))))
-    return image.place(image.resize(pixels, *inside), height, width).numpy(), inside, own
+    resized = image.resize(pixels, *inside, "standard" if rule == "torchvision" else rule)  # but for the rounding they are one
+    return image.place(resized, height, width).numpy(), inside, own
 
 
 def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -341,17 +350,18 @@ def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
     threshold = _threshold(config, score_threshold)
     run = _tflite_runner(path)
     height, width = _size_taken(run)
+    offset = config.data.keypoint_offset  # taken off in pixels of the letterbox, and due in those of the picture
 
     def answer(pictures: Sequence[bytes]) -> Answer:
         (encoded,) = pictures
-        pixels, inside, own = letterbox(encoded, height, width)
+        pixels, inside, own = letterbox(encoded, height, width, config.data.resize)
         found = run(images=pixels[None])
         factor = np.array([own[1] / inside[1], own[0] / inside[0]], np.float32)  # x, y
         limit = np.array([own[1], own[0]] * 2, np.float32)
         return {
             **found,
             "boxes": np.clip(found["boxes"] * np.tile(factor, 2), 0, limit),
-            "keypoints": found["keypoints"] * factor,
+            "keypoints": (found["keypoints"] + offset) * factor - offset,
         }
 
     def canvas(_height: int, _width: int) -> tuple[int, int]:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from model import checkpoint, config
+from model import checkpoint, config, families
 from model.keypoint_rcnn import KeypointRCNN
 from model.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
 from pipeline.command import UserError
+from pipeline.skeleton import COCO_PERSON
 
 
 def png(height: int, width: int, value: int = 100) -> bytes:
@@ -61,6 +63,35 @@ def test_letterbox_fills_one_side_and_keeps_the_rest_black() -> None:
     assert (pixels.shape, inside, own) == ((96, 128, 3), (32, 128), (50, 200))
     assert (pixels[:32] == 100).all() and not pixels[32:].any()
     assert letterbox(png(1, 5000), 96, 128)[1] == (1, 128)
+
+
+def test_letterbox_resizes_as_the_models_family() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (192, 256, 3)).astype(np.uint8)
+    encoded = tf.io.encode_png(pixels).numpy()
+    pillow = np.asarray(Image.fromarray(pixels).resize((128, 96), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(letterbox(encoded, 96, 128, "detectron2")[0], pillow)
+    floats = tf.image.resize(tf.cast(pixels, tf.float32), (96, 128)).numpy()
+    for rule in ("torchvision", "standard"):
+        assert np.abs(letterbox(encoded, 96, 128, rule)[0] - floats).max() <= 0.5
+
+
+def test_a_tflite_file_of_detectron2s_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point of the letterbox, taken off half a pixel already, in a picture twice as large: only half a pixel is off there."""
+    family = families.detectron2()
+    sidecar = {"config": config.to_json(family), "skeleton": COCO_PERSON.to_json()}
+    (tmp_path / "x.json").write_text(json.dumps(sidecar))
+    (tmp_path / "x.tflite").write_bytes(b"")
+
+    class Runner:
+        def get_input_details(self) -> dict[str, dict[str, tuple[int, ...]]]:
+            return {"images": {"shape": (1, 32, 64, 3)}}
+
+        def __call__(self, images: np.ndarray) -> Answer:
+            return {**fake_answer([png(32, 64)]), "keypoints": np.full((1, 4, 17, 2), 10 - 0.5, np.float32)}
+
+    monkeypatch.setattr("model.predictor._tflite_runner", lambda _: Runner())
+    (people,) = open_model(tmp_path / "x.tflite").predict([png(64, 128)])
+    assert people.boxes[0].tolist() == [0, 0, 128, 64] and (people.keypoints == 20 - 0.5).all()
 
 
 def test_what_cannot_be_read_is_named(small_model: KeypointRCNN) -> None:
