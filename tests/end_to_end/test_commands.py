@@ -222,12 +222,11 @@ def test_whole_path(tmp_path: Path) -> None:
     assert "nothing to do" in done(*train)
 
     evaluate = ("--data_dir=records", "--split=val", annotations["val"], "--output_dir=evaluation")
-    done("model.evaluate", "--model=model", *evaluate)
-    figures = json.loads((tmp_path / "evaluation" / "evaluation-val.json").read_text())
-    assert figures["counts"]["images"] == 8 and 0 <= figures["bbox"]["AP"] <= 1
-
     done("export.export_model", "--model=model", "--output_dir=exported", "--check_images=data/val")
     for model in ("model", "exported/keypoint_rcnn/1", "exported/keypoint_rcnn.tflite"):
+        done("model.evaluate", f"--model={model}", *evaluate)
+        figures = json.loads((tmp_path / "evaluation" / "evaluation-val.json").read_text())
+        assert figures["model"] == model and figures["counts"]["images"] == 8 and 0 <= figures["bbox"]["AP"] <= 1
         done("model.predict", f"--model={model}", "--input=data/val", "--output_dir=predicted", "--score_threshold=0")
         people = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
         assert {person["image_id"] for person in people} <= set(range(1, 9))

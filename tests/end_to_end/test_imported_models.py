@@ -1,4 +1,4 @@
-"""The two commands that a user of published weights gives: their predictions.json holds the answers of the packages themselves."""
+"""The two commands that a user of published weights gives: predictions.json holds the answers of the packages themselves."""
 
 from __future__ import annotations
 
