@@ -265,7 +265,7 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
     try:
         loaded = tf.saved_model.load(str(path))
         signature = loaded.signatures["serving_default"]
-    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+    except (OSError, IndexError, KeyError, ValueError, tf.errors.OpError) as error:  # IndexError: of variables cut short
         raise UserError(
             f"--model={path}: cannot be loaded as a SavedModel ({str(error).splitlines()[0]}); export it again"
         ) from None

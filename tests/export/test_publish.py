@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_options_that_an_export_cannot_follow(exported: Path) -> None:
         with pytest.raises(UserError, match=r"--decoder=reference: .* is an export, which decodes as --decoder=fast"):
             open_model(exported / path, decoder="reference")
         assert open_model(exported / path, score_threshold=0.6).score_threshold == 0.6
+
+
+@pytest.mark.parametrize("part", ["saved_model.pb", "variables/variables.data-00000-of-00001", "assets/config.json"])
+def test_a_saved_model_that_was_copied_in_part_is_told(exported: Path, tmp_path: Path, part: str) -> None:
+    shutil.copytree(exported / "keypoint_rcnn" / "1", tmp_path / "1")
+    file = tmp_path / "1" / part
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot be loaded as a SavedModel|not a configuration") as caught:
+        open_model(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_version_is_never_overwritten(exported: Path, model_dir: Path, tmp_path: Path) -> None:
