@@ -91,6 +91,7 @@ def _differences(old: Config, new: Config) -> list[tuple[str, str, object, objec
 
 
 def load_skeleton(model_dir: Path) -> Skeleton:
+    """Of a model directory, or of a SavedModel's assets. Raises: UserError where `skeleton.json` is missing or holds none."""
     path = model_dir / "skeleton.json"
     try:
         return Skeleton.from_json(read_json(path))

@@ -20,7 +20,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model import config as config_lib
-from model.checkpoint import load_model
+from model.checkpoint import load_model, load_skeleton
 from model.config import Config
 from model.json_files import read_json
 from model.keypoint_decoding import Decoder, decode_fast, decode_reference
@@ -260,7 +260,7 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
             f"--model={path}: a SavedModel without assets/config.json and skeleton.json; export.export_model writes them"
         )
     config = config_lib.load(assets / "config.json")
-    skeleton = _skeleton_from(read_json(assets / "skeleton.json"), assets / "skeleton.json")
+    skeleton = load_skeleton(assets)
     threshold = _threshold(config, score_threshold)
     try:
         loaded = tf.saved_model.load(str(path))
@@ -274,13 +274,6 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
         return signature(image_bytes=tf.constant(pictures, tf.string))  # type: ignore[no-any-return]
 
     return _of_function(config, skeleton, function, threshold)
-
-
-def _skeleton_from(value: Mapping[str, Any], path: Path) -> Skeleton:
-    try:
-        return Skeleton.from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a keypoint set ({error!r})") from None
 
 
 def letterbox(
@@ -344,9 +337,10 @@ def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
         raise UserError(f"--model={path}: {sidecar.name} is not beside it; export.export_model writes both, keep them together")
     about = read_json(sidecar)
     try:
-        config, skeleton = config_lib.from_json(about["config"]), _skeleton_from(about["skeleton"], sidecar)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{sidecar}: not what export.export_model writes ({error!r})") from None
+        config, skeleton = config_lib.from_json(about["config"]), Skeleton.from_json(about["skeleton"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{sidecar}: not what export.export_model writes ({reason}); export the model again") from None
     threshold = _threshold(config, score_threshold)
     run = _tflite_runner(path)
     height, width = _size_taken(run)

@@ -151,9 +151,15 @@ def test_paths_that_are_no_model(tmp_path: Path, small_model: KeypointRCNN) -> N
     (tmp_path / "x.tflite").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"x\.json is not beside it"):
         open_model(tmp_path / "x.tflite")
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match=r"x\.json: not what export"):
-        open_model(tmp_path / "x.tflite")
+    settings = config.to_json(small_model.config)
+    for about, reason in (
+        ({}, r"KeyError\('config'\)"),
+        ({"config": {"train": 3}}, "config.train: 3 is no JSON object with fields of TrainConfig"),
+        ({"config": settings, "skeleton": COCO_PERSON.to_json() | {"sigmas": []}}, "17 keypoints need 17 numbers"),
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(about))
+        with pytest.raises(UserError, match=rf"x\.json: not what export\.export_model writes \(.*{reason}.*\); export"):
+            open_model(tmp_path / "x.tflite")
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "saved_model.pb").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"2: a SavedModel without assets"):
