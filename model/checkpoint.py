@@ -49,7 +49,7 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
       What differs from the earlier run and may, as "train.steps: 100 → 200".
 
     Raises:
-      UserError: the directory holds a model of another architecture or keypoint set; or is something else.
+      UserError: the directory holds a model of another architecture or keypoint set, or a damaged one; or is something else.
     """
     changes: list[str] = []
     if model_dir.exists() and not model_dir.is_dir():
@@ -101,15 +101,34 @@ def load_skeleton(model_dir: Path) -> Skeleton:
 
 
 def newest_checkpoint(model_dir: Path) -> str | None:
-    path: str | None = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
-    return path
+    """The newest checkpoint's path, None where there is none yet.
+
+    Raises:
+      UserError: there is a checkpoint, or was one, but the file that says which is the newest is missing or damaged.
+    """
+    folder = model_dir / "checkpoints"
+    state_file = folder / "checkpoint"  # TensorFlow's name for it
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+    except ValueError:  # of a file that is empty, or no text
+        state = None
+    path: str | None = state.model_checkpoint_path if state else None
+    if path is not None and Path(f"{path}.index").exists():
+        return path
+    present = sorted((index.stem for index in folder.glob("*.index")), key=lambda name: (len(name), name))  # step-8, step-20
+    if present:
+        line = f'model_checkpoint_path: "{present[-1]}"'
+        raise UserError(f"{state_file}: does not name a checkpoint beside it; restore it, or let {line} be all that it holds")
+    if state_file.exists():
+        raise UserError(f"{state_file}: the checkpoint that it should name is gone; restore both, or remove {folder}")
+    return None
 
 
 def load_model(model_dir: str | Path) -> KeypointRCNN:
     """The model of a directory that `model.train` or `model.import_weights` wrote, in float32, with the newest weights.
 
     Raises:
-      UserError: no such directory, no configuration or no checkpoint in it, or one of another model.
+      UserError: no such directory, no configuration or no checkpoint in it, or one that is damaged or of another model.
     """
     model_dir = Path(model_dir)
     if not (model_dir / "config.json").exists():

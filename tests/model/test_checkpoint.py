@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
-from model.checkpoint import checkpoint_of, load_model, load_skeleton, prepare_model_dir
+from model.checkpoint import checkpoint_of, load_model, load_skeleton, newest_checkpoint, prepare_model_dir
 from model.config import Config
 from model.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
@@ -42,3 +43,36 @@ def test_a_checkpoint_of_another_model_is_refused(small_config: Config, skeleton
     ) as caught:
         load_model(tmp_path)
     assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"step", b"\x91\xff", b'model_checkpoint_path: "step-9"', None])
+def test_a_model_whose_newest_checkpoint_is_not_known_is_left_alone(
+    small_config: Config, skeleton: Skeleton, tmp_path: Path, content: bytes | None
+) -> None:
+    other = dataclasses.replace(small_config, backbone=dataclasses.replace(small_config.backbone, width=12))
+    prepare_model_dir(tmp_path, small_config, skeleton)
+    folder = tmp_path / "checkpoints"
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), str(folder), 2, checkpoint_name="step")
+    for step in (8, 20):
+        newest = manager.save(checkpoint_number=step)
+    assert newest_checkpoint(tmp_path) == newest
+    (folder / "checkpoint").unlink()
+    if content is not None:
+        (folder / "checkpoint").write_bytes(content)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match=r"checkpoints/checkpoint: does not name a checkpoint beside it") as caught:
+        prepare_model_dir(tmp_path, other, skeleton)
+    assert (tmp_path / "config.json").read_text() == before and "\n" not in str(caught.value)
+    (way_out,) = re.findall(r"let (.*) be all", str(caught.value))
+    (folder / "checkpoint").write_text(way_out)
+    assert newest_checkpoint(tmp_path) == newest
+
+
+def test_a_checkpoint_that_was_removed_is_told(tmp_path: Path) -> None:
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), str(tmp_path / "checkpoints"), 1)
+    manager.save()
+    assert newest_checkpoint(tmp_path) == manager.latest_checkpoint
+    for file in (tmp_path / "checkpoints").glob("ckpt-*"):
+        file.unlink()
+    with pytest.raises(UserError, match="the checkpoint that it should name is gone"):
+        newest_checkpoint(tmp_path)
