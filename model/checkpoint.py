@@ -103,8 +103,11 @@ def load_skeleton(model_dir: Path) -> Skeleton:
 def newest_checkpoint(model_dir: Path) -> str | None:
     """The newest checkpoint's path, None where there is none yet.
 
+    A checkpoint is whole once its index is there; the file that says which is the newest comes last, and may be missing where a
+    process was killed in between.
+
     Raises:
-      UserError: there is a checkpoint, or was one, but the file that says which is the newest is missing or damaged.
+      UserError: that file is damaged, or what it names is gone.
     """
     folder = model_dir / "checkpoints"
     state_file = folder / "checkpoint"  # TensorFlow's name for it
@@ -116,6 +119,8 @@ def newest_checkpoint(model_dir: Path) -> str | None:
     if path is not None and Path(f"{path}.index").exists():
         return path
     present = sorted((index.stem for index in folder.glob("*.index")), key=lambda name: (len(name), name))  # step-8, step-20
+    if present and not state_file.exists():
+        return str(folder / present[-1])
     if present:
         line = f'model_checkpoint_path: "{present[-1]}"'
         raise UserError(f"{state_file}: does not name a checkpoint beside it; restore it, or let {line} be all that it holds")

@@ -57,7 +57,7 @@ class People:
 
 
 def people_of(answer: Answer, row: int) -> People:
-    """One picture's people out of a batch's answer (DESIGN: zero-padded arrays and `num_detections`)."""
+    """One picture's people out of a batch's answer: zero-padded arrays and `num_detections`."""
     count = int(answer["num_detections"][row])
     return People(
         *(np.asarray(answer[name][row][:count], np.float32) for name in ("boxes", "scores", "keypoints", "keypoint_scores"))
