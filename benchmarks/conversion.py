@@ -106,7 +106,7 @@ def _source(work: Path, count: int) -> Source:
             number = [f"--num_images={count}", f"--num_annotations={annotations}", "--write_images", f"--num_pictures={count}"]
             made = [sys.executable, str(tool), f"--output_dir={temporary}", *number]
         else:
-            size = [f"--num_images={count}", "--width=640", "--height=480"]
+            size = [f"--num_images={count}", "--seed=0", "--width=640", "--height=480"]
             made = [sys.executable, "-m", "pipeline.synthetic", f"--output_dir={temporary}", *size]
         print(f"making {count} pictures in {folder}", flush=True)
         from benchmarks.measuring import measure
