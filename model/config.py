@@ -193,7 +193,7 @@ TINY = Config(
     # 934 steps the keypoint loss was 4.10 with three of 128 channels, 4.27 with four of 64, 4.46 with six of 64.
     keypoint_head=KeypointHeadConfig(rois=5, sampling_ratio=1, convolutions=3, channels=128),
     train=TrainConfig(
-        steps=2700,
+        steps=2800,
         global_batch_size=4,
         learning_rate=0.05,
         schedule="cosine",
