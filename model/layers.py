@@ -65,7 +65,7 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
     """Group normalisation of x [B, H, W, C] with gamma and beta float32 [C]; statistics and gradients in float32.
 
     Two reductions and one affine function of each channel; so is the gradient in training, written out, as the one that
-    TensorFlow derives passes over x twice as often. (Elsewhere a SavedModel would hold it, and take twice as long to load.)
+    TensorFlow derives passes over x twice as often. (Elsewhere a SavedModel would hold it, for nobody.)
     """
 
     def over_groups(moment: tf.Tensor) -> tf.Tensor:

@@ -159,8 +159,8 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
         """Of one sample of each bin: places, and weights in the average; [Q, S, S] each."""
         along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [Q]
         x, y = (
-            bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(number, tf.float32))[:, tf.newaxis]
-            for which, number in ((sample % along_x, along_x), (sample // along_x, along_y))
+            bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32))[:, tf.newaxis]
+            for which, count in ((sample % along_x, along_x), (sample // along_x, along_y))
         )
         share = tf.where(sample < counts[chunk], 1.0 / tf.cast(tf.maximum(counts[chunk], 1), tf.float32), 0.0)  # [Q]
         for index, weight in rois.map(lambda values: values[chunk]).neighbours(x, y):

@@ -62,7 +62,7 @@ class Measured:
 
     def lines(self) -> list[str]:
         total = sum(self.cpu_seconds.values())
-        return [
+        told = [
             f"{self.images_per_second:9.1f}   images per second, with {os.cpu_count()} cores",
             f"{100 * total:9.2f}   cores needed per 100 images per second",
             *(
@@ -71,12 +71,11 @@ class Measured:
             ),
             f"{self.bytes_per_batch / 1e6:9.1f}   megabytes per batch",
             f"{self.padding:9.1%}   padding, that of padding images included",
-            *(
-                f"{1000 * seconds:9.2f}   milliseconds an image for the colours, in the training step: not in the figures above"
-                for seconds in (self.colour_seconds,)
-                if seconds is not None
-            ),
         ]
+        if self.colour_seconds is not None:
+            where = "for the colours, in the training step: not in the figures above"
+            told.append(f"{1000 * self.colour_seconds:9.2f}   milliseconds an image {where}")
+        return told
 
 
 def measure(

@@ -145,10 +145,13 @@ def exists(location: str) -> bool:
 
 def size(location: str) -> int | None:
     """Bytes of a file, None where there is none."""
+    if not is_url(location):
+        try:
+            return Path(location).stat().st_size
+        except FileNotFoundError:  # asked and answered at once: others may be removing it
+            return None
     if not exists(location):
         return None
-    if not is_url(location):
-        return Path(location).stat().st_size
     with _errors_of(location):
         return int(_beam().get_filesystem(location).size(location))
 
