@@ -127,13 +127,24 @@ def colours() -> NDArray[np.uint8]:
     return COLOURS
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of data beside the project; the test is skipped where it is missing."""
-    folder = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+def shared_folder(name: str) -> Path:
+    """A folder of the sample data, absolute for commands that start elsewhere; the test is skipped where it is missing."""
+    folder = Path(os.environ.get("KEYPOINT_SHARED") or Path(__file__).parents[2] / "shared").absolute() / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing (KEYPOINT_SHARED says where it is)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Photographs, malformed inputs, figures of COCO and cases of evaluation."""
+    return shared_folder("data")
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """Answers of torchvision and Detectron2: a folder for each, and `pictures`."""
+    return shared_folder("oracles")
 
 
 @pytest.fixture(scope="session")

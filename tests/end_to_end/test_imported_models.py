@@ -17,33 +17,30 @@ ROUNDING = 1e-3  # pixels of the picture, twice the half of the last digit writt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_people_of_a_folder(family: str, shared_data: Path, tmp_path: Path) -> None:
-    folder = shared_data.parent / "oracles"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing")
+def test_people_of_a_folder(family: str, oracles: Path, tmp_path: Path) -> None:
     imported = run(
         "model.import_weights",
         f"--source={family}",
-        f"--weights={folder / family / WEIGHTS[family]}",
+        f"--weights={oracles / family / WEIGHTS[family]}",
         "--model_dir=model",
         cwd=tmp_path,
     )
     assert imported.status == 0 and "model in model" in imported.output, imported
     predicted = run(
         "model.predict",
-        *("--model=model", f"--input={folder / 'pictures'}", "--output_dir=out", "--score_threshold=0.05"),
+        *("--model=model", f"--input={oracles / 'pictures'}", "--output_dir=out", "--score_threshold=0.05"),
         *("--short_edge=256", "--max_edge=448", "--decoder=reference"),
         cwd=tmp_path,
     )
     assert predicted.status == 0, predicted
     assert sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir()) == sorted(
-        p.name for p in (folder / "pictures").glob("*.jpg")
+        p.name for p in (oracles / "pictures").glob("*.jpg")
     )
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    meta = json.loads((folder / family / "meta.json").read_text())
+    meta = json.loads((oracles / family / "meta.json").read_text())
     close = []
     for number in NUMBERS:
-        about, reference = meta["inference"][number], np.load(folder / family / f"inference_{number}.npz")
+        about, reference = meta["inference"][number], np.load(oracles / family / f"inference_{number}.npz")
         found = [entry for entry in entries if entry["image_id"] == int(Path(about["file"]).stem)]
         assert {(entry["file_name"], entry["category_id"]) for entry in found} == {(about["file"], 1)}
         scores = reference["final_scores" if family == "detectron2" else "detection_scores"]

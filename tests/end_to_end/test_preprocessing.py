@@ -98,14 +98,6 @@ def test_training_evaluation_and_saved_model_see_the_same_pixels(
 PICTURES = ("000000434204.jpg", "000000549055.jpg", "000000536038.jpg")
 
 
-@pytest.fixture(scope="module")
-def oracles(shared_data: Path) -> Path:
-    folder = shared_data.parent / "oracles"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing")
-    return folder
-
-
 def resized(pixels: NDArray[np.uint8], rule: ResizeRule) -> Pixels:
     height, width, _ = pixels.shape
     size = resized_size(height, width, 256, 448, rule)

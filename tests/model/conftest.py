@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +37,9 @@ def skeleton() -> Skeleton:
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+def oracle(request: pytest.FixtureRequest, oracles: Path, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """A family's answers and its model; the test is skipped where they are missing."""
-    folder = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[3] / "shared")) / "oracles" / request.param
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing (KEYPOINT_SHARED says where it is)")
+    folder = oracles / request.param
     model_dir = tmp_path_factory.mktemp(request.param) / "model"
     import_model(request.param, folder / WEIGHTS[request.param], model_dir)
     model = load_model(model_dir)

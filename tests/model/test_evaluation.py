@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from pipeline.coco import read_coco
 from pipeline.command import UserError
 from pipeline.data_set import INDEX_DTYPE, DataSet
 
-SHARED = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[3] / "shared"))
-ORACLES = SHARED / "data" / "eval_oracles"
 CATEGORY = {"id": 7, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
 
 
@@ -98,10 +95,9 @@ def knowing(data_set: DataSet) -> Predictor:
 SHAPES: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": (), "keypoints": (3, 2), "keypoint_scores": (3,)}
 
 
-@pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no evaluation cases at {ORACLES} (KEYPOINT_SHARED)")
 @pytest.mark.parametrize("case", ["a_perturbed", "b_crowds", "c_empty", "d_thirteen"])
-def test_figures_of_the_cases(case: str) -> None:
-    folder = ORACLES / case
+def test_figures_of_the_cases(case: str, shared_data: Path) -> None:
+    folder = shared_data / "eval_oracles" / case
     expected = json.loads((folder / "expected.json").read_text())
     truth = read_ground_truth(folder / "gt.json")
     figures = evaluate_results(truth, folder / "results.json", truth.skeleton(expected["kpt_oks_sigmas"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from model.serving import round_up
 from model.weight_import import imported
 from pipeline import image
 
-ORACLES = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[3] / "shared")) / "oracles"
 SIZE = 56
 DECODERS = [decode_reference, decode_fast]
 
@@ -64,13 +62,12 @@ def test_decoding_what_was_encoded_gives_the_point_within_half_a_place_and_half_
     assert valid.numpy().mean() > 0.8  # a point at the very edge may fall outside by rounding
 
 
-@pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no reference answers at {ORACLES} (KEYPOINT_SHARED)")
 @pytest.mark.parametrize("family", ["torchvision", "detectron2"])
 @pytest.mark.parametrize("decode", DECODERS)
-def test_answers_of_the_published_packages(family: str, decode: Decoder) -> None:
+def test_answers_of_the_published_packages(family: str, decode: Decoder, oracles: Path) -> None:
     """The files hold the whole heatmaps of the first detection of each picture."""
     errors, score_errors = [], []
-    for file in sorted((ORACLES / family).glob("inference_*.npz")):
+    for file in sorted((oracles / family).glob("inference_*.npz")):
         oracle = np.load(file)
         logits, expected = oracle["keypoint_logits"].transpose(0, 2, 3, 1), oracle["detection_keypoints"][:1]
         points, scores = decode(tf.constant(logits), tf.constant(oracle["detection_boxes"][:1]))
@@ -87,15 +84,14 @@ def test_answers_of_the_published_packages(family: str, decode: Decoder) -> None
     assert np.max(score_errors) < 2e-4  # the saved logits, up to 190, are exact to 1e-5
 
 
-@pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no reference answers at {ORACLES} (KEYPOINT_SHARED)")
 @pytest.mark.parametrize(("family", "weights"), [("torchvision", "weights.pth"), ("detectron2", "model_final.pkl")])
-def test_all_detections_of_the_published_packages(family: str, weights: str) -> None:
+def test_all_detections_of_the_published_packages(family: str, weights: str, oracles: Path) -> None:
     """Heatmaps of the imported model at the saved boxes: many of these are small, and of people that are none."""
-    model, _ = imported(family, ORACLES / family / weights, report=lambda _: None)
-    pictures, answers = np.load(ORACLES / "pictures" / "pictures.npz"), json.loads((ORACLES / family / "meta.json").read_text())
+    model, _ = imported(family, oracles / family / weights, report=lambda _: None)
+    pictures, answers = np.load(oracles / "pictures" / "pictures.npz"), json.loads((oracles / family / "meta.json").read_text())
     errors: dict[Decoder, list[np.ndarray]] = {decode: [] for decode in DECODERS}
     for number, about in enumerate(answers["inference"]):
-        oracle = np.load(ORACLES / family / f"inference_{number}.npz")
+        oracle = np.load(oracles / family / f"inference_{number}.npz")
         height, width = (int(side) for side in oracle["input_size"])
         pixels = image.resize(tf.constant(pictures[about["file"]]), height, width, model.config.data.resize)
         canvas = image.place(pixels, round_up(height), round_up(width))

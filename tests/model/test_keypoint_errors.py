@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from model.ground_truth import read_ground_truth
 from model.keypoint_errors import KeypointErrors, match_boxes
 from pipeline.skeleton import Skeleton
 
-ORACLES = Path(os.environ.get("KEYPOINT_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "eval_oracles"
 NAMES = ("nose", "left_hand", "right_hand", "left_foot", "right_foot")
 SKELETON = Skeleton("person", NAMES, (), (0, 2, 1, 4, 3), (0.05,) * 5)
 POINTS = np.array([[50.0, 10], [20, 50], [80, 50], [30, 90], [70, 90]])
@@ -89,12 +87,12 @@ def test_twins_are_compared_only_where_both_are_labelled() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no evaluation cases at {ORACLES} (KEYPOINT_SHARED)")
-def test_what_is_mirrored_on_purpose_is_won_back() -> None:
+def test_what_is_mirrored_on_purpose_is_won_back(shared_data: Path) -> None:
     """Left and right exchanged in every other result: most of what COCO's figures lose comes back with the exchange undone."""
-    truth = read_ground_truth(ORACLES / "a_perturbed" / "gt.json")
+    case = shared_data / "eval_oracles" / "a_perturbed"
+    truth = read_ground_truth(case / "gt.json")
     flip = list(truth.skeleton().flip)
-    results = json.loads((ORACLES / "a_perturbed" / "results.json").read_text())
+    results = json.loads((case / "results.json").read_text())
     before = evaluate_results(truth, results)
     mirrored = [
         {**entry, "keypoints": np.reshape(entry["keypoints"], (-1, 3))[flip].ravel().tolist()} if number % 2 else entry

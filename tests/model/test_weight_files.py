@@ -140,16 +140,15 @@ def test_h5(tmp_path: Path) -> None:
     assert_equal(read_weights(tmp_path / "w.h5"), {"conv1/conv1/kernel:0": WEIGHTS["conv.weight"]})
 
 
-def test_oracles_in_all_their_formats(shared_data: Path) -> None:
-    folder = shared_data.parent / "oracles"
-    now, before = (read_weights(folder / "torchvision" / name) for name in ("weights.pth", "weights_old_names.pth"))
+def test_oracles_in_all_their_formats(oracles: Path) -> None:
+    now, before = (read_weights(oracles / "torchvision" / name) for name in ("weights.pth", "weights_old_names.pth"))
     assert len(now) == 148
     renamed = {
         re.sub(r"(inner_blocks|layer_blocks|conv)\.(\d)\.0\.(weight|bias)$", r"\1.\2.\3", name): a for name, a in now.items()
     }
     renamed = {re.sub(r"rpn\.head\.conv\.0\.", "rpn.head.conv.", name): array for name, array in renamed.items()}
     assert_equal(before, renamed)
-    with (folder / "detectron2" / "model_final.pkl").open("rb") as file:
+    with (oracles / "detectron2" / "model_final.pkl").open("rb") as file:
         assert_equal(read_weights(file.name), pickle.load(file)["model"])
 
 

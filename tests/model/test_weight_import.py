@@ -320,11 +320,11 @@ ORACLES = {
 
 @pytest.fixture(scope="module", params=ORACLES)
 def oracle(
-    request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, oracles: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, KeypointRCNN]:
     """The folder of an oracle, and its model."""
     source, file = ORACLES[request.param]
-    folder = shared_data.parent / "oracles" / source
+    folder = oracles / source
     return folder, imported(source, folder / file, report=quiet)[0]
 
 
