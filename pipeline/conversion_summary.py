@@ -84,4 +84,6 @@ def summary_table(result: ConversionResult, output: str, split: str) -> str:
         lines.append(f"split {split!r} was finished already in {output}; nothing to do")
     if result.summary["images_skipped"]:
         lines.append(f"pictures left out are listed in {storage.join(output, f'errors-{split}.jsonl')}")
+        if not result.summary["images"]:
+            lines.append("no picture was left: if --images is the reason, correct it and convert again with --overwrite")
     return "\n".join(lines)

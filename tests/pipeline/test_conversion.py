@@ -352,6 +352,13 @@ def test_or_is_left_out_and_listed(run: Convert, source: Path, tmp_path: Path) -
     assert again.skipped == kinds and json.loads((tmp_path / "out" / "summary-train.json").read_text()) == saved
 
 
+def test_a_split_of_nothing_says_where_to_look(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    result = convert(source / "a.json", tmp_path / "images", tmp_path / "out", "train", CONFIG, on_error="skip")
+    assert result.summary["images"] == 0 and result.skipped == {"no such file": 40}
+    assert "no picture was left: if --images is the reason" in summary_table(result, str(tmp_path / "out"), "train")
+
+
 def test_a_full_disk_is_named_and_nothing_half_written_has_a_final_name(
     run: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
