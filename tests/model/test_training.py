@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,9 +21,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import checkpoint, training
+from model import checkpoint
 from model.config import Config
-from model.feed import Feed
 from model.interrupt import InterruptedTrainingError
 from model.strategies import distribute, make_strategy
 from model.trainer import Trainer
@@ -257,43 +257,60 @@ sys.stdin.read()
 """
 
 
+# Impatient, and in a process of its own: TensorFlow goes on looking for the service that was lost until the process ends.
+TRAIN_FROM_SERVICE = """
+import sys
+from pathlib import Path
+from model import config, strategies, training
+from model.feed import Feed
+from pipeline.command import Progress
+from pipeline.data_set import open_data_set
+from pipeline.loading import Loading
+Feed.SECONDS_BETWEEN_LOOKS, training.SECONDS_OF_PATIENCE, Progress.SECONDS_BETWEEN_LINES = 0.125, 0.25, 0.0
+settings = training.Run(Path(sys.argv[3]), log_every=1, loading=Loading(data_service=sys.argv[4]))
+strategy = strategies.make_strategy("one_device")
+try:
+    training.train(config.load(Path(sys.argv[1])), open_data_set(sys.argv[2]), "train", settings, strategy)
+except training.InterruptedTrainingError as error:
+    print(error, flush=True)
+"""
+
+
 def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
-    data_set: DataSet, small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_set: DataSet, small_config: Config, tmp_path: Path
 ) -> None:
     long = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=5000))
-    service = subprocess.Popen(
-        [sys.executable, "-c", SERVICE], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert service.stdout is not None
-    address = service.stdout.readline().strip()
-    log, suspect = tmp_path / "run" / "metrics.jsonl", training._suspect
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(long)))
+    with contextlib.ExitStack() as stack:
 
-    def lose() -> None:
-        while not log.exists():
-            time.sleep(0.05)
-        service.kill()
+        def start(*command: str, **options: Any) -> subprocess.Popen[str]:
+            arguments = [sys.executable, "-c", *command]
+            process = stack.enter_context(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, **options))
+            stack.callback(process.kill)
+            return process
 
-    def interrupting(*arguments: Any) -> str:
-        if service.poll() is not None:  # the first batch may take as long, too
-            os.kill(os.getpid(), signal.SIGINT)
-        return suspect(*arguments)
-
-    monkeypatch.setattr(Feed, "SECONDS_BETWEEN_LOOKS", 0.125)
-    monkeypatch.setattr(training, "SECONDS_OF_PATIENCE", 0.25)
-    monkeypatch.setattr(training, "_suspect", interrupting)
-    threading.Thread(target=lose, daemon=True).start()
-    run = Run(tmp_path / "run", log_every=1, loading=Loading(data_service=address))
-    try:
-        with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000, waiting for data") as stopped:
-            train(long, data_set, "train", run, make_strategy("one_device"))
-    finally:
-        service.kill()
-        service.wait()
-    output = capsys.readouterr().out
+        service = start(SERVICE, cwd="/", stdin=subprocess.PIPE)
+        assert service.stdout is not None
+        address = service.stdout.readline().strip()
+        folders = [str(tmp_path / "config.json"), str(data_set.folder), str(tmp_path / "run")]
+        training = start(TRAIN_FROM_SERVICE, *folders, address, cwd=ROOT, stderr=subprocess.DEVNULL)
+        assert training.stdout is not None
+        output, lost, interrupted = "", False, False
+        for line in training.stdout:
+            output += line
+            if "steps/s" in line and not lost:
+                service.kill()
+                lost = True
+            if "has been waiting for data" in line and lost and not interrupted:  # (the first batch may take as long, too)
+                training.send_signal(signal.SIGINT)
+                interrupted = True
+        assert training.wait(timeout=60) == 0, output
     assert f"train: {address} promises neither an order of batches nor exact resumption" in output
-    step = str(stopped.value).split()[3]
-    assert re.search(rf"train: step {step} has been waiting for data for \d+ s; {address} does not answer \(", output)
-    assert checkpoint.newest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoints" / f"step-{step}")
+    assert re.search(rf"train: step \d+ has been waiting for data for \d+ s; {address} does not answer \(", output), output
+    stopped = re.search(r"stopped at step (\d+) of 5000, waiting for data", output)
+    assert stopped, output
+    newest = checkpoint.newest_checkpoint(tmp_path / "run")
+    assert newest == str(tmp_path / "run" / "checkpoints" / f"step-{stopped[1]}")
 
 
 @pytest.mark.slow
