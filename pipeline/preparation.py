@@ -88,14 +88,14 @@ class Preparation:
             boxes = augment.crop_boxes(boxes, corner, window)
             keypoints = augment.crop_keypoints(keypoints, corner, window)
             left = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)  # [P]; of the others the window shows nothing
-            boxes, keypoints, crowd = (tf.boolean_mask(values, left) for values in (boxes, keypoints, crowd))
+            boxes, keypoints, crowd = (tf.gather(values, _places(left)) for values in (boxes, keypoints, crowd))
             size = (window[0], window[1])
         kept = _largest(boxes, self.max_boxes)  # [at most G]
+        padded = tf.pad(kept, [[0, self.max_boxes - tf.size(kept)]], constant_values=-1)
+        in_slot = tf.ensure_shape(padded, [self.max_boxes]) + 1  # [G]; 0: none
 
         def slots(values: tf.Tensor) -> tf.Tensor:  # [P, …] → [G, …]
-            chosen = tf.gather(values, kept)
-            padding = [[0, self.max_boxes - tf.size(kept)]] + [[0, 0]] * (values.shape.rank - 1)
-            return tf.ensure_shape(tf.pad(chosen, padding), [self.max_boxes, *values.shape[1:]])
+            return tf.gather(tf.pad(values, [[1, 0]] + [[0, 0]] * (values.shape.rank - 1)), in_slot)
 
         scale = [tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(resized, original, strict=True)]
         batch = {
@@ -186,7 +186,7 @@ class Preparation:
         sampled = sampling.sample(
             grid,
             (positive, tf.gather(slot, positive_box), ignored),
-            tf.boolean_mask(boxes, crowd),
+            tf.gather(boxes, _places(crowd)),
             count=self.training.sampled_anchors,
             positive_fraction=self.training.positive_fraction,
             seed=tf.stack([row["key"], row["image_id"]]),
@@ -196,7 +196,7 @@ class Preparation:
 
     def match(self, grid: ImageGrid, boxes: tf.Tensor, crowd: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Matches anchors with the boxes [P, 4] that are no crowds; as `recorded_matching`."""
-        persons = tf.cast(tf.where(~crowd)[:, 0], tf.int32)
+        persons = tf.cast(_places(~crowd), tf.int32)
         positive, box, ignored = matching.match(grid, tf.gather(boxes, persons))
         return positive, tf.gather(persons, box), ignored
 
@@ -205,14 +205,19 @@ class Preparation:
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Names of positive anchors, the object 0…P−1 of each, and names of ignored anchors: int32, names sorted."""
         variant = 2 * tf.argmax(tf.constant(self.recorded_short_edges, tf.int64) == short_edge) + tf.cast(flipped, tf.int64)
-        positive, ignored = (
-            tf.cast(records.names_from_differences(record[f"anchors/{name}"][variant]), tf.int32)
-            for name in ("positive", "ignored")
+        positive, box, ignored = (
+            records.list_of_variant(record[f"anchors/{name}"], variant) for name in ("positive", "positive_box", "ignored")
         )
-        return positive, tf.cast(record["anchors/positive_box"][variant], tf.int32), ignored
+        positive, ignored = (records.names_from_differences(names) for names in (positive, ignored))
+        return tf.cast(positive, tf.int32), tf.cast(box, tf.int32), tf.cast(ignored, tf.int32)
 
 
 def _largest(boxes: tf.Tensor, count: int) -> tf.Tensor:
     """Which of the boxes [P, 4] are the `count` largest: int32 in ascending order."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return tf.sort(tf.math.top_k(area, tf.minimum(tf.size(area), count), sorted=False).indices)
+
+
+def _places(mask: tf.Tensor) -> tf.Tensor:
+    """Where a mask [P] holds: int64. (`tf.boolean_mask` looks at the shapes of both first, in a dozen operations.)"""
+    return tf.where(mask)[:, 0]

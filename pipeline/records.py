@@ -130,6 +130,12 @@ def parse(serialized: tf.Tensor, keys: Collection[str] | None = None) -> dict[st
     return parsed
 
 
+def list_of_variant(lists: tf.RaggedTensor, variant: tf.Tensor) -> tf.Tensor:
+    """One list of a parsed [V, None]. (Indexing does the same with three times as many operations.)"""
+    splits = lists.row_splits
+    return lists.values[tf.gather(splits, variant) : tf.gather(splits, variant + 1)]
+
+
 def differences_from_names(names: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sorted names of anchors → the first, then the steps: small numbers, which take one or two bytes each."""
     differences = names.copy()

@@ -52,19 +52,17 @@ def sample(
       names on the image's own grid.
     """
     positive, positive_box, ignored = matching
-    usable = positive_box >= 0
-    candidates, boxes = tf.boolean_mask(positive, usable), tf.boolean_mask(positive_box, usable)
-    keys = tf.random.stateless_uniform(tf.shape(candidates), seed, alg="philox")
-    _, chosen = tf.math.top_k(keys, tf.minimum(tf.size(candidates), int(count * positive_fraction)))
-    candidates, boxes = tf.gather(candidates, chosen), tf.gather(boxes, chosen)
+    usable = tf.where(positive_box >= 0)[:, 0]
+    draws = DRAWS_PER_ANCHOR * count
+    bits = tf.random.stateless_uniform([draws + tf.size(usable)], seed, None, None, tf.int32, alg="philox")
+    _, chosen = tf.math.top_k(bits[draws:], tf.minimum(tf.size(usable), int(count * positive_fraction)))
+    chosen = tf.gather(usable, chosen)
+    candidates, boxes = tf.gather(positive, chosen), tf.gather(positive_box, chosen)
 
-    draws = tf.random.stateless_uniform(
-        [DRAWS_PER_ANCHOR * count], seed + tf.constant([1, 0], seed.dtype), 0, grid.size, tf.int32, alg="philox"
-    )
-    names = tf.unique(draws).y
+    names = tf.unique(bits[:draws] % grid.size).y
     in_crowd = tf.cond(tf.size(crowds) > 0, lambda: _in_crowd(grid, names, crowds), lambda: tf.zeros_like(names, tf.bool))
     negative = ~(_among(positive, names) | _among(ignored, names) | in_crowd)
-    names = tf.boolean_mask(names, negative)[: count - tf.size(candidates)]
+    names = tf.gather(names, tf.where(negative)[: count - tf.size(candidates), 0])
 
     unused = [[0, count - tf.size(candidates) - tf.size(names)]]
     label = tf.concat([tf.ones_like(candidates), tf.zeros_like(names)], axis=0)
