@@ -149,8 +149,17 @@ def load_model(model_dir: str | Path) -> KeypointRCNN:
 
 
 def has_optimizer(path: str) -> bool:
-    """Whether training can go on from a checkpoint as if nothing had been; those of imported weights hold a model alone."""
-    return any(name.startswith("optimizer/") for name, _ in tf.train.list_variables(path))
+    """Whether training can go on from a checkpoint as if nothing had been; those of imported weights hold a model alone.
+
+    Raises:
+      UserError: its index is damaged.
+    """
+    try:
+        return any(name.startswith("optimizer/") for name, _ in tf.train.list_variables(path))
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{path}: a damaged checkpoint ({reason_of(error)}); restore it, or remove {path}.* to go on from the one before"
+        ) from None
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from model.checkpoint import checkpoint_of, load_model, load_skeleton, newest_checkpoint, prepare_model_dir
+from model.checkpoint import checkpoint_of, has_optimizer, load_model, load_skeleton, newest_checkpoint, prepare_model_dir
 from model.config import Config
 from model.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
@@ -43,6 +43,14 @@ def test_a_checkpoint_of_another_model_is_refused(small_config: Config, skeleton
     ) as caught:
         load_model(tmp_path)
     assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"cut short", bytes(200)])
+def test_a_damaged_index_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "step-3.index").write_bytes(content)
+    with pytest.raises(UserError, match=r"step-3: a damaged checkpoint \(.+\); restore it, or remove .*step-3\.\*") as caught:
+        has_optimizer(str(tmp_path / "step-3"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"step", b"\x91\xff", b'model_checkpoint_path: "step-9"'])
