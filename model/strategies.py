@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -54,6 +55,24 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     resolver = strategy.cluster_resolver
     chiefs = len(resolver.cluster_spec().as_dict().get("chief", ()))
     return int(resolver.task_id) + (chiefs if resolver.task_type == "worker" else 0)
+
+
+@contextlib.contextmanager
+def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Says in one line what TensorFlow says in a page: that a worker met the end of another one.
+
+    Raises:
+      UserError: another worker has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except tf.errors.UnavailableError:
+        if num_workers(strategy) == 1:
+            raise
+        raise UserError(
+            f"worker {worker_index(strategy)}: another worker has ended or cannot be reached, its own output says why; then "
+            "start the same command on all of them: they go on from the newest checkpoint"
+        ) from None
 
 
 def distribute(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Iterator[dict[str, Any]]:

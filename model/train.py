@@ -106,7 +106,7 @@ def main(_: list[str]) -> None:
     from model import training
     from model.checkpoint import newest_checkpoint
     from model.starting_point import configuration, open_starting_point
-    from model.strategies import make_strategy
+    from model.strategies import make_strategy, naming_lost_workers
     from model.validation import Validation
     from pipeline.data_set import open_data_set
     from pipeline.loading import Loading
@@ -139,7 +139,8 @@ def main(_: list[str]) -> None:
         evaluate_every=FLAGS.eval_every,
         loading=loading,
     )
-    training.train(config, data_set, FLAGS.split, run, strategy, validate, start)
+    with naming_lost_workers(strategy):
+        training.train(config, data_set, FLAGS.split, run, strategy, validate, start)
 
 
 if __name__ == "__main__":

@@ -313,6 +313,28 @@ def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
     assert newest == str(tmp_path / "run" / "checkpoints" / f"step-{stopped[1]}")
 
 
+def run_two_workers(arguments: list[str], folder: Path) -> tuple[list[int], list[str]]:
+    """Starts Python twice, as the two workers of a cluster, in a folder; returns the statuses, and what was printed."""
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
+    processes = []
+    for index in range(2):
+        cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *arguments]
+        processes.append(
+            subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], outputs
+
+
 @pytest.mark.slow
 def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
     """Two processes under MultiWorkerMirroredStrategy end with the weights of one process with the same global batch."""
@@ -328,27 +350,24 @@ def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tm
         "training.train(config.load(Path(sys.argv[1])), open_data_set(sys.argv[2]), 'train',"
         " training.Run(Path(sys.argv[3])), strategy)\n"
     )
-    with socket.socket() as a, socket.socket() as b:
-        a.bind(("127.0.0.1", 0))
-        b.bind(("127.0.0.1", 0))
-        workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
-    arguments = [sys.executable, "-c", script, str(tmp_path / "config.json"), str(data_set.folder), str(tmp_path / "two")]
-    processes = []
-    for index in range(2):
-        cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "PYTHONPATH": str(ROOT)}
-        processes.append(
-            subprocess.Popen(
-                arguments, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    arguments = ["-c", script, str(tmp_path / "config.json"), str(data_set.folder), str(tmp_path / "two")]
+    statuses, outputs = run_two_workers(arguments, tmp_path)
+    assert statuses == [0, 0], outputs
     train(config, data_set, "train", Run(tmp_path / "one"), make_strategy("one_device"))
     expected, found = (checkpoint.load_model(tmp_path / name).variables_by_path() for name in ("one", "two"))
     for path, variable in expected.items():
         np.testing.assert_allclose(found[path], variable, rtol=1e-3, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.slow
+def test_where_one_worker_ends_the_other_says_so_in_a_line(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+    checkpoint.prepare_model_dir(tmp_path / "run", small_config, data_set.skeleton)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step-1.index").touch()  # of another model, which only worker 0 looks at
+    arguments = ["-m", "model.train", f"--data_dir={data_set.folder}", "--model_dir=run", "--preset=tiny", "--batch_size=2"]
+    arguments += ["--set", "data.short_edges=[96,128]", "--set", "data.max_edge=192", "--set", "box_head.channels=48"]
+    statuses, outputs = run_two_workers([*arguments, "--strategy=multi_worker"], tmp_path)
+    refused, told = ([line for line in output.splitlines() if line.startswith("error: ")] for output in outputs)
+    assert statuses == [1, 1] and "holds a model with" in refused[0], outputs
+    assert len(told) == 1 and "worker 1: another worker has ended" in told[0], outputs
+    assert "Traceback" not in "".join(outputs)
