@@ -53,13 +53,15 @@ def sample(
     """
     positive, positive_box, ignored = matching
     usable = tf.where(positive_box >= 0)[:, 0]
-    draws = DRAWS_PER_ANCHOR * count
-    bits = tf.random.stateless_uniform([draws + tf.size(usable)], seed, None, None, tf.int32, alg="philox")
-    _, chosen = tf.math.top_k(bits[draws:], tf.minimum(tf.size(usable), int(count * positive_fraction)))
+    keys = tf.random.stateless_uniform(tf.shape(usable), seed, alg="philox")
+    _, chosen = tf.math.top_k(keys, tf.minimum(tf.size(usable), int(count * positive_fraction)))
     chosen = tf.gather(usable, chosen)
     candidates, boxes = tf.gather(positive, chosen), tf.gather(positive_box, chosen)
 
-    names = tf.unique(bits[:draws] % grid.size).y
+    draws = tf.random.stateless_uniform(
+        [DRAWS_PER_ANCHOR * count], seed + tf.constant([1, 0], seed.dtype), 0, grid.size, tf.int32, alg="philox"
+    )
+    names = tf.unique(draws).y
     in_crowd = tf.cond(tf.size(crowds) > 0, lambda: _in_crowd(grid, names, crowds), lambda: tf.zeros_like(names, tf.bool))
     negative = ~(_among(positive, names) | _among(ignored, names) | in_crowd)
     names = tf.gather(names, tf.where(negative)[: count - tf.size(candidates), 0])
