@@ -158,7 +158,8 @@ def has_optimizer(path: str) -> bool:
         return any(name.startswith("optimizer/") for name, _ in tf.train.list_variables(path))
     except tf.errors.OpError as error:
         raise UserError(
-            f"{path}: a damaged checkpoint ({reason_of(error)}); restore it, or remove {path}.* to go on from the one before"
+            f"{path}: a damaged checkpoint ({reason_of(error)}); restore it, or remove {path}.* and "
+            f"{Path(path).parent / 'checkpoint'} to go on from the one before"
         ) from None
 
 

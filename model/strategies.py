@@ -59,7 +59,7 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
 
 @contextlib.contextmanager
 def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Says in one line what TensorFlow says in a page: that a worker met the end of another one.
+    """Says in one line what TensorFlow says in a page: that another worker has ended.
 
     Raises:
       UserError: another worker has ended, or cannot be reached.
@@ -70,8 +70,8 @@ def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
         if num_workers(strategy) == 1:
             raise
         raise UserError(
-            f"worker {worker_index(strategy)}: another worker has ended or cannot be reached, its own output says why; then "
-            "start the same command on all of them: they go on from the newest checkpoint"
+            f"worker {worker_index(strategy)}: another worker has ended or cannot be reached; see its output for the reason, "
+            "then start the same command on all of them: they go on from the newest checkpoint"
         ) from None
 
 

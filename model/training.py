@@ -270,6 +270,8 @@ def _next(
     try:
         return feed.take(patience)
     except tf.errors.OpError as error:
+        if isinstance(error, tf.errors.UnavailableError) and not alone:
+            raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
         if loading.data_service:
             raise UserError(
                 f"--data_service={loading.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
