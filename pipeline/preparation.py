@@ -219,5 +219,5 @@ def _largest(boxes: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _places(mask: tf.Tensor) -> tf.Tensor:
-    """Where a mask [P] holds: int64. (`tf.boolean_mask` looks at the shapes of both first, in a dozen operations.)"""
+    """The places where a mask [P] holds, int64. (`tf.boolean_mask` takes a dozen operations more, to look at shapes.)"""
     return tf.where(mask)[:, 0]

@@ -137,8 +137,14 @@ def shared_folder(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Photographs, malformed inputs, figures of COCO and cases of evaluation."""
+    """Malformed inputs, and figures of COCO."""
     return shared_folder("data")
+
+
+@pytest.fixture(scope="session")
+def eval_oracles() -> Path:
+    """Cases of evaluation: annotations, results, and the figures that pycocotools gives."""
+    return shared_folder("data/eval_oracles")
 
 
 @pytest.fixture(scope="session")
@@ -148,12 +154,9 @@ def oracles() -> Path:
 
 
 @pytest.fixture(scope="session")
-def coco_sample(shared_data: Path) -> Path:
+def coco_sample() -> Path:
     """A sample of COCO 2017 laid out as the data set itself: annotations/person_keypoints_*.json, train2017/, val2017/."""
-    folder = shared_data / "coco_sample"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing")
-    return folder
+    return shared_folder("data/coco_sample")
 
 
 @pytest.fixture(scope="session")

@@ -96,8 +96,8 @@ SHAPES: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": (), "keypoints": 
 
 
 @pytest.mark.parametrize("case", ["a_perturbed", "b_crowds", "c_empty", "d_thirteen"])
-def test_figures_of_the_cases(case: str, shared_data: Path) -> None:
-    folder = shared_data / "eval_oracles" / case
+def test_figures_of_the_cases(case: str, eval_oracles: Path) -> None:
+    folder = eval_oracles / case
     expected = json.loads((folder / "expected.json").read_text())
     truth = read_ground_truth(folder / "gt.json")
     figures = evaluate_results(truth, folder / "results.json", truth.skeleton(expected["kpt_oks_sigmas"]))

@@ -87,9 +87,9 @@ def test_twins_are_compared_only_where_both_are_labelled() -> None:
     }  # fmt: skip
 
 
-def test_what_is_mirrored_on_purpose_is_won_back(shared_data: Path) -> None:
+def test_what_is_mirrored_on_purpose_is_won_back(eval_oracles: Path) -> None:
     """Left and right exchanged in every other result: most of what COCO's figures lose comes back with the exchange undone."""
-    case = shared_data / "eval_oracles" / "a_perturbed"
+    case = eval_oracles / "a_perturbed"
     truth = read_ground_truth(case / "gt.json")
     flip = list(truth.skeleton().flip)
     results = json.loads((case / "results.json").read_text())
