@@ -15,10 +15,10 @@ import tensorflow as tf
 from benchmarks.contestant import serve
 from model.rpn import anchor_grid
 from pipeline import dataset, records
-from pipeline.anchors import AnchorConfig, resized_size
-from pipeline.data_config import AnchorSource, DataConfig
-from pipeline.data_set import DataSet, open_data_set
-from pipeline.preparation import PERSON, Batch
+from pipeline.anchors import AnchorConfig
+from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size
+from pipeline.preparation import Batch
+from pipeline.record_folder import DataSet, open_data_set
 
 SPLIT = "train"
 SHORT_EDGE, MAX_EDGE = 800, 1333

@@ -21,7 +21,7 @@ from model.checkpoint import load_model
 from model.config import Config
 from model.trainer import Trainer
 from pipeline import anchors
-from pipeline.preparation import PERSON
+from pipeline.data_config import PERSON
 
 Work = Callable[[int], int]
 

@@ -13,11 +13,11 @@ from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agre
 from export.tflite import Pixels
 from model import config as config_lib
 from model.checkpoint import NOTE_FILE, load_model, newest_checkpoint
-from model.json_files import read_json, write_json
 from model.predict_files import picture_files
 from model.predictor import letterbox_file
 from model.serving import ServingModule
 from pipeline.command import UserError
+from pipeline.files import read_json, write_json
 
 FORMATS = ("saved_model", "tflite")
 CHECK_PICTURES = 8  # of --check_images: enough to see that two files say the same

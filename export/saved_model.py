@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 
 from model import config as config_lib
-from model.json_files import write_json
 from model.serving import ServingModule
 from pipeline.command import UserError
+from pipeline.files import write_json
 
 PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert", "keypoint-rcnn-tensorflow")
 

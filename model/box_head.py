@@ -10,8 +10,8 @@ from model.config import BoxHeadConfig, InferenceConfig
 from model.layers import conv, norm
 from model.per_image import map_images
 from model.rpn import NOTHING, suppress
-from pipeline.draws import uniform
-from pipeline.preparation import CROWD, PERSON
+from pipeline.data_config import CROWD, PERSON
+from pipeline.random_draws import uniform
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 CROWD_SHARE = 0.7  # a RoI with this share of its area inside a crowd is no negative

@@ -18,12 +18,10 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.config import Config
-from model.json_files import read_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
-from pipeline.command import UserError
-from pipeline.files import write_file
-from pipeline.record_reader import reason_of
+from pipeline.command import UserError, reason_of
+from pipeline.files import read_json, write_file
 from pipeline.skeleton import Skeleton
 
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence

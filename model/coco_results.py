@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.json_files import iterate_list
 from model.predictor import People
 from pipeline.command import UserError
+from pipeline.files import iterate_list
 
 Result = dict[str, Any]
 ROWS_AT_ONCE = 4096

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import config_values
+from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
@@ -221,7 +221,7 @@ def from_json(value: Mapping[str, Any]) -> Config:
     """Inverse of `to_json`. A field that is missing, as an earlier version did not know it, has its default, which is what that
     version did. Raises: UserError for a field that is unknown or of another type.
     """
-    return config_values.from_json(Config, value)
+    return config_overrides.from_json(Config, value)
 
 
 def load(path: Path) -> Config:

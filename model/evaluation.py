@@ -18,13 +18,12 @@ from model.coco_figures import CocoFigures
 from model.coco_results import Result, read_results, results_to_coco
 from model.evaluation_table import table
 from model.ground_truth import GroundTruth, read_ground_truth
-from model.json_files import write_json
 from model.keypoint_errors import KeypointErrors
 from model.predictor import Predictor, open_model
 from pipeline import records
-from pipeline.command import Progress, UserError
-from pipeline.data_set import DataSet, open_data_set
-from pipeline.record_reader import reason_of
+from pipeline.command import Progress, UserError, reason_of
+from pipeline.files import write_json
+from pipeline.record_folder import DataSet, open_data_set
 from pipeline.skeleton import Skeleton
 
 PICTURES_AT_ONCE = 64  # bounds the memory: so many encoded pictures are held while they are sorted into batches

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from model.json_files import read_json
 from pipeline.command import UserError
+from pipeline.files import read_json
 from pipeline.skeleton import Skeleton
 
 Person = Mapping[str, Any]  # an annotation in COCO's terms

@@ -13,13 +13,11 @@ import tensorflow as tf
 from PIL import Image
 
 from model.coco_results import Result, results_to_coco
-from model.draw import drawn_people
-from model.json_files import write_json
 from model.predictor import People, Predictor
 from pipeline import image
 from pipeline.command import Progress, UserError
-from pipeline.draw import draw_people
-from pipeline.files import write_file
+from pipeline.drawing import draw_people, drawn_people
+from pipeline.files import write_file, write_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FILES_AT_ONCE = 32  # bounds the memory

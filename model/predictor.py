@@ -22,13 +22,13 @@ from PIL import Image
 from model import config as config_lib
 from model.checkpoint import load_model, load_skeleton
 from model.config import Config
-from model.json_files import read_json
 from model.keypoint_decoding import Decoder, decode_fast, decode_reference
 from model.keypoint_rcnn import KeypointRCNN
 from model.serving import MAX_PIXELS, ServingModule, round_up
-from pipeline import anchors, image
+from pipeline import data_config, image
 from pipeline.command import UserError
 from pipeline.data_config import ResizeRule
+from pipeline.files import read_json
 from pipeline.skeleton import Skeleton
 
 MAX_BATCH = 16
@@ -228,7 +228,7 @@ def _of_function(
 
     def canvas(height: int, width: int) -> tuple[int, int]:
         inference, rule = config.inference, config.data.resize
-        size = anchors.resized_size(height, width, inference.short_edge, inference.max_edge, rule)
+        size = data_config.resized_size(height, width, inference.short_edge, inference.max_edge, rule)
         return round_up(size[0]), round_up(size[1])
 
     return Predictor(config, skeleton, answer, canvas, score_threshold=_threshold(config, score_threshold))

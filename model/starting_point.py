@@ -14,13 +14,13 @@ from model import weight_layout, weight_names
 from model.array_pickle import RefusedError
 from model.checkpoint import NOTE_FILE, load_model
 from model.config import BackboneConfig, Config
-from model.json_files import read_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.published_weights import digests, note
 from model.weight_files import read_weights
 from model.weight_names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
-from pipeline import config_values
+from pipeline import config_overrides
 from pipeline.command import UserError
+from pipeline.files import read_json
 
 # How each family's classification networks see pictures, and where their strides lie. Detectron2's own names are those of its
 # conversion of torchvision's networks; what it calls MSRA's, and Keras' networks, descend from the authors' Caffe models.
@@ -134,11 +134,11 @@ def configuration(model_dir: Path, start: StartingPoint | None, preset: str | No
     """
     config = config_lib.preset(preset or "r50_fpn")
     if start is not None:
-        config = start.adapt(config_values.override(config, assignments))
+        config = start.adapt(config_overrides.override(config, assignments))
     elif (model_dir / "config.json").exists():
         previous = config_lib.load(model_dir / "config.json")
         config = previous if preset in (None, previous.preset) else config
-    return config_values.override(config, assignments)
+    return config_overrides.override(config, assignments)
 
 
 def open_starting_point(path: str | Path) -> StartingPoint:

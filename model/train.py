@@ -108,8 +108,8 @@ def main(_: list[str]) -> None:
     from model.starting_point import configuration, open_starting_point
     from model.strategies import make_strategy, naming_lost_workers
     from model.validation import Validation
-    from pipeline.data_set import open_data_set
     from pipeline.loading import Loading
+    from pipeline.record_folder import open_data_set
 
     loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
     model_dir = Path(FLAGS.model_dir)

@@ -18,7 +18,6 @@ from model import checkpoint as checkpoint_lib
 from model.config import Config
 from model.feed import Feed
 from model.interrupt import Interrupt, InterruptedTrainingError
-from model.json_files import write_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import LOSSES, Interval, MetricsLog
 from model.schedule import learning_rate
@@ -26,12 +25,12 @@ from model.starting_point import StartingPoint
 from model.strategies import distribute, num_workers, worker_index
 from model.trainer import Trainer
 from pipeline import dataset
-from pipeline.command import Progress, UserError
-from pipeline.data_set import DataSet
-from pipeline.draws import step_seed
+from pipeline.command import Progress, UserError, reason_of
+from pipeline.files import write_json
 from pipeline.loading import PLAIN, Loading, why_silent
 from pipeline.plan import NoImagesError
-from pipeline.record_reader import reason_of
+from pipeline.random_draws import step_seed
+from pipeline.record_folder import DataSet
 from pipeline.unreadable import Skipped
 
 KEPT_CHECKPOINTS = 3

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from model.draw import drawn_people, side_by_side
 from model.evaluation import Figures, evaluate
 from model.ground_truth import read_ground_truth
 from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import MetricsLog
 from model.predictor import Predictor, model_predictor
 from pipeline import image
-from pipeline.data_set import DataSet
-from pipeline.draw import Drawn
+from pipeline.drawing import Drawn, drawn_people, side_by_side
+from pipeline.record_folder import DataSet
 from pipeline.record_reader import Record, pixel_keypoints, read_records
 
 SHOWN_PICTURES = 6

@@ -15,14 +15,14 @@ from model import checkpoint as checkpoint_lib
 from model import families, weight_layout, weight_names
 from model.array_pickle import RefusedError
 from model.config import Config
-from model.json_files import read_json, write_json
 from model.keypoint_rcnn import KeypointRCNN
 from model.published_weights import Digests, digests, named_otherwise, note, published_as
 from model.weight_files import read_weights
 from model.weight_names import Family, Tensors, told
-from pipeline import config_values
+from pipeline import config_overrides
 from pipeline.anchors import cell_anchors
 from pipeline.command import UserError
+from pipeline.files import read_json, write_json
 from pipeline.skeleton import COCO_PERSON, Skeleton
 
 SOURCES: Mapping[str, Family] = {"torchvision": weight_names.TORCHVISION, "detectron2": weight_names.DETECTRON2}
@@ -89,7 +89,7 @@ def imported(
         by_path, names, left_over = weight_names.renamed(tensors, family)
         _check_whole(by_path, tensors, family)
         config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
-        config = config_values.override(config, assignments)
+        config = config_overrides.override(config, assignments)
         _check_beside_weights(tensors, config)
         skeleton = _skeleton(weight_layout.num_keypoints(by_path), skeleton_file, report)
         by_path = weight_layout.complete(by_path, family, config.backbone.norm_epsilon)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.command import UserError
-from pipeline.data_config import ResizeRule
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -93,25 +92,6 @@ class Matching:
     positive: Int64
     positive_box: Int64
     ignored: Int64
-
-
-def resized_size(height: int, width: int, short_edge: int, max_edge: int, rule: ResizeRule = "standard") -> tuple[int, int]:
-    """Size of an image whose short edge becomes `short_edge`, unless its long edge would then exceed `max_edge`.
-
-    torchvision rounds down (and may end one pixel short of `short_edge`); Detectron2 scales to the short edge first and then,
-    if need be, to the long one.
-    """
-    if rule == "detectron2":
-        scale = short_edge / min(height, width)
-        resized = tuple(short_edge if side == min(height, width) else side * scale for side in (height, width))
-        if max(resized) > max_edge:
-            again = max_edge / max(resized)
-            resized = tuple(side * again for side in resized)
-    else:
-        scale = min(short_edge / min(height, width), max_edge / max(height, width))
-        resized = (height * scale, width * scale)
-    half = 0.0 if rule == "torchvision" else 0.5
-    return max(1, int(resized[0] + half)), max(1, int(resized[1] + half))
 
 
 def variant_boxes(boxes: Float32, height: int, width: int, *, flipped: bool) -> Float32:

@@ -7,10 +7,10 @@ from typing import Any
 
 from absl import flags
 
-from pipeline import config_values
+from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
+from pipeline.record_folder import DataSet
 
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
@@ -62,6 +62,6 @@ def batch_config(flag_values: flags.FlagValues, data_set: DataSet, **changes: An
     own = DataConfig(anchors="online")  # of records that hold no matching
     if data_set.short_edges:
         own = DataConfig(short_edges=data_set.short_edges, max_edge=data_set.max_edge)
-    config = config_values.override(BatchConfig(data_set.anchors, own), flag_values["set"].value)
+    config = config_overrides.override(BatchConfig(data_set.anchors, own), flag_values["set"].value)
     given = {name: value for name, value in changes.items() if value is not None} | colours(flag_values)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))

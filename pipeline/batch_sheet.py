@@ -14,12 +14,11 @@ from PIL import Image
 from pipeline import anchors, augment, plan, sheet
 from pipeline.anchors import AnchorConfig
 from pipeline.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
-from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
+from pipeline.data_config import CROWD, PERSON, DataConfig
 from pipeline.dataset import reading_error, training_batches, training_pool
-from pipeline.draw import BOX, Drawn, draw_boxes, draw_crowds, draw_people
-from pipeline.draws import step_seed
-from pipeline.preparation import CROWD, PERSON
+from pipeline.drawing import BOX, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.random_draws import step_seed
+from pipeline.record_folder import DataSet
 from pipeline.skeleton import Skeleton
 
 NEGATIVE, PADDING = (255, 80, 80), ((44, 48, 54), (58, 63, 70))

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.command import UserError
-
-MULTIPLE = 32  # of both sides, the stride of the backbone's last stage
+from pipeline.data_config import MULTIPLE
 
 Ints = npt.NDArray[np.int64]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -78,6 +79,15 @@ def load_tensorflow() -> None:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+def reason_of(error: Exception) -> str:
+    """An error's message in one line, TensorFlow's without the place in the graph where it arose."""
+    message = getattr(error, "message", None)  # of tf.errors.OpError; TensorFlow itself is imported only after flags are parsed
+    if not isinstance(message, str):
+        return str(error)
+    lines = [line for line in message.splitlines() if line.strip() and "[[{{node" not in line]
+    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[-1]) if lines else type(error).__name__
 
 
 def _parse_all(flag_values: flags.FlagValues) -> list[str]:

@@ -14,11 +14,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline import anchors, image, sheet
-from pipeline.command import UserError
-from pipeline.data_set import DataSet, open_data_set
-from pipeline.draw import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
-from pipeline.record_reader import Record, pixel_keypoints, read_records, reason_of
+from pipeline import anchors, data_config, image, sheet
+from pipeline.command import UserError, reason_of
+from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_reader import Record, pixel_keypoints, read_records
 from pipeline.skeleton import Skeleton
 
 POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
@@ -128,7 +128,7 @@ def _tile(data_set: DataSet, record: Record, variant: Variant) -> sheet.Tile:
         return sheet.Tile(aspect, paint_people, tuple(lines))
     matching = record.matchings[2 * data_set.short_edges.index(variant.short_edge) + int(variant.flipped)]
     lines[1] += f"; {len(matching.positive)} positive, {len(matching.ignored)} ignored anchors"
-    size = anchors.resized_size(record.height, record.width, variant.short_edge, data_set.max_edge)
+    size = data_config.resized_size(record.height, record.width, variant.short_edge, data_set.max_edge)
     names = (matching.positive, matching.ignored)
     positive, ignored = (anchors.corners(data_set.anchors, some, *size) for some in names)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from pipeline.canvases import MULTIPLE
 from pipeline.command import UserError
+
+PADDING, PERSON, CROWD = 0, 1, 2  # values of `box_kind`
+MULTIPLE = 32  # of both sides of a canvas, the stride of the backbone's last stage
 
 # How a family of models has its pictures resized, in training, evaluation and exports alike. Sizes are computed by
 # `anchors.resized_size`, pixels by `image.resize`. All are bilinear with half-pixel centres.
@@ -93,3 +95,22 @@ class DataConfig:
         scales = self.jitter_scales
         if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= 8:
             raise UserError(f"data.jitter_scales={list(scales)}: two numbers, 0 < smallest ≤ largest ≤ 8")
+
+
+def resized_size(height: int, width: int, short_edge: int, max_edge: int, rule: ResizeRule = "standard") -> tuple[int, int]:
+    """Size of an image whose short edge becomes `short_edge`, unless its long edge would then exceed `max_edge`.
+
+    torchvision rounds down (and may end one pixel short of `short_edge`); Detectron2 scales to the short edge first and then,
+    if need be, to the long one.
+    """
+    if rule == "detectron2":
+        scale = short_edge / min(height, width)
+        resized = tuple(short_edge if side == min(height, width) else side * scale for side in (height, width))
+        if max(resized) > max_edge:
+            again = max_edge / max(resized)
+            resized = tuple(side * again for side in resized)
+    else:
+        scale = min(short_edge / min(height, width), max_edge / max(height, width))
+        resized = (height * scale, width * scale)
+    half = 0.0 if rule == "torchvision" else 0.5
+    return max(1, int(resized[0] + half)), max(1, int(resized[1] + half))

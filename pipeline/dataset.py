@@ -36,13 +36,12 @@ import tensorflow as tf
 
 from pipeline import canvases, plan, unreadable
 from pipeline.anchors import AnchorConfig
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.image_rows import PlannedBatch, image_rows, planned_batches
 from pipeline.loading import PLAIN, Loading, check_possible
 from pipeline.preparation import Preparation
-from pipeline.record_reader import reason_of
+from pipeline.record_folder import DataSet
 from pipeline.skeleton import Skeleton
 
 

@@ -14,7 +14,7 @@ from absl import flags
 
 from pipeline import batch_flags, command
 from pipeline.command import UserError
-from pipeline.data_set import open_data_set
+from pipeline.record_folder import open_data_set
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)

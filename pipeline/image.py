@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from pipeline import pillow_resize
 from pipeline.data_config import ResizeRule
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -91,7 +90,7 @@ def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, rule: ResizeRu
       [height, width, 3] of `pixel_dtype(rule)`, 0…255.
     """
     if rule == "detectron2":
-        return pillow_resize.resize(image, height, width)
+        return pillow_resize(image, height, width)
     size = tf.stack([height, width])
     if rule == "torchvision":
         # Normalised before the resize or after: the weights sum to one, so it comes to the same but for the last bits.
@@ -120,3 +119,50 @@ def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -
     rows = tf.reshape(image, [height, 3 * width])  # padding in two dimensions is several times faster than in three
     rows = tf.pad(rows, [[0, canvas_height - height], [0, 3 * (canvas_width - width)]])
     return tf.reshape(rows, [canvas_height, canvas_width, 3])
+
+
+BITS = 22  # of a weight's fraction: a sum of weights times 255 still fits 32 bits with a sign
+
+
+def pillow_resize(pixels: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """`PIL.Image.resize((width, height), BILINEAR)`; uint8 [h, w, 3] → uint8 [height, width, 3]."""
+    wide = _along(tf.cast(pixels, tf.int32), width, axis=1)
+    resized: tf.Tensor = tf.cast(_along(wide, height, axis=0), tf.uint8)
+    return resized
+
+
+def _along(pixels: tf.Tensor, size: tf.Tensor, axis: int) -> tf.Tensor:
+    """Resizes one axis; int32 [h, w, 3] of values 0…255, as the result."""
+    first, weights = _taps(tf.shape(pixels)[axis], size)
+    last = tf.shape(pixels)[axis] - 1
+    column = [1, -1, 1] if axis == 1 else [-1, 1, 1]
+
+    def add(tap: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values = tf.gather(pixels, tf.minimum(first + tap, last), axis=axis)
+        return tap + 1, total + values * tf.reshape(weights[:, tap], column)
+
+    # One tap at a time: all at once would hold as many copies of the picture as there are taps.
+    shape = tf.tensor_scatter_nd_update(tf.shape(pixels), [[axis]], [tf.cast(size, tf.int32)])
+    half = tf.fill(shape, 1 << (BITS - 1))
+    _, total = tf.while_loop(
+        lambda tap, _: tap < tf.shape(weights)[1],
+        add,
+        (tf.constant(0), half),
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None, None])),
+        parallel_iterations=1,
+    )
+    return tf.ensure_shape(tf.bitwise.right_shift(total, BITS), [None, None, 3])
+
+
+def _taps(before: tf.Tensor, after: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which source pixels make up each of `after` pixels: the first one int32 [N], and weights × 2^BITS int32 [N, taps]."""
+    scale = tf.cast(before, tf.float64) / tf.cast(after, tf.float64)
+    support = tf.maximum(scale, 1.0)  # half the width of the triangle, in source pixels
+    centre = (tf.cast(tf.range(after), tf.float64) + 0.5) * scale  # [N]
+    first = tf.maximum(tf.cast(centre - support + 0.5, tf.int32), 0)
+    end = tf.minimum(tf.cast(centre + support + 0.5, tf.int32), before)
+    source = first[:, None] + tf.range(2 * tf.cast(tf.math.ceil(support), tf.int32) + 1)  # [N, taps]
+    distance = tf.abs(tf.cast(source, tf.float64) + 0.5 - centre[:, None]) / support
+    triangle = tf.where(source < end[:, None], tf.maximum(1.0 - distance, 0.0), 0.0)
+    weights = triangle / tf.reduce_sum(triangle, axis=1, keepdims=True)
+    return first, tf.cast(weights * (1 << BITS) + 0.5, tf.int32)

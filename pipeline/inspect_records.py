@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline import batch_flags, command
-from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_folder import DataSet, open_data_set
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)

@@ -14,12 +14,12 @@ from pipeline import augment, image, plan, records
 from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.dataset import reading_error, training_batches, training_pool
-from pipeline.draws import step_seed
 from pipeline.image_rows import image_rows, planned_batches
 from pipeline.loading import Loading, cache_bytes
 from pipeline.preparation import Batch, Preparation
+from pipeline.random_draws import step_seed
+from pipeline.record_folder import DataSet
 
 SEED = 0
 ROUNDS = 3  # of which the fastest counts for each part: others at work on the machine only ever slow it down

@@ -1,4 +1,4 @@
-"""Writing what `data_set.py` reads: index, list of errors, TFDS metadata, and at last `pipeline.json`."""
+"""Writing what `record_folder.py` reads: index, list of errors, TFDS metadata, and at last `pipeline.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from pipeline import records, storage
 from pipeline.command import UserError
 from pipeline.conversion_summary import summary_file
-from pipeline.data_set import INDEX_DTYPE, METADATA_FILE, parse_data_set
+from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, parse_data_set
 from pipeline.shard_writer import ShardSettings, finished_shards
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import anchors, canvases
+from pipeline import canvases, data_config
 from pipeline.command import UserError
 from pipeline.data_config import ResizeRule
 
@@ -117,7 +117,7 @@ def _resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_
     """[N], [N] → [2, N, S] heights and widths as images are seen; each distinct size is worked out once."""
     distinct, image = np.unique((heights.astype(np.int64) << 32) + widths, return_inverse=True)  # [D], [N]
     resized = [
-        [anchors.resized_size(size >> 32, size & 0xFFFFFFFF, edge, max_edge, rule) for edge in short_edges]
+        [data_config.resized_size(size >> 32, size & 0xFFFFFFFF, edge, max_edge, rule) for edge in short_edges]
         for size in distinct.tolist()
     ]
     return np.moveaxis(np.array(resized, np.int64), -1, 0)[:, image]

@@ -11,14 +11,12 @@ import tensorflow as tf
 
 from pipeline import augment, image, matching, records, sampling
 from pipeline.anchors import AnchorConfig
-from pipeline.data_config import DataConfig, ResizeRule
-from pipeline.data_set import DataSet
+from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig, ResizeRule
 from pipeline.image_grid import ImageGrid, Size
 from pipeline.loading import Cache
 from pipeline.reading import Reader
+from pipeline.record_folder import DataSet
 from pipeline.skeleton import Skeleton
-
-PADDING, PERSON, CROWD = 0, 1, 2  # values of `box_kind`
 
 Batch = dict[str, tf.Tensor]
 

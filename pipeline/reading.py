@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pipeline import image
 from pipeline.loading import Cache
+from pipeline.records import read_serialized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +66,6 @@ class Reader:
             return decode(record)
         kept = _kept(self.pictures, row["image_id"], lambda: tf.io.serialize_tensor(decode(record)))
         return tf.ensure_shape(tf.io.parse_tensor(kept, tf.uint8), [None, None, 3])
-
-
-def read_serialized(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """One record by its place: scalar string.
-
-    Args:
-      path: of the shard.
-      offset: of the record's header, in bytes.
-      length: of the record itself.
-
-    Raises:
-      tf.errors.OpError: damaged or cut short; both checksums are compared.
-    """
-    one = tf.raw_ops.TFRecordDatasetV2(
-        filenames=path[None],
-        compression_type="",
-        buffer_size=length + 16,  # the record and its frame: one read from the file
-        byte_offsets=offset[None],
-    )
-    return tf.data.experimental.from_variant(one, tf.TensorSpec([], tf.string)).take(1).get_single_element()
 
 
 def decode(record: dict[str, tf.Tensor]) -> tf.Tensor:

@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import image, records
-from pipeline.data_set import DataSet
+from pipeline.command import reason_of
 from pipeline.image import PNG_SIGNATURE
-from pipeline.record_reader import Record, decode_record, reason_of
+from pipeline.record_folder import DataSet
+from pipeline.record_reader import Record, decode_record
 
 
 def check_record(payload: bytes, row: np.void, data_set: DataSet) -> tuple[list[str], Counter[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline import anchors, records
-from pipeline.command import UserError
-from pipeline.data_set import DataSet
-from pipeline.reading import read_serialized
+from pipeline.command import UserError, reason_of
+from pipeline.record_folder import DataSet
+from pipeline.records import read_serialized
 from pipeline.skeleton import Skeleton
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -78,14 +77,6 @@ def read_payload(path: Path, offset: int, length: int) -> bytes:
 @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)])
 def _read_payload(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     return read_serialized(path, offset, length)
-
-
-def reason_of(error: Exception) -> str:
-    """An error's message in one line, TensorFlow's without where in a graph it arose."""
-    if not isinstance(error, tf.errors.OpError):
-        return str(error)
-    lines = [line for line in error.message.splitlines() if line.strip() and "[[{{node" not in line]
-    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[-1]) if lines else type(error).__name__
 
 
 def decode_record(payload: bytes, num_keypoints: int) -> Record:

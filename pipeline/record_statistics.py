@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import anchors
-from pipeline.data_set import DataSet
+from pipeline import anchors, data_config
+from pipeline.record_folder import DataSet
 from pipeline.record_reader import Record, read_records
 
 Counts = NDArray[np.int64]
@@ -154,7 +154,9 @@ def _count_matching(statistics: RecordStatistics, record: Record, data_set: Data
         return
     best_of_all = np.zeros(len(persons))
     for variant, matching in enumerate(record.matchings):
-        height, width = anchors.resized_size(record.height, record.width, data_set.short_edges[variant // 2], data_set.max_edge)
+        height, width = data_config.resized_size(
+            record.height, record.width, data_set.short_edges[variant // 2], data_set.max_edge
+        )
         boxes = anchors.variant_boxes(record.boxes[persons], height, width, flipped=bool(variant % 2))
         best = best_iou(data_set.anchors, matching, boxes, height, width)
         best_of_all = np.maximum(best_of_all, best)

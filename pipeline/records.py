@@ -17,8 +17,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
-from pipeline.anchors import AnchorConfig, Matching, match_variants, resized_size, variant_boxes
+from pipeline.anchors import AnchorConfig, Matching, match_variants, variant_boxes
 from pipeline.coco import Picture
+from pipeline.data_config import resized_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,3 +260,23 @@ def _serialize(values: Mapping[str, Sequence[Any]]) -> bytes:
     # Maps have no order of their own: without this the same record could have other bytes in another process.
     serialized: bytes = example.SerializeToString(deterministic=True)
     return serialized
+
+
+def read_serialized(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """One record by its place: scalar string.
+
+    Args:
+      path: of the shard.
+      offset: of the record's header, in bytes.
+      length: of the record itself.
+
+    Raises:
+      tf.errors.OpError: damaged or cut short; both checksums are compared.
+    """
+    one = tf.raw_ops.TFRecordDatasetV2(
+        filenames=path[None],
+        compression_type="",
+        buffer_size=length + 16,  # the record and its frame: one read from the file
+        byte_offsets=offset[None],
+    )
+    return tf.data.experimental.from_variant(one, tf.TensorSpec([], tf.string)).take(1).get_single_element()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.command import UserError
-from pipeline.draw import draw_crowds
+from pipeline.drawing import draw_crowds
 from pipeline.files import write_file
 
 Colour = tuple[int, int, int]

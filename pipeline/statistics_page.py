@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline import statistics_charts
 from pipeline.contact_sheet import picture_of
-from pipeline.data_set import DataSet
-from pipeline.draw import BOX, draw_boxes, sides
+from pipeline.drawing import BOX, draw_boxes, sides
 from pipeline.html_page import page, table
+from pipeline.record_folder import DataSet
 from pipeline.record_reader import Record, read_records
 from pipeline.record_statistics import SIZE_EDGES, WELL_MATCHED, RecordStatistics, WorstBox
 from pipeline.skeleton import Skeleton

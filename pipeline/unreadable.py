@@ -10,9 +10,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline import reading, records
-from pipeline.command import UserError
-from pipeline.data_set import DataSet
-from pipeline.record_reader import read_payload, reason_of
+from pipeline.command import UserError, reason_of
+from pipeline.record_folder import DataSet
+from pipeline.record_reader import read_payload
 
 MOST_SKIPPED = 0.1  # of all images of the split: a data set is not a little damaged any more
 ALWAYS_SKIPPED = 10  # images, however few there are

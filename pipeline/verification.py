@@ -16,11 +16,10 @@ import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
 from pipeline import records
-from pipeline.command import UserError
-from pipeline.data_set import METADATA_FILE, DataSet
+from pipeline.command import UserError, reason_of
 from pipeline.record_checks import check_record
-from pipeline.record_reader import read_payload, reason_of
-from pipeline.shard_writer import RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
+from pipeline.record_folder import METADATA_FILE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES, DataSet
+from pipeline.record_reader import read_payload
 
 _SPLIT_KEYS, _SHARD_KEYS = {"images", "index", "shards", "summary"}, {"file", "records", "bytes", "sha256"}
 _RECORDS_AT_ONCE = 64  # bounds the memory, and the wait after Ctrl-C

@@ -60,10 +60,10 @@ def main(_rest: list[str]) -> None:
 
     from export.compare import agreement
     from model.checkpoint import load_model
-    from model.json_files import write_json
     from model.predict_files import picture_files
     from model.predictor import letterbox_file, saved_model_folder, tflite_size
     from model.serving import ServingModule
+    from pipeline.files import write_json
 
     saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)
     if saved_model is None:

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.draw import drawn_people
-from pipeline.draw import Drawn, draw_people
+from pipeline.drawing import Drawn, draw_people, drawn_people
 from pipeline.skeleton import Skeleton
 
 Floats = npt.NDArray[np.float64]

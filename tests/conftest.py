@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import Person, Picture
-from pipeline.data_set import INDEX_DTYPE, DataSet, open_data_set
+from pipeline.record_folder import INDEX_DTYPE, DataSet, open_data_set
 from pipeline.skeleton import Skeleton
 
 # Two devices for tests of tf.distribute; must be said before TensorFlow looks for devices.

@@ -16,10 +16,9 @@ from model.keypoint_decoding import Decoder
 from model.keypoint_rcnn import KeypointRCNN
 from model.serving import ServingModule
 from pipeline import image
-from pipeline.anchors import resized_size
-from pipeline.data_config import DataConfig, ResizeRule
-from pipeline.data_set import DataSet
+from pipeline.data_config import DataConfig, ResizeRule, resized_size
 from pipeline.dataset import evaluation_batches, training_batches
+from pipeline.record_folder import DataSet
 
 RULES = typing.get_args(ResizeRule)
 SHORT_EDGE, MAX_EDGE = 128, 1333

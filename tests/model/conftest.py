@@ -23,8 +23,7 @@ from model.config import (
 from model.keypoint_rcnn import KeypointRCNN
 from model.weight_import import import_model
 from pipeline import anchors
-from pipeline.data_config import DataConfig
-from pipeline.preparation import PERSON
+from pipeline.data_config import PERSON, DataConfig
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
 from tests.model.oracles import FAMILIES, WEIGHTS, Oracle
 

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from model.strategies import distribute, make_strategy, num_workers, worker_index
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.dataset import evaluation_batches, training_batches
+from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=3, require_keypoints=False

@@ -7,7 +7,7 @@ import tensorflow as tf
 from model import box_head, rpn
 from model import boxes as box_ops
 from model.config import BoxHeadConfig, InferenceConfig
-from pipeline.preparation import CROWD, PERSON
+from pipeline.data_config import CROWD, PERSON
 
 CONFIG = BoxHeadConfig(rois=16, positive_fraction=0.25)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model.coco_results import read_results
-from model.json_files import iterate_list
 from pipeline.command import UserError
+from pipeline.files import iterate_list
 
 KNOWN = frozenset(range(100))
 

@@ -4,7 +4,7 @@ import pytest
 
 from model.config import PRESETS, TINY, from_json, load, to_json
 from pipeline.command import UserError
-from pipeline.config_values import override
+from pipeline.config_overrides import override
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

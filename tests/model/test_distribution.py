@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from pipeline import plan
 from pipeline.coco import Picture
-from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches, training_pool
+from pipeline.record_folder import DataSet
 from tests.model.replica_batches import BATCH, CONFIG, SEED, Facts, evaluation_facts, facts, training_facts
 
 ROOT = Path(__file__).parents[2]

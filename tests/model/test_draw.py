@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.draw import drawn_people, side_by_side
-from pipeline.draw import Drawn, draw_people
+from pipeline.drawing import Drawn, draw_people, drawn_people, side_by_side
 from pipeline.skeleton import Skeleton
 
 SKELETON = Skeleton("person", ("nose", "left_hand", "right_hand"), ((0, 1),), (0, 2, 1), (0.1,) * 3)

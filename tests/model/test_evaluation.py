@@ -25,7 +25,7 @@ from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import read_coco
 from pipeline.command import UserError
-from pipeline.data_set import INDEX_DTYPE, DataSet
+from pipeline.record_folder import INDEX_DTYPE, DataSet
 
 CATEGORY = {"id": 7, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
 

@@ -15,7 +15,7 @@ from model import keypoint_head, rpn
 from model.weight_import import SOURCES
 from model.weight_names import renamed
 from pipeline import anchors
-from pipeline.preparation import PERSON
+from pipeline.data_config import PERSON
 from tests.model.oracles import Oracle, nchw, relative_error
 
 LOSS = 1e-4  # relative; float32 against float64 differ by 1e-5 (the oracles' README)

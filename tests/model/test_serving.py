@@ -15,7 +15,7 @@ from model.config import Norm
 from model.keypoint_decoding import Decoder
 from model.keypoint_rcnn import KeypointRCNN
 from model.serving import MAX_PIXELS, ServingModule, header_size, own_pixels, round_up
-from pipeline import anchors
+from pipeline import data_config
 
 
 class FixedAnswer:
@@ -161,4 +161,4 @@ def test_own_pixels_scales_and_cuts() -> None:
 
 def test_canvas_is_the_next_multiple() -> None:
     assert [round_up(n) for n in (1, 32, 33, 800)] == [32, 32, 64, 800]
-    assert anchors.resized_size(480, 640, 800, 1333) == (800, 1067)
+    assert data_config.resized_size(480, 640, 800, 1333) == (800, 1067)

@@ -26,7 +26,7 @@ from model.weight_import import import_model
 from pipeline import synthetic_dataset
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, convert
-from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_folder import DataSet, open_data_set
 from pipeline.skeleton import COCO_PERSON
 from tests.conftest import SKELETON
 from tests.model.torch_format import save_zip, tensor

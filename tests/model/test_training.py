@@ -30,8 +30,8 @@ from model.training import Run, train
 from pipeline import dataset, synthetic_dataset, synthetic_poses
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, convert
-from pipeline.data_set import DataSet, open_data_set
 from pipeline.loading import Loading
+from pipeline.record_folder import DataSet, open_data_set
 
 ROOT = Path(__file__).parents[2]
 COLOURS: dict[str, Any] = {
@@ -264,7 +264,7 @@ from pathlib import Path
 from model import config, strategies, training
 from model.feed import Feed
 from pipeline.command import Progress
-from pipeline.data_set import open_data_set
+from pipeline.record_folder import open_data_set
 from pipeline.loading import Loading
 Feed.SECONDS_BETWEEN_LOOKS, training.SECONDS_OF_PATIENCE, Progress.SECONDS_BETWEEN_LINES = 0.125, 0.25, 0.0
 settings = training.Run(Path(sys.argv[3]), log_every=1, loading=Loading(data_service=sys.argv[4]))
@@ -346,7 +346,7 @@ def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tm
         "from pathlib import Path\n"
         "import tensorflow as tf\n"
         "from model import config, strategies, training\n"
-        "from pipeline.data_set import open_data_set\n"
+        "from pipeline.record_folder import open_data_set\n"
         "strategy = strategies.make_strategy('multi_worker')\n"
         "training.train(config.load(Path(sys.argv[1])), open_data_set(sys.argv[2]), 'train',"
         " training.Run(Path(sys.argv[3])), strategy)\n"

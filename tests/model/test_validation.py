@@ -11,7 +11,7 @@ import pytest
 from model.validation import SHOWN_PICTURES, Validation
 from pipeline.coco import Picture
 from pipeline.command import UserError
-from pipeline.data_set import DataSet
+from pipeline.record_folder import DataSet
 
 
 @pytest.fixture(name="annotations")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import anchors
+from pipeline import anchors, data_config
 from pipeline.anchors import AnchorConfig, Matching
 from pipeline.coco import read_coco
 from pipeline.command import UserError
@@ -51,11 +51,11 @@ def test_grid_is_in_the_order_level_row_column_ratio() -> None:
 
 
 def test_resized_size_is_bounded_by_both_edges() -> None:
-    assert anchors.resized_size(480, 640, 800, 1333) == (800, 1067)
-    assert anchors.resized_size(427, 640, 640, 1333) == (640, 959)
-    assert anchors.resized_size(310, 640, 800, 1333) == (646, 1333)
-    assert anchors.resized_size(2, 400, 800, 1333) == (7, 1333)
-    assert anchors.resized_size(1, 10_000, 800, 1333) == (1, 1333)
+    assert data_config.resized_size(480, 640, 800, 1333) == (800, 1067)
+    assert data_config.resized_size(427, 640, 640, 1333) == (640, 959)
+    assert data_config.resized_size(310, 640, 800, 1333) == (646, 1333)
+    assert data_config.resized_size(2, 400, 800, 1333) == (7, 1333)
+    assert data_config.resized_size(1, 10_000, 800, 1333) == (1, 1333)
 
 
 def test_a_flipped_variant_mirrors_boxes() -> None:
@@ -153,7 +153,7 @@ def test_match_equals_the_definition_on_real_pictures(coco_sample: Path, split: 
         persons = np.array([i for i, person in enumerate(picture.persons) if not person.is_crowd], np.int64)
         for variant in range(len(variants)) if every == 1 else [number % len(variants)]:
             short_edge, flipped = variants[variant]
-            size = anchors.resized_size(picture.height, picture.width, short_edge, 1333)
+            size = data_config.resized_size(picture.height, picture.width, short_edge, 1333)
             boxes = anchors.variant_boxes(normalised_boxes(picture)[persons], *size, flipped=flipped)
             dense = anchors.match_dense(CONFIG, boxes, *size)
             assert_same(matchings[variant], Matching(dense.positive, persons[dense.positive_box], dense.ignored))

@@ -17,8 +17,8 @@ from pipeline.anchors import AnchorConfig
 from pipeline.coco import Picture
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches, training_pool
+from pipeline.record_folder import DataSet
 
 Arrays = dict[str, NDArray[Any]]
 SIZE = (37, 50)  # of the picture within the canvas

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipeline import conversion, records, shard_writer
 from pipeline.command import UserError
 from pipeline.conversion import ConversionConfig, convert
-from pipeline.data_set import open_data_set
+from pipeline.record_folder import open_data_set
 
 # Number of the case (and image id) → why it is refused.
 REFUSED = {

@@ -12,7 +12,7 @@ from pipeline import batch_flags
 from pipeline.batch_flags import BatchConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
+from pipeline.record_folder import DataSet
 
 
 def given(data_set: DataSet, *arguments: str, **changes: Any) -> BatchConfig:

@@ -14,13 +14,12 @@ from pipeline import augment, batch_sheet, plan, sheet
 from pipeline.anchors import AnchorConfig, corners
 from pipeline.batch_sheet import NEGATIVE, PADDING, chosen_steps, draw_image
 from pipeline.contact_sheet import POSITIVE
-from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
+from pipeline.data_config import CROWD as CROWD_KIND
+from pipeline.data_config import PERSON, DataConfig
 from pipeline.dataset import training_batches, training_pool
-from pipeline.draw import BOX, CROWD
-from pipeline.draws import step_seed
-from pipeline.preparation import CROWD as CROWD_KIND
-from pipeline.preparation import PERSON
+from pipeline.drawing import BOX, CROWD
+from pipeline.random_draws import step_seed
+from pipeline.record_folder import DataSet
 from tests.conftest import SKELETON
 
 CONFIG = DataConfig(short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=32, num_canvases=3)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import canvases
-from pipeline.anchors import resized_size
+from pipeline import canvases, data_config
 from pipeline.command import UserError
+from pipeline.data_config import resized_size
 
 Sizes = NDArray[np.int64]
 
@@ -48,7 +48,7 @@ def test_every_picture_fits_into_the_smallest_canvas_that_holds_it(count: int) -
     heights, widths = random_sizes(count, 500, 700)
     chosen = canvases.choose(heights, widths, count)
     assert 1 <= len(chosen.sizes) <= count
-    assert all(side % canvases.MULTIPLE == 0 for size in chosen.sizes for side in size)
+    assert all(side % data_config.MULTIPLE == 0 for size in chosen.sizes for side in size)
     areas = [height * width for height, width in chosen.sizes]
     assert areas == sorted(areas)
 

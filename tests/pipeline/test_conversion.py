@@ -27,7 +27,7 @@ from pipeline.command import Progress, UserError
 from pipeline.conversion import ConversionConfig, convert
 from pipeline.conversion_summary import ConversionResult, summary_table
 from pipeline.data_config import DataConfig
-from pipeline.data_set import open_data_set
+from pipeline.record_folder import open_data_set
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)
 Convert = Callable[..., ConversionResult]

@@ -11,13 +11,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import anchors, coco, plan, records
+from pipeline import anchors, coco, data_config, plan, records
 from pipeline.coco import Picture
 from pipeline.command import UserError
-from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
+from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
 from pipeline.dataset import check_compatible, evaluation_batches, training_batches, training_pool
-from pipeline.preparation import CROWD, PADDING, PERSON
+from pipeline.record_folder import DataSet
 
 SMALL = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=64, num_canvases=3, require_keypoints=False
@@ -91,7 +90,7 @@ def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(
     drawn = variants(small_data_set, config)
     for image_id, example in images(train(small_data_set, config, num_steps=length_of_epoch(small_data_set, config))):
         picture, variant = pictures[image_id], drawn[image_id]
-        height, width = anchors.resized_size(picture.height, picture.width, SMALL.short_edges[variant // 2], 192)
+        height, width = data_config.resized_size(picture.height, picture.width, SMALL.short_edges[variant // 2], 192)
         assert example["image_size"].tolist() == [height, width]
         assert example["original_size"].tolist() == [picture.height, picture.width]
         np.testing.assert_allclose(example["scale"], [height / picture.height, width / picture.width], rtol=1e-6)
@@ -287,7 +286,7 @@ def test_evaluation_sees_every_image_once(small_data_set: DataSet, pictures: dic
     assert sorted(i for i, _ in seen) == sorted(pictures)
     for image_id, example in seen:
         picture = pictures[image_id]
-        assert example["image_size"].tolist() == list(anchors.resized_size(picture.height, picture.width, 100, 180))
+        assert example["image_size"].tolist() == list(data_config.resized_size(picture.height, picture.width, 100, 180))
         assert "anchor_index" not in example
     assert any((batch["image_id"] < 0).any() for batch in itertools.chain(*parts))
 

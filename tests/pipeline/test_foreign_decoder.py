@@ -20,7 +20,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.data_set import DataSet
+from pipeline.record_folder import DataSet
 
 PYTHON = os.environ.get("KEYPOINT_TF_MODELS_PYTHON")
 pytestmark = [

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import image
-from pipeline.anchors import resized_size
-from pipeline.data_config import ResizeRule
+from pipeline.data_config import ResizeRule, resized_size
 
 RULES = typing.get_args(ResizeRule)
 Pixels = NDArray[np.uint8]

@@ -9,9 +9,9 @@ import pytest
 from pipeline import loader_benchmark
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches
 from pipeline.loading import Loading, cache_bytes
+from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(short_edges=(96, 128), max_edge=192, num_canvases=2, require_keypoints=False)
 BATCH = 4

@@ -17,9 +17,9 @@ import tensorflow as tf
 
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.data_set import INDEX_DTYPE, DataSet
 from pipeline.dataset import training_batches
 from pipeline.loading import Cache, Loading, cache_bytes, check_possible
+from pipeline.record_folder import INDEX_DTYPE, DataSet
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=2, require_keypoints=False

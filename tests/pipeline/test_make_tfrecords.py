@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline import command, make_tfrecords
-from pipeline.data_set import open_data_set
+from pipeline.record_folder import open_data_set
 
 Command = Callable[..., int]
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline import plan
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.dataset import training_batches, training_pool
 from pipeline.loading import Loading
+from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=2, require_keypoints=False

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import pillow_resize
+from pipeline import image
 
 RESIZE = tf.function(
-    pillow_resize.resize,
+    image.resize,
     input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)],
 )
 

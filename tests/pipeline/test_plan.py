@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import plan
-from pipeline.anchors import resized_size
 from pipeline.command import UserError
-from pipeline.data_set import INDEX_DTYPE
+from pipeline.data_config import resized_size
+from pipeline.record_folder import INDEX_DTYPE
 
 EDGES = (640, 720, 800)
 

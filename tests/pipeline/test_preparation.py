@@ -11,10 +11,10 @@ from pipeline import anchors, image, records
 from pipeline.anchors import AnchorConfig
 from pipeline.conversion import ConversionConfig, convert
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet, open_data_set
 from pipeline.dataset import training_batches
 from pipeline.image_grid import ImageGrid
 from pipeline.preparation import Preparation
+from pipeline.record_folder import DataSet, open_data_set
 
 ONLINE = DataConfig(
     short_edges=(96, 128),

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from pipeline import records
-from pipeline.data_set import open_data_set
 from pipeline.record_checks import check_record
+from pipeline.record_folder import open_data_set
 from pipeline.record_reader import read_payload
 
 Feature = Any

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import anchors
+from pipeline import anchors, data_config
 from pipeline.coco import Picture
-from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_reader import read_records
 from pipeline.record_statistics import MOST_PERSONS, WELL_MATCHED, WORST_KEPT, RecordStatistics, best_iou, collect
 
@@ -57,7 +57,7 @@ def test_the_best_anchor_is_that_of_the_whole_grid(coco_sample_records: DataSet)
     data_set = coco_sample_records
     for record in read_records(data_set, "train", data_set.index("train")[:12]):
         for variant, matching in enumerate(record.matchings):
-            size = anchors.resized_size(record.height, record.width, data_set.short_edges[variant // 2], data_set.max_edge)
+            size = data_config.resized_size(record.height, record.width, data_set.short_edges[variant // 2], data_set.max_edge)
             boxes = anchors.variant_boxes(record.boxes[~record.is_crowd], *size, flipped=bool(variant % 2))
             if len(boxes):
                 whole = anchors.iou(anchors.grid(data_set.anchors, *size)[:, None], boxes).max(axis=0)

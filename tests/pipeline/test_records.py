@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import anchors, records
+from pipeline import anchors, data_config, records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import Person, Picture, read_coco
 
@@ -75,7 +75,7 @@ def test_its_anchors_are_those_of_every_variant_matched_from_the_record_itself()
     boxes = np.stack([record[f"image/object/bbox/{side}"] for side in sides], axis=1)[1:]  # without the crowd
     for variant in range(4):
         short_edge, flipped = SHORT_EDGES[variant // 2], bool(variant % 2)
-        size = anchors.resized_size(100, 150, short_edge, MAX_EDGE)
+        size = data_config.resized_size(100, 150, short_edge, MAX_EDGE)
         expected = anchors.match_dense(CONFIG, anchors.variant_boxes(boxes, *size, flipped=flipped), *size)
         for key, names in (("positive", expected.positive), ("ignored", expected.ignored)):
             got = records.names_from_differences(record[f"anchors/{key}"][variant])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_statistics import collect
 from pipeline.skeleton import Skeleton
 from pipeline.statistics_page import mirror_pairs, statistics_page

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline.data_set import DataSet
+from pipeline.record_folder import DataSet
 
 
 def test_pictures_boxes_and_keypoints_of_real_photographs(coco_sample: Path, coco_sample_records: DataSet) -> None:

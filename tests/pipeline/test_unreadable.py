@@ -18,9 +18,9 @@ from PIL import Image
 from pipeline import batch_sheet, loader_benchmark, unreadable
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.data_set import DataSet
 from pipeline.dataset import describe_unreadable, evaluation_batches, training_batches
 from pipeline.loading import Loading
+from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=2, require_keypoints=False

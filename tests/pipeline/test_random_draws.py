@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.draws import uniform
+from pipeline.random_draws import uniform
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.draw import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_crowds, draw_people, sides
+from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_crowds, draw_people, sides
 from pipeline.skeleton import Skeleton
 
 SKELETON = Skeleton(

@@ -21,6 +21,9 @@ from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 
+RECORD_HEADER_BYTES, RECORD_FOOTER_BYTES = 12, 4  # of TFRecord: length and its checksum, checksum of the data
+
+
 METADATA_FILE = "pipeline.json"
 FORMAT_VERSION = 1
 

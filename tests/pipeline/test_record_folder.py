@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipeline import records
 from pipeline.command import UserError
-from pipeline.data_set import DataSet, open_data_set
+from pipeline.record_folder import DataSet, open_data_set
 
 
 def test_the_index_finds_every_record(coco_sample_records: DataSet) -> None:
