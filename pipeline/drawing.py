@@ -139,6 +139,8 @@ def _limb_colour(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int,
     return ends.pop() if len(ends) == 1 else MIDDLE
 
 
+# What of a model's answer is drawn, and truth beside prediction. The drawing itself is `pipeline.draw`'s.
+
 # A keypoint's score is its share of 56×56 places: an even spread would give 0.0003, a clear point has some hundredths and more.
 UNSURE = 0.01
 

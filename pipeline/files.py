@@ -49,6 +49,8 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+# JSON files, read with an error for people, written whole or not at all.
+
 NO_SPACE = re.compile(r"\S")
 
 
