@@ -178,7 +178,7 @@ def _print_anchors(source: Source, sizes: dict[str, int], count: int) -> None:
     from benchmarks.measuring import table
     from pipeline import records
     from pipeline.coco import read_coco
-    from pipeline.conversion import ConversionConfig
+    from pipeline.writing.conversion import ConversionConfig
 
     config = ConversionConfig()
     pictures = read_coco(source.annotations).pictures

@@ -88,7 +88,7 @@ def _with_keypoints(coco: Path, folder: Path) -> Path:
 
 
 def _records(annotations: Path, images: Path, folder: Path) -> Path:
-    from pipeline.conversion import ConversionConfig, convert
+    from pipeline.writing.conversion import ConversionConfig, convert
 
     convert(annotations, images, folder / "records", "train", ConversionConfig())
     return folder / "records"

@@ -123,7 +123,7 @@ def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -
 
 # Pillow's bilinear resize of bytes, to the bit: models of Detectron2's family were trained on such pictures.
 #
-# Pillow resizes along x, rounds to bytes, then along y. Where it shrinks, its triangle widens with the scale (antialiasing), and
+# Pillow resizes along x, rounds to bytes, then along y. If it shrinks, its triangle widens with the scale (antialiasing), and
 # its weights are whole multiples of 2^-22, so that every sum is exact. TensorFlow's own antialiased resize rounds but once.
 
 BITS = 22  # of a weight's fraction: a sum of weights times 255 still fits 32 bits with a sign

@@ -87,8 +87,8 @@ def main(beam_flags: list[str]) -> None:
     command.load_tensorflow()
     from pipeline import contact_sheet, storage
     from pipeline.anchors import AnchorConfig
-    from pipeline.conversion import ConversionConfig, convert
-    from pipeline.conversion_summary import summary_table
+    from pipeline.writing.conversion import ConversionConfig, convert
+    from pipeline.writing.metadata import summary_table
 
     config = ConversionConfig(
         dataset_name=FLAGS.dataset_name,

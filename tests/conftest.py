@@ -162,7 +162,7 @@ def coco_sample() -> Path:
 @pytest.fixture(scope="session")
 def coco_sample_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """Both splits of the sample, `train` and `val`, as records for short edges 128 and 160."""
-    from pipeline.conversion import ConversionConfig, convert  # Beam takes seconds to import
+    from pipeline.writing.conversion import ConversionConfig, convert  # Beam takes seconds to import
 
     folder = tmp_path_factory.mktemp("coco_sample")
     config = ConversionConfig(dataset_name="coco_sample", num_shards=2, short_edges=(128, 160))

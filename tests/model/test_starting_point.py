@@ -25,9 +25,9 @@ from model.training import Run, train
 from model.weight_import import import_model
 from pipeline import synthetic_dataset
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, convert
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.skeleton import COCO_PERSON
+from pipeline.writing.conversion import ConversionConfig, convert
 from tests.conftest import SKELETON
 from tests.model.torch_format import save_zip, tensor
 from tests.model.torch_weights import BLOCKS, STEM, WIDTH, State, random_state, torchvision_resnet, torchvision_state

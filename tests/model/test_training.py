@@ -29,9 +29,9 @@ from model.trainer import Trainer
 from model.training import Run, train
 from pipeline import dataset, synthetic_dataset, synthetic_poses
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, convert
 from pipeline.loading import Loading
 from pipeline.record_folder import DataSet, open_data_set
+from pipeline.writing.conversion import ConversionConfig, convert
 
 ROOT = Path(__file__).parents[2]
 COLOURS: dict[str, Any] = {

@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from pipeline import anchors, image, records
 from pipeline.anchors import AnchorConfig
-from pipeline.conversion import ConversionConfig, convert
 from pipeline.data_config import DataConfig
 from pipeline.dataset import training_batches
 from pipeline.image_grid import ImageGrid
 from pipeline.preparation import Preparation
 from pipeline.record_folder import DataSet, open_data_set
+from pipeline.writing.conversion import ConversionConfig, convert
 
 ONLINE = DataConfig(
     short_edges=(96, 128),

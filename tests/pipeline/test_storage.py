@@ -17,8 +17,8 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
 from pipeline import storage
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, convert
-from pipeline.picture_files import REQUESTS_AT_ONCE
+from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.image_files import REQUESTS_AT_ONCE
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64,), num_shards=3)
 
@@ -214,7 +214,7 @@ def test_from_a_store_to_a_disk(store: dict[str, bytes], on_disk: dict[str, byte
 def test_killed_at_any_rename_it_goes_on_and_ends_with_the_same_bytes(
     store: dict[str, bytes], on_disk: dict[str, bytes], renames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import conversion, shard_writer
+    from pipeline.writing import conversion, shard_writer
 
     def without_beam(settings: shard_writer.ShardSettings, numbers: list[int], options: object) -> None:
         for number in numbers:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import conversion
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, convert
-from pipeline.shard_writer import MachineError, ShardSettings, start_run, write_shard
+from pipeline.writing import conversion
+from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.shard_writer import MachineError, ShardSettings, start_run, write_shard
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64,), num_shards=2)
 

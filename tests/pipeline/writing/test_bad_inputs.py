@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import conversion, records, shard_writer
+from pipeline import records
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, convert
 from pipeline.record_folder import open_data_set
+from pipeline.writing import conversion, shard_writer
+from pipeline.writing.conversion import ConversionConfig, convert
 
 # Number of the case (and image id) → why it is refused.
 REFUSED = {

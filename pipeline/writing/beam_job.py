@@ -22,7 +22,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import create_runner
 
 from pipeline.command import UserError
-from pipeline.shard_writer import ShardSettings, write_shard
+from pipeline.writing.shard_writer import ShardSettings, write_shard
 
 # The in-process runner. Beam's default would first try to download another one.
 DEFAULT_RUNNER = "FnApiRunner"

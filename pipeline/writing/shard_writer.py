@@ -33,8 +33,8 @@ import tensorflow as tf
 from pipeline import records, storage
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import Picture
-from pipeline.picture_files import LocatedPicture, PictureError, UnreadableError, check_image, read_all
 from pipeline.record_folder import RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
+from pipeline.writing.image_files import LocatedPicture, PictureError, UnreadableError, check_image, read_all
 
 # Seconds between two looks whether to go on, each of which is a request if the output is an object store.
 SECONDS_BETWEEN_LOOKS = 1.0

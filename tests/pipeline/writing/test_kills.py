@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import ConversionConfig, convert
 
 PICTURES, SHARDS, KILLS = 3000, 150, 10
 CONFIG = ConversionConfig(dataset_name="killed", num_shards=SHARDS, short_edges=(64, 96))
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(forty_pictures: 
 
     chance = random.Random(0)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.conversion"])  # importing TensorFlow takes longer than all the rest
+    context.set_forkserver_preload(["pipeline.writing.conversion"])  # importing TensorFlow takes longer than all the rest
 
     def check_what_a_kill_left() -> None:
         left = content_of(output)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # All that the main process does, but for the shards: it reads the annotations, sorts and locates the pictures, and writes down
 # which shard has which.
 PLAN_ONLY = """
@@ -31,7 +31,7 @@ else:
 """
 CONVERT = """
 import sys
-from pipeline.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import ConversionConfig, convert
 
 convert(sys.argv[1], sys.argv[2], sys.argv[3], "train", ConversionConfig(short_edges=(64,), num_shards=1))
 """

@@ -20,18 +20,19 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline import conversion, dataset, files, shard_writer
+from pipeline import dataset, files
 from pipeline.anchors import AnchorConfig
-from pipeline.beam_job import beam_options
 from pipeline.command import Progress, UserError
-from pipeline.conversion import ConversionConfig, convert
-from pipeline.conversion_summary import ConversionResult, summary_table
 from pipeline.data_config import DataConfig
 from pipeline.record_folder import open_data_set
+from pipeline.writing import conversion, shard_writer
+from pipeline.writing.beam_job import beam_options
+from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.metadata import ConversionResult, summary_table
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)
 Convert = Callable[..., ConversionResult]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUIET = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # as a terminal has it
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline.coco import Picture
-from pipeline.picture_files import PictureError, check_image, read_all
+from pipeline.writing.image_files import PictureError, check_image, read_all
 
 HEIGHT, WIDTH = 40, 60
 # Left half red, lower right quarter blue: what a rotation moves.

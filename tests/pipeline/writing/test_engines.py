@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import beam_job
 from pipeline.command import UserError
-from pipeline.conversion import ConversionConfig, convert
+from pipeline.writing import beam_job
+from pipeline.writing.conversion import ConversionConfig, convert
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=6)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TIMINGS = "summary-train.json"
 pytestmark = pytest.mark.timeout(900)  # processes that import TensorFlow, on a machine that may be busy
 Check = Callable[[Sequence[str]], None]
@@ -152,7 +152,7 @@ def test_dask_with_two_workers(check: Check, tmp_path: Path) -> None:
         client = stack.enter_context(Client(address, timeout=120))
         client.wait_for_workers(2, timeout=120)
         check(["--runner=DaskRunner", f"--dask_client_address={address}"])
-        imported = client.run(lambda: "pipeline.shard_writer" in sys.modules)
+        imported = client.run(lambda: "pipeline.writing.shard_writer" in sys.modules)
     assert list(imported.values()) == [True, True]  # each wrote some of the shards
 
 

@@ -28,14 +28,23 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import storage
 from pipeline.anchors import AnchorConfig
-from pipeline.beam_job import beam_options, quiet_workers, run_job
 from pipeline.coco import CocoData, Picture, read_coco
 from pipeline.command import Progress, UserError
-from pipeline.conversion_summary import ConversionResult, skipped_by_reason, summary_file, write_summary
-from pipeline.metadata import check_same, joined_metadata, remove_split, to_json, write_metadata
-from pipeline.picture_files import LocatedPicture, bytes_of, check_images, locate
 from pipeline.record_folder import FORMAT_VERSION
-from pipeline.shard_writer import ShardSettings, finished_shards, picture_message, start_run, stop_reason, stop_run
+from pipeline.writing.beam_job import beam_options, quiet_workers, run_job
+from pipeline.writing.image_files import LocatedPicture, bytes_of, check_images, locate
+from pipeline.writing.metadata import (
+    ConversionResult,
+    check_same,
+    joined_metadata,
+    remove_split,
+    skipped_by_reason,
+    summary_file,
+    to_json,
+    write_metadata,
+    write_summary,
+)
+from pipeline.writing.shard_writer import ShardSettings, finished_shards, picture_message, start_run, stop_reason, stop_run
 
 PICTURES_PER_SHARD = 512  # about 75 MB
 CTRL_C = "Ctrl-C"

@@ -1,0 +1,1 @@
+"""COCO JSON and images → shards of records: a Beam job."""
