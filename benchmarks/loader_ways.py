@@ -14,10 +14,11 @@ import tensorflow as tf
 
 from benchmarks.contestant import serve
 from model.rpn import anchor_grid
-from pipeline import dataset, records
+from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size
-from pipeline.preparation import Batch
+from pipeline.loading.batches import evaluation_batches, training_batches
+from pipeline.loading.example import Batch
 from pipeline.record_folder import DataSet, open_data_set
 
 SPLIT = "train"
@@ -44,7 +45,7 @@ def bare(data_set: DataSet, batch_size: int, *, cast: bool) -> tf.data.Dataset:
 def ours(data_set: DataSet, batch_size: int, anchors: AnchorSource) -> tf.data.Dataset:
     """What training reads: flips, anchors sampled, on six canvases."""
     config = dataclasses.replace(CONFIG, anchors=anchors)
-    return dataset.training_batches(data_set, SPLIT, config, global_batch_size=batch_size, seed=0)
+    return training_batches(data_set, SPLIT, config, global_batch_size=batch_size, seed=0)
 
 
 def dense(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
@@ -52,9 +53,7 @@ def dense(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
 
     (Without flips, which cost next to nothing, and without regression targets for every anchor, which torchvision makes too.)
     """
-    batches = dataset.evaluation_batches(
-        data_set, SPLIT, CONFIG, batch_size=batch_size, short_edge=SHORT_EDGE, max_edge=MAX_EDGE
-    )
+    batches = evaluation_batches(data_set, SPLIT, CONFIG, batch_size=batch_size, short_edge=SHORT_EDGE, max_edge=MAX_EDGE)
 
     def match(batch: Batch) -> Batch:
         height, width = tf.shape(batch["image"])[1], tf.shape(batch["image"])[2]

@@ -84,7 +84,7 @@ def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
 
 
 def training_batch(config: Config, folder: Path) -> dict[str, tf.Tensor]:
-    """The case as `pipeline.dataset` would give it, 256 sampled anchors a picture included."""
+    """The case as `pipeline.loading.batches` would give it, 256 sampled anchors a picture included."""
     content = np.load(folder / "pictures.npz")
     images, boxes, keypoints = (content[name] for name in ("images", "boxes", "keypoints"))
     batch, height, width, _ = images.shape

@@ -138,7 +138,7 @@ class KeypointRCNN(tf.Module):
         }
 
     def losses(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[dict[str, Loss], dict[str, tf.Tensor]]:
-        """The five losses of a batch (see `pipeline.dataset`), each as (sum, count), and sums worth watching.
+        """The five losses of a batch (see `pipeline.loading.batches`), each as (sum, count), and sums worth watching.
 
         Args:
           seed: int32 scalar, of the step: RoIs are drawn by (seed, image id).

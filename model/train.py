@@ -74,7 +74,7 @@ flags.DEFINE_enum(
     "none",
     ["none", "records", "decoded"],
     "Kept in memory of images that have been read: records (COCO train2017: 8 GB on each machine), or also decoded pictures (3 "
-    "bytes a pixel; in all 54 GB). python -m pipeline.dataset says what it takes for other data.",
+    "bytes a pixel; in all 54 GB). python -m pipeline.benchmark_loader says what it takes for other data.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -108,7 +108,7 @@ def main(_: list[str]) -> None:
     from model.starting_point import configuration, open_starting_point
     from model.strategies import make_strategy, naming_lost_workers
     from model.validation import Validation
-    from pipeline.loading import Loading
+    from pipeline.loading.options import Loading
     from pipeline.record_folder import open_data_set
 
     loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)

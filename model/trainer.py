@@ -10,7 +10,7 @@ from model import checkpoint
 from model.config import Config
 from model.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
-from pipeline import augment
+from pipeline.loading import augment
 from pipeline.skeleton import Skeleton
 
 

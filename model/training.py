@@ -1,4 +1,4 @@
-"""The training loop: batches of `pipeline.dataset` in, a model directory out.
+"""The training loop: batches of `pipeline.loading.batches` in, a model directory out.
 
 One `tf.function` takes one step under `strategy.run`; the loop around it only reads metrics, logs, saves and evaluates. Batches
 and every random draw are functions of (seed, step), so a checkpoint is the weights, the optimizer and the step.
@@ -24,14 +24,14 @@ from model.schedule import learning_rate
 from model.starting_point import StartingPoint
 from model.strategies import distribute, num_workers, worker_index
 from model.trainer import Trainer
-from pipeline import dataset
 from pipeline.command import Progress, UserError, reason_of
 from pipeline.files import write_json
-from pipeline.loading import PLAIN, Loading, why_silent
-from pipeline.plan import NoImagesError
+from pipeline.loading.batches import check_compatible, training_batches, training_pool
+from pipeline.loading.epoch_plan import NoImagesError
+from pipeline.loading.options import PLAIN, Loading, why_silent
+from pipeline.loading.unreadable import Skipped, reading_error
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import DataSet
-from pipeline.unreadable import Skipped
 
 KEPT_CHECKPOINTS = 3
 SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
@@ -80,9 +80,9 @@ def train(
             f"--batch_size={batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} replicas that share it"
         )
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=data_set.category_id))
-    dataset.check_compatible(data_set, config.anchors, config.data, data_set.skeleton)
+    check_compatible(data_set, config.anchors, config.data, data_set.skeleton)
     try:
-        pool = dataset.training_pool(data_set, split, config.data)
+        pool = training_pool(data_set, split, config.data)
     except NoImagesError as error:  # an ordinary case: a pipeline that converts what there is may have found nothing
         print(f"train: {error}; nothing to do", flush=True)
         return
@@ -98,7 +98,7 @@ def train(
         print(f"train: {split} has {pool}", flush=True)
         if run.loading.data_service:
             print(f"train: {run.loading.data_service} promises neither an order of batches nor exact resumption", flush=True)
-    batches = dataset.training_batches(
+    batches = training_batches(
         data_set,
         split,
         config.data,
@@ -275,7 +275,7 @@ def _next(
             raise UserError(
                 f"--data_service={loading.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
             ) from None
-        raise dataset.reading_error(
+        raise reading_error(
             error,
             source.data_set,
             source.split,

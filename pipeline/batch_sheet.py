@@ -11,12 +11,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import anchors, augment, plan, sheet
+from pipeline import anchors, sheet
 from pipeline.anchors import AnchorConfig
 from pipeline.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
 from pipeline.data_config import CROWD, PERSON, DataConfig
-from pipeline.dataset import reading_error, training_batches, training_pool
 from pipeline.drawing import BOX, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.loading import augment, epoch_plan
+from pipeline.loading.batches import training_batches, training_pool
+from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import DataSet
 from pipeline.skeleton import Skeleton
@@ -48,7 +50,7 @@ def chosen_steps(
 ) -> list[Step]:
     """The first steps of an epoch with each canvas, those with both flips before others, in the order of the steps."""
     pool = training_pool(data_set, split, config)
-    epoch = plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch_size)
+    epoch = epoch_plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch_size)
     real = epoch.rows >= 0  # [T, B]
     flipped = epoch.variants % 2 == 1
     both = (real & flipped).any(axis=1) & (real & ~flipped).any(axis=1)

@@ -1,4 +1,4 @@
-"""One record as NumPy sees it, read by its place in a shard: for looking at records, not for training (`dataset.py`)."""
+"""One record as NumPy sees it, read by its place in a shard: for looking at records, not for training (`batches.py`)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ FLAGS = {
         "data_dir", "split", "output", "image_id", "count", "flipped", "anchors", "short_edge", "batches", "batch_size",
         "num_canvases", "seed", "stats", "verify", "set", "brightness", "contrast", "saturation", "hue",
     ),
-    "pipeline.dataset": (
+    "pipeline.benchmark_loader": (
         "data_dir", "split", "batch_size", "short_edges", "num_canvases", "benchmark", "num_images", "cache", "on_error", "set",
         "brightness", "contrast", "saturation", "hue",
     ),
@@ -123,8 +123,8 @@ WRONG_INPUTS = {
     ),
     "inspect_records: missing folder": ("pipeline.inspect_records", ("--data_dir=nowhere", "--verify"), "nowhere"),
     "inspect_records: empty folder": ("pipeline.inspect_records", ("--data_dir=empty", "--output=out/a.png"), "empty"),
-    "dataset: missing folder": ("pipeline.dataset", ("--data_dir=nowhere", "--benchmark"), "nowhere"),
-    "dataset: no number": ("pipeline.dataset", ("--data_dir=empty", "--short_edges=640,large"), "'large'"),
+    "benchmark_loader: missing folder": ("pipeline.benchmark_loader", ("--data_dir=nowhere", "--benchmark"), "nowhere"),
+    "benchmark_loader: no number": ("pipeline.benchmark_loader", ("--data_dir=empty", "--short_edges=640,large"), "'large'"),
     "train: data service without scheme": (
         "model.train", ("--data_dir=empty", "--model_dir=out", "--data_service=localhost:5050"), "localhost:5050",
     ),
@@ -206,7 +206,7 @@ def test_whole_path(tmp_path: Path) -> None:
         done(*convert)
         assert (tmp_path / "records" / f"index-{split}.npy").stat().st_mtime_ns == index.st_mtime_ns
 
-    measured = done("pipeline.dataset", "--data_dir=records", "--batch_size=4", "--num_images=8", "--benchmark")
+    measured = done("pipeline.benchmark_loader", "--data_dir=records", "--batch_size=4", "--num_images=8", "--benchmark")
     assert "images per second, with" in measured and "% padding" in measured
 
     train = [

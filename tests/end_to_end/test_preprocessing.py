@@ -17,7 +17,7 @@ from model.keypoint_rcnn import KeypointRCNN
 from model.serving import ServingModule
 from pipeline import image
 from pipeline.data_config import DataConfig, ResizeRule, resized_size
-from pipeline.dataset import evaluation_batches, training_batches
+from pipeline.loading.batches import evaluation_batches, training_batches
 from pipeline.record_folder import DataSet
 
 RULES = typing.get_args(ResizeRule)

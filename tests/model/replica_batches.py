@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from model.strategies import distribute, make_strategy, num_workers, worker_index
 from pipeline.data_config import DataConfig
-from pipeline.dataset import evaluation_batches, training_batches
+from pipeline.loading.batches import evaluation_batches, training_batches
 from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from pipeline import plan
 from pipeline.coco import Picture
-from pipeline.dataset import training_batches, training_pool
+from pipeline.loading import epoch_plan
+from pipeline.loading.batches import training_batches, training_pool
 from pipeline.record_folder import DataSet
 from tests.model.replica_batches import BATCH, CONFIG, SEED, Facts, evaluation_facts, facts, training_facts
 
@@ -26,7 +26,7 @@ FIRST, STEPS = 5, 14  # starts within the first epoch and ends within the third
 
 def length_of_epoch(data_set: DataSet) -> int:
     pool = training_pool(data_set, "train", CONFIG)
-    return len(plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=BATCH).canvas)
+    return len(epoch_plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=BATCH).canvas)
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,10 @@ from model.interrupt import InterruptedTrainingError
 from model.strategies import distribute, make_strategy
 from model.trainer import Trainer
 from model.training import Run, train
-from pipeline import dataset, synthetic_dataset, synthetic_poses
+from pipeline import synthetic_dataset, synthetic_poses
 from pipeline.command import UserError
-from pipeline.loading import Loading
+from pipeline.loading.batches import training_batches, training_pool
+from pipeline.loading.options import Loading
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.writing.conversion import ConversionConfig, convert
 
@@ -52,7 +53,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 
 def global_batch(data_set: DataSet, config: Config) -> dict[str, tf.Tensor]:
-    batches = dataset.training_batches(
+    batches = training_batches(
         data_set, "train", config.data, global_batch_size=config.train.global_batch_size, seed=3, num_steps=1
     )
     return next(iter(batches))
@@ -118,7 +119,7 @@ def test_trains_under_each_strategy_and_precision(
     assert [line["step"] for line in lines] == [3, 4]  # the first contains tracing; a line tells of the steps before its own
     assert all(np.isfinite(line["loss"]) for line in lines)
     saved = json.loads((tmp_path / "run" / "canvases.json").read_text())
-    chosen = dataset.training_pool(data_set, "train", small_config.data).canvases
+    chosen = training_pool(data_set, "train", small_config.data).canvases
     assert [(c["height"], c["width"]) for c in saved["canvases"]] == list(chosen.sizes) and saved["padding"] == chosen.padding
     model = checkpoint.load_model(tmp_path / "run")
     assert all(v.dtype == tf.float32 and np.isfinite(v).all() for v in model.variables_by_path().values())

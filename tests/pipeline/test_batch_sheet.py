@@ -10,14 +10,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import augment, batch_sheet, plan, sheet
+from pipeline import batch_sheet, sheet
 from pipeline.anchors import AnchorConfig, corners
 from pipeline.batch_sheet import NEGATIVE, PADDING, chosen_steps, draw_image
 from pipeline.contact_sheet import POSITIVE
 from pipeline.data_config import CROWD as CROWD_KIND
 from pipeline.data_config import PERSON, DataConfig
-from pipeline.dataset import training_batches, training_pool
 from pipeline.drawing import BOX, CROWD
+from pipeline.loading import augment, epoch_plan
+from pipeline.loading.batches import training_batches, training_pool
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import DataSet
 from tests.conftest import SKELETON
@@ -31,7 +32,7 @@ def test_every_canvas_and_both_flips_are_chosen(small_data_set: DataSet) -> None
     assert {step.canvas for step in steps} == set(pool.canvases.sizes) and len(pool.canvases.sizes) == 3
     assert len(steps) <= 6 and [step.number for step in steps] == sorted({step.number for step in steps})
     assert {variant % 2 for step in steps for variant in step.variants} == {0, 1}
-    epoch = plan.plan_epoch(pool, seed=0, epoch=0, global_batch_size=2)
+    epoch = epoch_plan.plan_epoch(pool, seed=0, epoch=0, global_batch_size=2)
     for step in steps:
         assert pool.canvases.sizes[epoch.canvas[step.number]] == step.canvas
         assert all(0 <= variant < 4 for variant in step.variants) and 1 <= len(step.variants) <= 2

@@ -9,7 +9,7 @@ from pipeline import records
 from pipeline.coco import Picture
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig, resized_size
-from pipeline.dataset import training_batches
+from pipeline.loading.batches import training_batches
 from pipeline.record_folder import DataSet
 from pipeline.record_reader import decode_record, pixel_keypoints, read_records
 from tests.conftest import SKELETON, MakeDataSet, random_picture

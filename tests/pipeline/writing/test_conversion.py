@@ -20,10 +20,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline import dataset, files
+from pipeline import files
 from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress, UserError
 from pipeline.data_config import DataConfig
+from pipeline.loading.batches import evaluation_batches, training_batches
 from pipeline.record_folder import open_data_set
 from pipeline.writing import conversion, shard_writer
 from pipeline.writing.beam_job import beam_options
@@ -421,11 +422,11 @@ def test_tensorflow_datasets_reads_it(run: Convert, source: Path, finished: Path
 def test_records_can_do_without_anchors(run: Convert, tmp_path: Path) -> None:
     run(config=dataclasses.replace(CONFIG, short_edges=()))
     data = open_data_set(tmp_path / "out")
-    batches = list(dataset.evaluation_batches(data, "train", DataConfig(), batch_size=40, short_edge=64, max_edge=96))
+    batches = list(evaluation_batches(data, "train", DataConfig(), batch_size=40, short_edge=64, max_edge=96))
     assert len(batches) == 1
     assert (batches[0]["image_id"] > 0).numpy().all()
     with pytest.raises(UserError, match=r"its records have short edges \[\], training asks for \[64\]"):
-        dataset.training_batches(data, "train", DataConfig(short_edges=(64,)), global_batch_size=2, seed=0)
+        training_batches(data, "train", DataConfig(short_edges=(64,)), global_batch_size=2, seed=0)
     for example in tfds.builder_from_directory(tmp_path / "out").as_dataset(split="train"):
         assert example["anchors/positive"].nrows() == 0
 

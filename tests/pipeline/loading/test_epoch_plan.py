@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import plan
 from pipeline.command import UserError
 from pipeline.data_config import resized_size
+from pipeline.loading import epoch_plan
 from pipeline.record_folder import INDEX_DTYPE
 
 EDGES = (640, 720, 800)
@@ -28,7 +28,7 @@ def make_index(count: int, seed: int = 0) -> NDArray[Any]:
     return index
 
 
-def make_pool(index: NDArray[Any], **options: Any) -> plan.Pool:
+def make_pool(index: NDArray[Any], **options: Any) -> epoch_plan.Pool:
     defaults: dict[str, Any] = {
         "short_edges": EDGES,
         "max_edge": 1333,
@@ -39,10 +39,10 @@ def make_pool(index: NDArray[Any], **options: Any) -> plan.Pool:
         "require_keypoints": False,
         "split": "train",
     }
-    return plan.make_pool(index, **{**defaults, **options})
+    return epoch_plan.make_pool(index, **{**defaults, **options})
 
 
-def draws(batches: plan.Plan) -> dict[int, int]:
+def draws(batches: epoch_plan.Plan) -> dict[int, int]:
     """Variant by row of the index."""
     real = batches.rows >= 0
     return dict(zip(batches.rows[real].tolist(), batches.variants[real].tolist(), strict=True))
@@ -53,7 +53,7 @@ def test_every_image_once_and_on_a_canvas_that_holds_it(batch: int) -> None:
     index = make_index(201)
     pool = make_pool(index)
     for epoch in range(3):
-        batches = plan.plan_epoch(pool, seed=1, epoch=epoch, global_batch_size=batch)
+        batches = epoch_plan.plan_epoch(pool, seed=1, epoch=epoch, global_batch_size=batch)
         assert sorted(batches.rows[batches.rows >= 0]) == list(range(201))
         for canvas, rows, variants in zip(batches.canvas, batches.rows, batches.variants, strict=True):
             assert rows[0] >= 0  # no batch of nothing but padding
@@ -70,7 +70,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     pool = make_pool(make_index(100))
 
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(plan.plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=4).rows.ravel().tolist())
+        return tuple(epoch_plan.plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=4).rows.ravel().tolist())
 
     assert order(1, 0) == order(1, 0)
     assert len({order(seed, epoch) for seed in (0, 1, 2**40) for epoch in (0, 1, 7)}) == 9
@@ -78,14 +78,14 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_draws_are_keyed_by_the_image() -> None:
     index = make_index(100)
-    everything = draws(plan.plan_epoch(make_pool(index), seed=5, epoch=2, global_batch_size=8))
-    some = draws(plan.plan_epoch(make_pool(index[::3]), seed=5, epoch=2, global_batch_size=3))
+    everything = draws(epoch_plan.plan_epoch(make_pool(index), seed=5, epoch=2, global_batch_size=8))
+    some = draws(epoch_plan.plan_epoch(make_pool(index[::3]), seed=5, epoch=2, global_batch_size=3))
     assert {3 * row: variant for row, variant in some.items()} == {row: everything[row] for row in range(0, 100, 3)}
 
 
 def test_draws_are_even_and_independent() -> None:
     pool = make_pool(make_index(12_000))
-    epochs = [draws(plan.plan_epoch(pool, seed=0, epoch=epoch, global_batch_size=16)) for epoch in (0, 1)]
+    epochs = [draws(epoch_plan.plan_epoch(pool, seed=0, epoch=epoch, global_batch_size=16)) for epoch in (0, 1)]
     pairs = np.zeros((6, 6))
     for row in range(12_000):
         pairs[epochs[0][row], epochs[1][row]] += 1
@@ -93,20 +93,20 @@ def test_draws_are_even_and_independent() -> None:
 
 
 def test_no_flip() -> None:
-    variants = plan.plan_epoch(make_pool(make_index(50), flip=False), seed=0, epoch=0, global_batch_size=4).variants
+    variants = epoch_plan.plan_epoch(make_pool(make_index(50), flip=False), seed=0, epoch=0, global_batch_size=4).variants
     assert set(variants.ravel()) == {0, 2, 4}
 
 
 @pytest.mark.parametrize("count", [3, 150])
 def test_a_step_is_found_without_the_steps_before(count: int) -> None:
     pool = make_pool(make_index(count))
-    epochs = itertools.islice(plan.epochs_from(pool, seed=3, global_batch_size=4, step=0), 40)
+    epochs = itertools.islice(epoch_plan.epochs_from(pool, seed=3, global_batch_size=4, step=0), 40)
     first = 0
     for number, (epoch, step) in enumerate(epochs):
         assert (epoch, step) == (number, first)
-        length = len(plan.plan_epoch(pool, seed=3, epoch=epoch, global_batch_size=4).canvas)
+        length = len(epoch_plan.plan_epoch(pool, seed=3, epoch=epoch, global_batch_size=4).canvas)
         for inside in (first, first + length - 1):
-            assert next(plan.epochs_from(pool, seed=3, global_batch_size=4, step=inside)) == (epoch, first)
+            assert next(epoch_plan.epochs_from(pool, seed=3, global_batch_size=4, step=inside)) == (epoch, first)
         first += length
 
 
@@ -136,7 +136,7 @@ def test_nothing_to_train_on() -> None:
 @pytest.mark.parametrize("batch", [1, 8])
 def test_evaluation_sees_every_image_once(batch: int) -> None:
     pool = make_pool(make_index(77), short_edges=(800,), flip=False)
-    batches = plan.plan_evaluation(pool, batch_size=batch)
+    batches = epoch_plan.plan_evaluation(pool, batch_size=batch)
     assert sorted(batches.rows[batches.rows >= 0]) == list(range(77))
     assert not batches.variants.any()
     assert (np.diff(batches.canvas) >= 0).all()
@@ -146,5 +146,5 @@ def test_an_epoch_of_coco_takes_milliseconds() -> None:
     pool = make_pool(make_index(118_000))
     assert dataclasses.asdict(pool)["canvas_of"].shape == (118_000, 3)
     start = time.perf_counter()
-    plan.plan_epoch(pool, seed=0, epoch=0, global_batch_size=16)
+    epoch_plan.plan_epoch(pool, seed=0, epoch=0, global_batch_size=16)
     assert time.perf_counter() - start < 0.5  # 10 ms on an idle machine

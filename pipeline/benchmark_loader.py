@@ -1,14 +1,12 @@
 r"""Shows what the loader makes of records: canvases, padding, memory of caches; with --benchmark how fast, on this machine.
 
 Examples:
-  python -m pipeline.dataset --data_dir=records --split=train
-  python -m pipeline.dataset --data_dir=records --split=train --batch_size=16 --benchmark
-  python -m pipeline.dataset --data_dir=records --benchmark --set data.anchors=online --set data.jitter_canvas=1024
+  python -m pipeline.benchmark_loader --data_dir=records --split=train
+  python -m pipeline.benchmark_loader --data_dir=records --split=train --batch_size=16 --benchmark
+  python -m pipeline.benchmark_loader --data_dir=records --benchmark --set data.anchors=online --set data.jitter_canvas=1024
 """
 
 from __future__ import annotations
-
-from typing import NoReturn
 
 from absl import flags
 
@@ -42,16 +40,16 @@ def main(_: list[str]) -> None:
         raise UserError(f"--short_edges={','.join(FLAGS.short_edges)}: {wrong[0]!r} is not a number of pixels")
 
     command.load_tensorflow()
-    from pipeline import loader_benchmark
-    from pipeline.loading import Loading
+    from pipeline.loading import measurement
+    from pipeline.loading.options import Loading
 
     data_set = open_data_set(FLAGS.data_dir)
     short_edges = tuple(int(edge) for edge in FLAGS.short_edges) or None
     config = batch_flags.batch_config(FLAGS, data_set, short_edges=short_edges, num_canvases=FLAGS.num_canvases)
-    print("\n".join(loader_benchmark.describe(data_set, FLAGS.split, config.data, batch_size=FLAGS.batch_size)), flush=True)
+    print("\n".join(measurement.describe(data_set, FLAGS.split, config.data, batch_size=FLAGS.batch_size)), flush=True)
     if FLAGS.benchmark:
         loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache)
-        measured = loader_benchmark.measure(
+        measured = measurement.measure(
             data_set,
             FLAGS.split,
             config.data,
@@ -63,5 +61,5 @@ def main(_: list[str]) -> None:
         print("\n".join(measured.lines()))
 
 
-def run() -> NoReturn:
+if __name__ == "__main__":
     command.run(main, FLAGS, __doc__)

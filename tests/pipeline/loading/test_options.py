@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.dataset import training_batches
-from pipeline.loading import Cache, Loading, cache_bytes, check_possible
+from pipeline.loading.batches import training_batches
+from pipeline.loading.options import Cache, Loading, cache_bytes, check_possible
 from pipeline.record_folder import INDEX_DTYPE, DataSet
 
 CONFIG = DataConfig(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import plan
 from pipeline.data_config import DataConfig
-from pipeline.dataset import training_batches, training_pool
-from pipeline.loading import Loading
+from pipeline.loading import epoch_plan
+from pipeline.loading.batches import training_batches, training_pool
+from pipeline.loading.options import Loading
 from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(
@@ -31,7 +31,7 @@ def resident_bytes() -> int:
 @pytest.mark.parametrize("loading", [Loading(), Loading(on_error="skip", cache="decoded")], ids=["plain", "skip and cache"])
 def test_memory_is_flat_over_ten_epochs(small_data_set: DataSet, loading: Loading) -> None:
     pool = training_pool(small_data_set, "train", CONFIG)
-    epochs = plan.epochs_from(pool, seed=SEED, global_batch_size=BATCH, step=0)
+    epochs = epoch_plan.epochs_from(pool, seed=SEED, global_batch_size=BATCH, step=0)
     first_step = [first for _, first in itertools.islice(epochs, 14)]
     batches = training_batches(
         small_data_set, "train", CONFIG, global_batch_size=BATCH, seed=SEED, num_steps=first_step[13], loading=loading

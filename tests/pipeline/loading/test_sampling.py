@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline import anchors, sampling
-from pipeline.image_grid import ImageGrid
+from pipeline import anchors
+from pipeline.loading import anchor_targets
+from pipeline.loading.anchor_targets import ImageGrid
 
 CONFIG = anchors.AnchorConfig()
 SIZE = (150, 210)
@@ -28,7 +29,7 @@ def sampler(count: int, positive_fraction: float) -> Callable[..., tuple[tf.Tens
     @tf.function(reduce_retracing=True)
     def draw(*matching: tf.Tensor, crowds: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         grid = ImageGrid.of(CONFIG, SIZE, (160, 224))
-        sampled = sampling.sample(grid, matching, crowds, count=count, positive_fraction=positive_fraction, seed=seed)
+        sampled = anchor_targets.sample(grid, matching, crowds, count=count, positive_fraction=positive_fraction, seed=seed)
         return sampled.index, sampled.label, sampled.box
 
     return draw  # type: ignore[no-any-return]

@@ -10,14 +10,16 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from pipeline import augment, image, plan, records
+from pipeline import image, records
 from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress
 from pipeline.data_config import DataConfig
-from pipeline.dataset import reading_error, training_batches, training_pool
-from pipeline.image_rows import image_rows, planned_batches
-from pipeline.loading import Loading, cache_bytes
-from pipeline.preparation import Batch, Preparation
+from pipeline.loading import augment, epoch_plan
+from pipeline.loading.batches import training_batches, training_pool
+from pipeline.loading.epoch_plan import image_rows, planned_batches
+from pipeline.loading.example import Batch, Preparation
+from pipeline.loading.options import Loading, cache_bytes
+from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import DataSet
 
@@ -30,7 +32,7 @@ Row = dict[str, tf.Tensor]
 def describe(data_set: DataSet, split: str, config: DataConfig, *, batch_size: int) -> list[str]:
     """Lines about canvases, padding, and what caches take."""
     pool = training_pool(data_set, split, config)
-    first = plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=batch_size)
+    first = epoch_plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=batch_size)
     filled = (first.rows < 0).mean()
     images = data_set.index(split)[pool.rows]
     records_bytes, decoded_bytes = cache_bytes(images, "records"), cache_bytes(images, "decoded")

@@ -1,6 +1,6 @@
 """A record by its place in the shards, and its picture; both kept in memory where that is wanted.
 
-All in TensorFlow, for the parallel map of `dataset.py`.
+All in TensorFlow, for the parallel map of `batches.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline import image
-from pipeline.loading import Cache
+from pipeline.loading.options import Cache
 from pipeline.records import read_serialized
 
 

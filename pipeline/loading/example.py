@@ -1,6 +1,6 @@
 """One image's way from its record to its part of a batch: decoding, resizing, flipping, sampling anchors.
 
-The parallel map of `dataset.py`, which also describes the batch.
+The parallel map of `batches.py`, which also describes the batch.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import dataclasses
 
 import tensorflow as tf
 
-from pipeline import augment, image, matching, records, sampling
+from pipeline import image, records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig, ResizeRule
-from pipeline.image_grid import ImageGrid, Size
-from pipeline.loading import Cache
-from pipeline.reading import Reader
+from pipeline.loading import anchor_targets, augment
+from pipeline.loading.anchor_targets import ImageGrid, Size
+from pipeline.loading.options import Cache
+from pipeline.loading.reader import Reader
 from pipeline.record_folder import DataSet
 from pipeline.skeleton import Skeleton
 
@@ -181,7 +182,7 @@ class Preparation:
         else:
             positive, positive_box, ignored = self.recorded_matching(record, row["short_edge"], row["flipped"])
         slot = tf.scatter_nd(kept[:, None], 1 + tf.range(tf.size(kept)), [tf.shape(boxes)[0]]) - 1  # [P]; −1: not kept
-        sampled = sampling.sample(
+        sampled = anchor_targets.sample(
             grid,
             (positive, tf.gather(slot, positive_box), ignored),
             tf.gather(boxes, _places(crowd)),
@@ -195,7 +196,7 @@ class Preparation:
     def match(self, grid: ImageGrid, boxes: tf.Tensor, crowd: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Matches anchors with the boxes [P, 4] that are no crowds; as `recorded_matching`."""
         persons = tf.cast(_places(~crowd), tf.int32)
-        positive, box, ignored = matching.match(grid, tf.gather(boxes, persons))
+        positive, box, ignored = anchor_targets.match(grid, tf.gather(boxes, persons))
         return positive, tf.gather(persons, box), ignored
 
     def recorded_matching(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from pipeline import reading, records
+from pipeline import records
 from pipeline.command import UserError, reason_of
+from pipeline.data_config import DataConfig
+from pipeline.loading import reader
+from pipeline.loading.batches import training_pool
+from pipeline.loading.epoch_plan import planned_batches
 from pipeline.record_folder import DataSet
 from pipeline.record_reader import read_payload
 
@@ -41,7 +45,7 @@ def describe(data_set: DataSet, split: str, image: np.void) -> str | None:
 
 @tf.function(reduce_retracing=True)
 def _decode(record: dict[str, Any]) -> tf.Tensor:
-    return reading.decode(record)
+    return reader.decode(record)
 
 
 class Skipped:
@@ -85,3 +89,34 @@ class Skipped:
     def __exit__(self, *exception: object) -> None:
         if self._known:
             self._report(f"{len(self._known)} images could not be read; they were skipped {self._times} times")
+
+
+def describe_unreadable(
+    data_set: DataSet, split: str, config: DataConfig, *, global_batch_size: int, seed: int, step: int
+) -> list[str]:
+    """Which images of a step's global batch cannot be read: where each lies, and what is wrong with it.
+
+    For whoever met an error in the step's batch: TensorFlow's own does not say where.
+    """
+    index = data_set.index(split)
+    pool = training_pool(data_set, split, config)
+    rows = next(planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=step))["rows"]
+    found = (describe(data_set, split, index[row]) for row in rows[rows >= 0])
+    return [line for line in found if line is not None]
+
+
+def reading_error(
+    error: tf.errors.OpError,
+    data_set: DataSet,
+    split: str,
+    config: DataConfig,
+    *,
+    global_batch_size: int,
+    seed: int,
+    steps: Iterable[int],
+    way_out: str,
+) -> UserError:
+    """What to tell of an error met in the batches of some steps: the first image of them that cannot be read, and a way out."""
+    batch = {"global_batch_size": global_batch_size, "seed": seed}
+    found = (line for step in steps for line in describe_unreadable(data_set, split, config, **batch, step=step))
+    return UserError(f"{next(found, f'the data cannot be read ({reason_of(error)})')}; {way_out}")

@@ -11,11 +11,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import anchors, coco, data_config, plan, records
+from pipeline import anchors, coco, data_config, records
 from pipeline.coco import Picture
 from pipeline.command import UserError
 from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
-from pipeline.dataset import check_compatible, evaluation_batches, training_batches, training_pool
+from pipeline.loading import epoch_plan
+from pipeline.loading.batches import check_compatible, evaluation_batches, training_batches, training_pool
 from pipeline.record_folder import DataSet
 
 SMALL = DataConfig(
@@ -50,12 +51,12 @@ def assert_same(first: list[Arrays], second: list[Arrays]) -> None:
 
 def length_of_epoch(data_set: DataSet, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4) -> int:
     pool = training_pool(data_set, split, config)
-    return len(plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch).canvas)
+    return len(epoch_plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch).canvas)
 
 
 def variants(data_set: DataSet, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4) -> dict[int, int]:
     """By image id the variant that it draws in the first epoch."""
-    epoch = plan.plan_epoch(training_pool(data_set, split, config), seed=seed, epoch=0, global_batch_size=batch)
+    epoch = epoch_plan.plan_epoch(training_pool(data_set, split, config), seed=seed, epoch=0, global_batch_size=batch)
     real = epoch.rows >= 0
     ids = data_set.index(split)["image_id"][epoch.rows[real]]
     return dict(zip(ids.tolist(), epoch.variants[real].tolist(), strict=True))

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pipeline import anchors
 from pipeline.anchors import AnchorConfig
-from pipeline.image_grid import ImageGrid
+from pipeline.loading.anchor_targets import ImageGrid
 
 SIZE = (150, 210)
 CONFIGS = (

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import canvases, data_config
+from pipeline import data_config
 from pipeline.command import UserError
 from pipeline.data_config import resized_size
+from pipeline.loading import canvases
 
 Sizes = NDArray[np.int64]
 

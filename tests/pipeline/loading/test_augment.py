@@ -12,12 +12,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from pipeline import anchors, augment, coco
+from pipeline import anchors, coco
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import Picture
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.dataset import training_batches, training_pool
+from pipeline.loading import augment
+from pipeline.loading.batches import training_batches, training_pool
 from pipeline.record_folder import DataSet
 
 Arrays = dict[str, NDArray[Any]]

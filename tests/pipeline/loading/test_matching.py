@@ -9,9 +9,10 @@ import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import anchors, matching
+from pipeline import anchors
 from pipeline.anchors import AnchorConfig, Matching
-from pipeline.image_grid import ImageGrid
+from pipeline.loading import anchor_targets
+from pipeline.loading.anchor_targets import ImageGrid
 
 CONFIGS = (
     AnchorConfig(),
@@ -29,7 +30,7 @@ def matcher(config: AnchorConfig) -> Callable[..., tuple[tf.Tensor, tf.Tensor, t
 
     @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32), size, size])
     def match(boxes: tf.Tensor, image: tf.Tensor, canvas: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return matching.match(ImageGrid.of(config, (image[0], image[1]), (canvas[0], canvas[1])), boxes)
+        return anchor_targets.match(ImageGrid.of(config, (image[0], image[1]), (canvas[0], canvas[1])), boxes)
 
     return match  # type: ignore[no-any-return]
 

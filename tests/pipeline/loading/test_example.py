@@ -10,9 +10,9 @@ import tensorflow as tf
 from pipeline import anchors, image, records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig
-from pipeline.dataset import training_batches
-from pipeline.image_grid import ImageGrid
-from pipeline.preparation import Preparation
+from pipeline.loading.anchor_targets import ImageGrid
+from pipeline.loading.batches import training_batches
+from pipeline.loading.example import Preparation
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.writing.conversion import ConversionConfig, convert
 

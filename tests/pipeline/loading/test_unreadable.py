@@ -15,11 +15,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import batch_sheet, loader_benchmark, unreadable
+from pipeline import batch_sheet
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.dataset import describe_unreadable, evaluation_batches, training_batches
-from pipeline.loading import Loading
+from pipeline.loading import measurement, unreadable
+from pipeline.loading.batches import evaluation_batches, training_batches
+from pipeline.loading.options import Loading
+from pipeline.loading.unreadable import describe_unreadable
 from pipeline.record_folder import DataSet
 
 CONFIG = DataConfig(
@@ -194,8 +196,8 @@ def test_a_benchmark_and_a_sheet_name_it(small_data_set: DataSet, tmp_path: Path
     data_set = overwritten(small_data_set, tmp_path / "damaged", *BYTES["in the data"])
     named = rf"record at byte {row(data_set)['offset']}, image {VICTIM}: the record is damaged .*"
 
-    def measure(loading: Loading) -> loader_benchmark.Measured:
-        return loader_benchmark.measure(data_set, "train", CONFIG, batch_size=4, num_images=24, loading=loading)
+    def measure(loading: Loading) -> measurement.Measured:
+        return measurement.measure(data_set, "train", CONFIG, batch_size=4, num_images=24, loading=loading)
 
     with pytest.raises(UserError, match=named + "--on_error=skip"):
         measure(Loading())

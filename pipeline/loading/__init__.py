@@ -1,0 +1,1 @@
+"""Shards of records → batches of a tf.data pipeline."""

@@ -1,0 +1,217 @@
+"""Records → batches: decoding, resizing, flipping, sampling anchors, on canvases of a few sizes.
+
+The batch of a step is a function of (seed, step, global batch size). `epoch_plan.py` says which images it holds; here each
+is read by its offset, prepared in a parallel map, and stacked with its neighbours. A batch is one dict:
+
+| key | dtype, shape | meaning |
+| --- | --- | --- |
+| `image` | uint8 [B, H, W, 3] | RGB, top left in the canvas, zero outside (float32 under torchvision's resize rule) |
+| `image_size` | int32 [B, 2] | height, width of the picture inside the canvas |
+| `scale` | float32 [B, 2] | canvas / original as (y, x) |
+| `original_size` | int32 [B, 2] | height, width of the file |
+| `image_id` | int64 [B] | −1 for a padding image, which is all zeros |
+| `boxes` | float32 [B, G, 4] | x0, y0, x1, y1 in canvas pixels, zero where there is none |
+| `keypoints` | float32 [B, G, K, 3] | x, y in canvas pixels, visibility 0, 1, 2; all zero where not labelled |
+| `box_kind` | int32 [B, G] | `PADDING`, `PERSON` or `CROWD` |
+| `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid (training only, as the next two) |
+| `anchor_label` | int32 [B, A] | 1, 0, or −1 for unused |
+| `anchor_box` | int32 [B, A] | index into `boxes` of a positive anchor's box |
+| `unreadable` | int64 [B] | id of the image that this padding image replaces, else −1 (with `Loading.on_error` "skip" only) |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.anchors import AnchorConfig
+from pipeline.command import UserError
+from pipeline.data_config import DataConfig
+from pipeline.loading import canvases, epoch_plan
+from pipeline.loading.epoch_plan import PlannedBatch, image_rows, planned_batches
+from pipeline.loading.example import Preparation
+from pipeline.loading.options import PLAIN, Loading, check_possible
+from pipeline.record_folder import DataSet
+from pipeline.skeleton import Skeleton
+
+
+def check_compatible(data_set: DataSet, anchors: AnchorConfig, config: DataConfig, skeleton: Skeleton) -> None:
+    """Refuses records whose keypoints, or precomputed matching if it is to be used, are not those that training is asked for.
+
+    Raises:
+      UserError: names what the records have and what is asked for.
+    """
+    online = config.anchors == "online"
+    missing = sorted(set(config.short_edges) - set(data_set.short_edges))
+    for name, recorded, asked, same in (
+        ("keypoints", data_set.skeleton.to_json(), skeleton.to_json(), data_set.skeleton == skeleton),
+        ("anchors", data_set.anchors.to_json(), anchors.to_json(), online or data_set.anchors == anchors),
+        ("short edges", list(data_set.short_edges), list(config.short_edges), online or not missing),
+        ("max_edge", data_set.max_edge, config.max_edge, online or data_set.max_edge == config.max_edge),
+        ("resize rule", "standard", config.resize, online or config.resize == "standard"),
+    ):
+        if not same:
+            if isinstance(recorded, dict) and isinstance(asked, dict):
+                differing = [key for key in recorded if recorded[key] != asked[key]]
+                recorded, asked = ({key: value[key] for key in differing} for value in (recorded, asked))
+            other = "" if name == "keypoints" else ", or match while loading: --set data.anchors=online"
+            raise UserError(
+                f"{data_set.folder}: its records have {name} {recorded}, training asks for {asked}; convert the data again, "
+                f"or train with the records' own{other}"
+            )
+
+
+def training_pool(data_set: DataSet, split: str, config: DataConfig) -> epoch_plan.Pool:
+    """The images and canvases that `training_batches` uses; `str` of it is a line for the log."""
+    index = data_set.index(split)
+    side = config.jitter_canvas
+    pool = epoch_plan.make_pool(
+        index,
+        short_edges=(side,) if side else config.short_edges,
+        max_edge=side or config.max_edge,
+        resize=config.resize,
+        num_canvases=1 if side else config.num_canvases,
+        max_boxes=config.max_boxes,
+        flip=config.flip,
+        require_keypoints=config.require_keypoints,
+        split=split,
+    )
+    if not side:
+        return pool
+    images = index[pool.rows]
+    return dataclasses.replace(pool, canvases=canvases.square(side, config.jitter_scales, images["height"], images["width"]))
+
+
+def training_batches(
+    data_set: DataSet,
+    split: str,
+    config: DataConfig,
+    *,
+    global_batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    input_workers: int = 1,
+    input_worker: int = 0,
+    anchors: AnchorConfig | None = None,
+    loading: Loading = PLAIN,
+) -> tf.data.Dataset:
+    """Batches from `start_step` on; each worker gets its slice of the global batch.
+
+    Args:
+      seed: of the order, the draws and the sampled anchors.
+      start_step: the first batch's step, 0 at the beginning of training. Starting late costs nothing.
+      num_steps: number of batches; None: without end.
+      input_workers, input_worker: number of workers that share a global batch, and which of them this is.
+      anchors: the model's; None: the records' own. Others need `config.anchors` = "online".
+
+    Returns:
+      dicts with leading dimension global_batch_size / input_workers; all dimensions static but the canvas's H and W, which
+      all workers have alike at each step.
+
+    Raises:
+      UserError: no image to train on, short edges that the records lack, or a batch that the workers cannot share.
+    """
+    if global_batch_size < 1 or global_batch_size % input_workers:
+        raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
+    anchors = anchors or data_set.anchors
+    check_compatible(data_set, anchors, config, data_set.skeleton)
+    size = global_batch_size // input_workers
+    mine = slice(input_worker * size, (input_worker + 1) * size)
+    pool = training_pool(data_set, split, config)
+    check_possible(loading, data_set.index(split)[pool.rows])
+
+    def batches() -> Iterator[PlannedBatch]:
+        every = planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
+        for images in itertools.islice(every, num_steps):
+            yield images | {"rows": images["rows"][mine], "variants": images["variants"][mine]}
+
+    rows = image_rows(batches, data_set.index(split), pool, config.short_edges, size, whole=bool(loading.data_service))
+    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
+    return _batches(rows, prepare, size, loading)
+
+
+def evaluation_batches(
+    data_set: DataSet,
+    split: str,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    short_edge: int,
+    max_edge: int,
+    input_workers: int = 1,
+    input_worker: int = 0,
+    loading: Loading = PLAIN,
+) -> tf.data.Dataset:
+    """Every image of a split exactly once, unflipped, without sampled anchors; the last batch of a canvas is filled up.
+
+    Args:
+      batch_size: of all workers together.
+      short_edge, max_edge: need not be among those of the records.
+
+    Raises:
+      UserError: as `training_batches`.
+    """
+    if batch_size < 1 or batch_size % input_workers:
+        raise UserError(f"batch of {batch_size} images: must be a multiple of the {input_workers} input workers")
+    index = data_set.index(split)
+    pool = epoch_plan.make_pool(
+        index,
+        short_edges=[short_edge],
+        max_edge=max_edge,
+        resize=config.resize,
+        num_canvases=config.num_canvases,
+        max_boxes=config.max_boxes,
+        flip=False,
+        require_keypoints=False,
+        split=split,
+    )
+    check_possible(loading, index)
+    size = batch_size // input_workers
+    mine = slice(input_worker * size, (input_worker + 1) * size)
+
+    def batches() -> Iterator[PlannedBatch]:
+        planned = epoch_plan.plan_evaluation(pool, batch_size=batch_size)
+        for canvas, rows, variants in zip(planned.canvas, planned.rows, planned.variants, strict=True):
+            yield {"canvas": canvas, "rows": rows[mine], "variants": variants[mine], "key": np.int64(0)}
+
+    prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=max_edge, training=False, cache=loading.cache)
+    rows = image_rows(batches, index, pool, [short_edge], size, whole=bool(loading.data_service))
+    return _batches(rows, prepare, size, loading)
+
+
+def _batches(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, loading: Loading) -> tf.data.Dataset:
+    """Reads and prepares images in parallel, and stacks each `batch_size` of them, which share a canvas."""
+    if loading.on_error == "skip":
+        dataset = rows.interleave(
+            functools.partial(_image_or_padding, prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+    else:
+        dataset = rows.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    if loading.data_service:
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(
+                tf.data.experimental.service.ShardingPolicy.DYNAMIC,
+                loading.data_service,
+                compression=None,  # pictures hardly shrink
+            )
+        )
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # slices are cut above
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _image_or_padding(prepare: Preparation, row: dict[str, tf.Tensor]) -> tf.data.Dataset:
+    """One element: the image of a row, or a padding image if preparing it fails."""
+    attempts = {name: tf.stack([value, value]) for name, value in row.items()}
+    attempts["image_id"] = tf.stack([row["image_id"], -1])
+    unreadable_id = tf.stack([-1, row["image_id"]])
+    dataset = tf.data.Dataset.from_tensor_slices((attempts, unreadable_id))
+    return dataset.map(lambda row, unreadable: prepare(row) | {"unreadable": unreadable}).ignore_errors().take(1)
