@@ -95,7 +95,7 @@ def _check_meaning() -> None:
 
 
 def _draw_records(data_set: DataSet) -> None:
-    from pipeline import contact_sheet, sheet
+    from pipeline.inspection import contact_sheet, sheet
 
     output = _output()
     sheet.check_suffix(output)
@@ -115,7 +115,7 @@ def _draw_records(data_set: DataSet) -> None:
 
 
 def _draw_batches(data_set: DataSet) -> None:
-    from pipeline import batch_sheet, sheet
+    from pipeline.inspection import batch_sheet, sheet
 
     output = _output()
     sheet.check_suffix(output)
@@ -140,8 +140,8 @@ def _draw_batches(data_set: DataSet) -> None:
 
 def _write_statistics(data_set: DataSet) -> None:
     from pipeline.files import write_file
-    from pipeline.record_statistics import collect
-    from pipeline.statistics_page import statistics_page
+    from pipeline.inspection.statistics import collect
+    from pipeline.inspection.statistics_page import statistics_page
 
     output = _output()
     if output.suffix.lower() not in (".html", ".htm"):
@@ -155,7 +155,7 @@ def _write_statistics(data_set: DataSet) -> None:
 
 
 def _verify(data_set: DataSet) -> None:
-    from pipeline import verification
+    from pipeline.inspection import verification
 
     splits = _splits(data_set)
     found: Counter[Path] = Counter()

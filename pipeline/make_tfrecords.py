@@ -85,8 +85,9 @@ def main(beam_flags: list[str]) -> None:
     root = logging.getLogger()
     root.setLevel(logging.ERROR)  # Beam warns of clients of cloud services that are not installed
     command.load_tensorflow()
-    from pipeline import contact_sheet, storage
+    from pipeline import storage
     from pipeline.anchors import AnchorConfig
+    from pipeline.inspection import contact_sheet
     from pipeline.writing.conversion import ConversionConfig, convert
     from pipeline.writing.metadata import summary_table
 

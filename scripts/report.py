@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from pipeline import command
-from pipeline.html_page import STYLE, table
+from pipeline.inspection.html_page import STYLE, table
 from pipeline.skeleton import Skeleton
 from scripts.demo_files import DemoFiles
 from scripts.stages import STATE_FILE

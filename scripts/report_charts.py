@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.svg_chart import COLOURS, INK, SIZE, STYLE, svg
+from pipeline.inspection.html_page import CHART_STYLE, COLOURS, INK, SIZE, svg
 
 LOSSES = {
     "rpn_objectness": "RPN objectness",
@@ -23,7 +23,7 @@ LOSSES = {
 def loss_chart(lines: Sequence[dict[str, Any]]) -> str:
     """The losses over the steps, smoothed; the sum unsmoothed behind its curve. `lines` are those of `metrics.jsonl`."""
     train = [line for line in lines if line["kind"] == "train"]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(CHART_STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         steps = [line["step"] for line in train]
@@ -41,7 +41,7 @@ def loss_chart(lines: Sequence[dict[str, Any]]) -> str:
 def ap_chart(lines: Sequence[dict[str, Any]], baseline: float) -> str:
     """Keypoint and box AP over the steps, with the AP of a mean pose in the true boxes."""
     evaluations = [line for line in lines if line["kind"] == "eval"]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(CHART_STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         colours = list(COLOURS)

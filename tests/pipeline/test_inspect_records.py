@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline import command, inspect_records, make_tfrecords
-from pipeline.contact_sheet import overview_path
+from pipeline.inspection.contact_sheet import overview_path
 from tests.conftest import SKELETON
 
 Command = Callable[..., int]

@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import batch_sheet
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
+from pipeline.inspection import batch_sheet
 from pipeline.loading import measurement, unreadable
 from pipeline.loading.batches import evaluation_batches, training_batches
 from pipeline.loading.options import Loading

@@ -10,13 +10,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import batch_sheet, sheet
 from pipeline.anchors import AnchorConfig, corners
-from pipeline.batch_sheet import NEGATIVE, PADDING, chosen_steps, draw_image
-from pipeline.contact_sheet import POSITIVE
 from pipeline.data_config import CROWD as CROWD_KIND
 from pipeline.data_config import PERSON, DataConfig
 from pipeline.drawing import BOX, CROWD
+from pipeline.inspection import batch_sheet, sheet
+from pipeline.inspection.batch_sheet import NEGATIVE, PADDING, chosen_steps, draw_image
+from pipeline.inspection.contact_sheet import POSITIVE
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.random_draws import step_seed

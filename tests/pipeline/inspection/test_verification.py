@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.inspection.verification import verify
 from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, open_data_set
-from pipeline.verification import verify
 
 SHARD, INDEX = "small-train.tfrecord-00001-of-00002", "index-train.npy"
 

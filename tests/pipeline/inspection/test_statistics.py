@@ -9,9 +9,9 @@ import pytest
 
 from pipeline import anchors, data_config
 from pipeline.coco import Picture
+from pipeline.inspection.statistics import MOST_PERSONS, WELL_MATCHED, WORST_KEPT, RecordStatistics, best_iou, collect
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_reader import read_records
-from pipeline.record_statistics import MOST_PERSONS, WELL_MATCHED, WORST_KEPT, RecordStatistics, best_iou, collect
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import anchors, sheet
+from pipeline import anchors
 from pipeline.anchors import AnchorConfig
-from pipeline.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
 from pipeline.data_config import CROWD, PERSON, DataConfig
 from pipeline.drawing import BOX, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.inspection import sheet
+from pipeline.inspection.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.unreadable import reading_error

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import contact_sheet, sheet
 from pipeline.command import UserError
-from pipeline.contact_sheet import Variant, chosen_rows, draw_record, rows_of
 from pipeline.drawing import BOX, CROWD
+from pipeline.inspection import contact_sheet, sheet
+from pipeline.inspection.contact_sheet import Variant, chosen_rows, draw_record, rows_of
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_reader import read_records
 from tests.conftest import SKELETON, MakeDataSet, random_picture

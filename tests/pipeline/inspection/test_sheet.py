@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import sheet
 from pipeline.command import UserError
+from pipeline.inspection import sheet
 
 
 @settings(max_examples=100, deadline=None)

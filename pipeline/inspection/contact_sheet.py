@@ -14,9 +14,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline import anchors, data_config, image, sheet
+from pipeline import anchors, data_config, image
 from pipeline.command import UserError, reason_of
 from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.inspection import sheet
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_reader import Record, pixel_keypoints, read_records
 from pipeline.skeleton import Skeleton

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline import records
-from pipeline.record_checks import check_record
+from pipeline.inspection.verification import check_record
 from pipeline.record_folder import open_data_set
 from pipeline.record_reader import read_payload
 

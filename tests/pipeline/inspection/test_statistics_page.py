@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.inspection.statistics import collect
+from pipeline.inspection.statistics_page import mirror_pairs, statistics_page
 from pipeline.record_folder import DataSet, open_data_set
-from pipeline.record_statistics import collect
 from pipeline.skeleton import Skeleton
-from pipeline.statistics_page import mirror_pairs, statistics_page
 from tests.conftest import MakeDataSet
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "wbr", "hr", "link"}

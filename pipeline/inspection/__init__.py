@@ -1,0 +1,1 @@
+"""Sheets, statistics and verification of records: what a person looks at."""
