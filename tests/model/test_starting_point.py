@@ -23,10 +23,10 @@ from model.starting_point import BackboneFile, ModelDirectory, configuration, op
 from model.strategies import make_strategy
 from model.training import Run, train
 from model.weight_import import import_model
-from pipeline import synthetic_dataset
 from pipeline.command import UserError
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.skeleton import COCO_PERSON
+from pipeline.synthetic import dataset
 from pipeline.writing.conversion import ConversionConfig, convert
 from tests.conftest import SKELETON
 from tests.model.torch_format import save_zip, tensor
@@ -242,7 +242,7 @@ def test_a_model_directory_gives_all_but_what_other_keypoints_change(imported_di
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     folder = tmp_path_factory.mktemp("synthetic")
-    rendered = synthetic_dataset.write_dataset(folder, synthetic_dataset.Arguments(4, 5, "train", 160, 128), num_workers=1)
+    rendered = dataset.write_dataset(folder, dataset.Arguments(4, 5, "train", 160, 128), num_workers=1)
     convert(
         rendered.annotations, rendered.pictures, folder / "records", "train", ConversionConfig(short_edges=(96,), max_edge=192)
     )

@@ -27,11 +27,11 @@ from model.interrupt import InterruptedTrainingError
 from model.strategies import distribute, make_strategy
 from model.trainer import Trainer
 from model.training import Run, train
-from pipeline import synthetic_dataset, synthetic_poses
 from pipeline.command import UserError
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.options import Loading
 from pipeline.record_folder import DataSet, open_data_set
+from pipeline.synthetic import dataset, poses
 from pipeline.writing.conversion import ConversionConfig, convert
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ COLOURS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     folder = tmp_path_factory.mktemp("synthetic")
-    rendered = synthetic_dataset.write_dataset(folder, synthetic_dataset.Arguments(12, 5, "train", 160, 128), num_workers=1)
+    rendered = dataset.write_dataset(folder, dataset.Arguments(12, 5, "train", 160, 128), num_workers=1)
     config = ConversionConfig(short_edges=(96, 128), max_edge=192)
     convert(rendered.annotations, rendered.pictures, folder / "records", "train", config)
     return open_data_set(folder / "records")
@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(data_set: DataSet, sma
 def test_an_empty_split_is_ordinary(
     data_set: DataSet, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nobody = {"images": [], "annotations": [], "categories": [synthetic_poses.PERSON_CATEGORY]}
+    nobody = {"images": [], "annotations": [], "categories": [poses.PERSON_CATEGORY]}
     (tmp_path / "empty.json").write_text(json.dumps(nobody))
     convert(
         tmp_path / "empty.json", tmp_path, tmp_path / "records", "train", ConversionConfig(short_edges=(96, 128), max_edge=192)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from pipeline.synthetic_looks import Color, random_look, shade
-from pipeline.synthetic_people import PARTS, SHOWS, Figure, draw_figure, visible_from
-from pipeline.synthetic_poses import KEYPOINTS, Floats, random_pose
-from pipeline.synthetic_scenes import SUPERSAMPLING, fill, random_background, random_obstacle
+from pipeline.synthetic.looks import Color, random_look, shade
+from pipeline.synthetic.people import PARTS, SHOWS, Figure, draw_figure, visible_from
+from pipeline.synthetic.poses import KEYPOINTS, Floats, random_pose
+from pipeline.synthetic.scenes import SUPERSAMPLING, fill, random_background, random_obstacle
 
 MIN_SIDE = 96  # below it the smallest people would be a few pixels high
 MAX_SIDE = 4096

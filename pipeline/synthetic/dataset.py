@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.command import Progress, UserError
-from pipeline.synthetic_pictures import MAX_SIDE, MIN_SIDE, render_picture
-from pipeline.synthetic_poses import PERSON_CATEGORY
+from pipeline.synthetic.poses import PERSON_CATEGORY
+from pipeline.synthetic.rendering import MAX_SIDE, MIN_SIDE, render_picture
 
 GENERATOR = "pipeline.synthetic"
 VERSION = 1  # of the rendering: count up when the same arguments give other pictures

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.synthetic_looks import HAIR, SKIN, Color, limb_color, random_color, shade
-from pipeline.synthetic_people import capsules
-from pipeline.synthetic_poses import Floats
+from pipeline.synthetic.looks import HAIR, SKIN, Color, limb_color, random_color, shade
+from pipeline.synthetic.people import capsules
+from pipeline.synthetic.poses import Floats
 
 SUPERSAMPLING = 2
 

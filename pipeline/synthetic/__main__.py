@@ -33,11 +33,11 @@ flags.mark_flags_as_required(["output_dir", "num_images", "seed"], flag_values=F
 
 def main(rest: list[str]) -> None:
     del rest
-    from pipeline import synthetic_dataset
+    from pipeline.synthetic import dataset
 
-    arguments = synthetic_dataset.Arguments(FLAGS.num_images, FLAGS.seed, FLAGS.split, FLAGS.width, FLAGS.height)
+    arguments = dataset.Arguments(FLAGS.num_images, FLAGS.seed, FLAGS.split, FLAGS.width, FLAGS.height)
     workers = FLAGS.num_workers if FLAGS.num_workers is not None else len(os.sched_getaffinity(0))
-    summary = synthetic_dataset.write_dataset(FLAGS.output_dir, arguments, num_workers=workers, overwrite=FLAGS.overwrite)
+    summary = dataset.write_dataset(FLAGS.output_dir, arguments, num_workers=workers, overwrite=FLAGS.overwrite)
     print(f"{'found finished, rendered with the same arguments' if summary.reused else 'rendered'}: {summary}")
     print(f"  pictures     {summary.pictures}{os.sep}\n  annotations  {summary.annotations}")
 

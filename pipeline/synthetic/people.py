@@ -1,7 +1,7 @@
 """Draws a pose as a person: limbs, clothes, face and hair as filled polygons, from the farthest to the nearest.
 
 From the front a person shows a face and an open collar with a bright stripe down the chest, from behind hair and a plain
-back. The colours of the limbs tell left from right, see `synthetic_looks.Look`.
+back. The colours of the limbs tell left from right, see `looks.Look`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.synthetic_looks import Color, Look, luminance, shade
-from pipeline.synthetic_poses import FACE_POINTS, KEYPOINTS, SIDES, Floats, Pose
+from pipeline.synthetic.looks import Color, Look, luminance, shade
+from pipeline.synthetic.poses import FACE_POINTS, KEYPOINTS, SIDES, Floats, Pose
 
 # Parts of the body, as they are told apart in a label picture.
 PARTS = (

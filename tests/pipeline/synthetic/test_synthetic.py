@@ -18,18 +18,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline import synthetic_dataset
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
-from pipeline.synthetic_dataset import Arguments, write_dataset
-from pipeline.synthetic_looks import random_look
-from pipeline.synthetic_people import Figure, draw_figure, visible_from
-from pipeline.synthetic_pictures import Layer, annotate, render_picture
-from pipeline.synthetic_poses import KEYPOINTS, PERSON_CATEGORY, random_pose
+from pipeline.synthetic import dataset
+from pipeline.synthetic.dataset import Arguments, write_dataset
+from pipeline.synthetic.looks import random_look
+from pipeline.synthetic.people import Figure, draw_figure, visible_from
+from pipeline.synthetic.poses import KEYPOINTS, PERSON_CATEGORY, random_pose
+from pipeline.synthetic.rendering import Layer, annotate, render_picture
 
 WIDTH, HEIGHT, IMAGES = 320, 240, 120
 SKELETON = Skeleton.from_category(PERSON_CATEGORY)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic_dataset, "render_picture", stop)
+    monkeypatch.setattr(dataset, "render_picture", stop)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path, arguments(), num_workers=1)
     assert [p for p in tmp_path.rglob("*") if p.is_file() or "val" in p.name] == []
