@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.contestant import serve
-from model.rpn import anchor_grid
+from model.network.rpn import anchor_grid
 from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size

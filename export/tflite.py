@@ -17,7 +17,7 @@ from ai_edge_litert.interpreter import Interpreter
 from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
 from export.saved_model import temporary_folder
 from model.config import Config
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.serving import CANVAS_MULTIPLE, ServingModule, round_up
 from pipeline.command import UserError
 

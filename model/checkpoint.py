@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.config import Config
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
 from pipeline.command import UserError, reason_of
 from pipeline.files import read_json, write_file

@@ -22,8 +22,8 @@ from PIL import Image
 from model import config as config_lib
 from model.checkpoint import load_model, load_skeleton
 from model.config import Config
-from model.keypoint_decoding import Decoder, decode_fast, decode_reference
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_head import Decoder, decode_fast, decode_reference
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.serving import MAX_PIXELS, ServingModule, round_up
 from pipeline import data_config, image
 from pipeline.command import UserError

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from model.keypoint_decoding import Decoder, decode_fast
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_head import Decoder, decode_fast
+from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import image
 from pipeline.data_config import ResizeRule
 

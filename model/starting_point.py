@@ -14,7 +14,7 @@ from model import weight_layout, weight_names
 from model.array_pickle import RefusedError
 from model.checkpoint import NOTE_FILE, load_model
 from model.config import BackboneConfig, Config
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.published_weights import digests, note
 from model.weight_files import read_weights
 from model.weight_names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
@@ -31,7 +31,7 @@ _CONVENTIONS: Mapping[str, BackboneConfig] = {
     TORCHVISION.name: BackboneConfig(),
     DETECTRON2.name: BackboneConfig(),
     CAFFE2.name: _MSRA,
-    # keras.applications.imagenet_utils.preprocess_input, mode "caffe"; resnet.py has the epsilon.
+    # keras.applications.imagenet_utils.preprocess_input, mode "caffe"; backbone.py has the epsilon.
     KERAS.name: dataclasses.replace(_MSRA, pixel_mean=(103.939, 116.779, 123.68), norm_epsilon=1.001e-5),
 }
 # The stem and the first stage stay as they are, in both reference implementations (FREEZE_AT 2, trainable_backbone_layers 3).

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from model import checkpoint
 from model.config import Config
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.optimizer import Sgd
 from pipeline.loading import augment
 from pipeline.skeleton import Skeleton

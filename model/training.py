@@ -18,8 +18,8 @@ from model import checkpoint as checkpoint_lib
 from model.config import Config
 from model.feed import Feed
 from model.interrupt import Interrupt, InterruptedTrainingError
-from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import LOSSES, Interval, MetricsLog
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.schedule import learning_rate
 from model.starting_point import StartingPoint
 from model.strategies import distribute, num_workers, worker_index

@@ -8,8 +8,8 @@ import numpy as np
 
 from model.evaluation import Figures, evaluate
 from model.ground_truth import read_ground_truth
-from model.keypoint_rcnn import KeypointRCNN
 from model.metrics_log import MetricsLog
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.predictor import Predictor, model_predictor
 from pipeline import image
 from pipeline.drawing import Drawn, drawn_people, side_by_side

@@ -15,7 +15,7 @@ from model import checkpoint as checkpoint_lib
 from model import families, weight_layout, weight_names
 from model.array_pickle import RefusedError
 from model.config import Config
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.published_weights import Digests, digests, named_otherwise, note, published_as
 from model.weight_files import read_weights
 from model.weight_names import Family, Tensors, told

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.test_commands import run
+from tests.model.network.test_parity_inference import BOX, KEYPOINT, KEYPOINT_SCORE, KEYPOINT_SHARE, NUMBERS, SCORE
 from tests.model.oracles import FAMILIES, WEIGHTS
-from tests.model.test_parity_inference import BOX, KEYPOINT, KEYPOINT_SCORE, KEYPOINT_SHARE, NUMBERS, SCORE
 
 ROUNDING = 1e-3  # pixels of the picture, twice the half of the last digit written
 

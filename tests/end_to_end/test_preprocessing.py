@@ -12,8 +12,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.config import TINY
-from model.keypoint_decoding import Decoder
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_head import Decoder
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.serving import ServingModule
 from pipeline import image
 from pipeline.data_config import DataConfig, ResizeRule, resized_size

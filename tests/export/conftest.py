@@ -11,7 +11,7 @@ import tensorflow as tf
 from export.publish import export_model
 from model import checkpoint
 from model.config import TINY, BackboneConfig, BoxHeadConfig, InferenceConfig, KeypointHeadConfig, RpnConfig
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
 
 

@@ -20,7 +20,7 @@ from model.config import (
     RpnConfig,
     TrainConfig,
 )
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.weight_import import import_model
 from pipeline import anchors
 from pipeline.data_config import PERSON, DataConfig

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import image
 
 FAMILIES = ("torchvision", "detectron2")

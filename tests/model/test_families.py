@@ -8,8 +8,8 @@ import pytest
 
 from model.config import from_json, to_json
 from model.families import Architecture, detectron2, torchvision
-from model.keypoint_rcnn import KeypointRCNN
-from model.resnet import resnet
+from model.network.backbone import resnet
+from model.network.keypoint_rcnn import KeypointRCNN
 
 FAMILIES = {"torchvision": torchvision, "detectron2": detectron2}
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model import keypoint_head, rpn
+from model.network import keypoint_head, rpn
 from model.weight_import import SOURCES
 from model.weight_names import renamed
 from pipeline import anchors

@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model import checkpoint, config, families
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON

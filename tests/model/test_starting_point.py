@@ -18,7 +18,7 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from model.checkpoint import NOTE_FILE, load_model, prepare_model_dir
 from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, load, to_json
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
 from model.strategies import make_strategy
 from model.training import Run, train

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model import published_weights
 from model.checkpoint import NOTE_FILE, load_model
-from model.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
 from model.published_weights import Digests, published_as
 from model.weight_files import read_weights
 from model.weight_import import import_model, imported, read_skeleton
@@ -343,7 +343,7 @@ def test_oracles_features_and_proposal_head(oracle: tuple[Path, KeypointRCNN]) -
     arrays = np.load(folder / "inference_0.npz")
     kept = json.loads((folder / "meta.json").read_text())["slices_kept_in_inference_npz"]
     stages = model.backbone(input_of(arrays, model))
-    pyramid = model.fpn(stages)
+    pyramid = model.network.backbone(stages)
     named = {f"C{level}": stage for level, stage in enumerate(stages, 2)}
     named |= {f"P{level}": features for level, features in enumerate(pyramid, 2)}
     for level, features in enumerate(pyramid, 2):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from model import boxes as box_ops
 from model.config import BoxHeadConfig, InferenceConfig
-from model.layers import conv, norm
-from model.per_image import map_images
-from model.rpn import NOTHING, suppress
+from model.network import boxes as box_ops
+from model.network.boxes import map_images
+from model.network.layers import conv, norm
+from model.network.rpn import NOTHING, suppress
 from pipeline.data_config import CROWD, PERSON
 from pipeline.random_draws import uniform
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import box_head, rpn
-from model import boxes as box_ops
 from model.config import BoxHeadConfig, InferenceConfig
+from model.network import box_head, rpn
+from model.network import boxes as box_ops
 from pipeline.data_config import CROWD, PERSON
 
 CONFIG = BoxHeadConfig(rois=16, positive_fraction=0.25)

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from model import box_head, keypoint_head, rpn
 from model.config import BoxHeadConfig, Config, KeypointHeadConfig
-from model.fpn import fpn, level_shapes
-from model.keypoint_decoding import Decoder, decode_fast
-from model.resnet import resnet
-from model.roi_align import roi_align
+from model.network import box_head, keypoint_head, rpn
+from model.network.backbone import fpn, level_shapes, resnet
+from model.network.keypoint_head import Decoder, decode_fast
+from model.network.roi_align import roi_align
 from pipeline.skeleton import Skeleton
 
 # The keypoint head looks at a multiple of so many people: a GPU's library tries its algorithms anew for each number.

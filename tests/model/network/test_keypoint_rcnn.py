@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.keypoint_rcnn import KeypointRCNN, pack_positives
+from model.network.keypoint_rcnn import KeypointRCNN, pack_positives
 from tests.model.conftest import random_batch
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-from model import boxes as box_ops
 from model.config import RoiAlignConfig
-from model.fpn import level_shapes
+from model.network import boxes as box_ops
+from model.network.backbone import level_shapes
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 2  # a RoI of 224 pixels is pooled from P4, the third of P2…P5 (FPN, equation 1)
 BINS_AT_ONCE = 128 * 7 * 7  # that are sampled together where the numbers of samples differ

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from model import boxes as box_ops
 from model.config import RpnConfig
-from model.layers import conv
-from model.per_image import map_images
+from model.network import boxes as box_ops
+from model.network.boxes import map_images
+from model.network.layers import conv
 from pipeline.anchors import AnchorConfig, cell_anchors
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import roi_align as roi_align_module
 from model.config import RoiAlignConfig
-from model.roi_align import assign_levels, roi_align
+from model.network import roi_align as roi_align_module
+from model.network.roi_align import assign_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
 

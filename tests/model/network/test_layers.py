@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.layers import FrozenBatchNorm, GroupNorm, conv, group_norm
+from model.network.layers import FrozenBatchNorm, GroupNorm, conv, group_norm
 
 FLOAT32 = keras.DTypePolicy("float32")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from model import keypoint_head
+from model.network import keypoint_head
 
 SIZE = 56
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import boxes as box_ops
-from model import rpn
 from model.config import RpnConfig
+from model.network import boxes as box_ops
+from model.network import rpn
 from pipeline import anchors
 from pipeline.anchors import AnchorConfig
 

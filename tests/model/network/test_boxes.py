@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model import boxes as box_ops
+from model.network import boxes as box_ops
 
 corners = hnp.arrays(np.float32, (6, 2), elements=st.floats(-300, 300, width=32))
 sides = hnp.arrays(np.float32, (6, 2), elements=st.floats(1, 500, width=32))

@@ -1,0 +1,1 @@
+"""The network: images in, losses or people in canvas pixels out."""
