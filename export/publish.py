@@ -13,9 +13,9 @@ from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agre
 from export.tflite import Pixels
 from model import config as config_lib
 from model.checkpoint import NOTE_FILE, load_model, newest_checkpoint
-from model.predict_files import picture_files
-from model.predictor import letterbox_file
-from model.serving import ServingModule
+from model.inference.image_folder import picture_files
+from model.inference.predictor import letterbox_file
+from model.inference.serving import ServingModule
 from pipeline.command import UserError
 from pipeline.files import read_json, write_json
 

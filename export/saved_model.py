@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from model import config as config_lib
-from model.serving import ServingModule
+from model.inference.serving import ServingModule
 from pipeline.command import UserError
 from pipeline.files import write_json
 

@@ -17,8 +17,8 @@ from ai_edge_litert.interpreter import Interpreter
 from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
 from export.saved_model import temporary_folder
 from model.config import Config
+from model.inference.serving import CANVAS_MULTIPLE, ServingModule, round_up
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.serving import CANVAS_MULTIPLE, ServingModule, round_up
 from pipeline.command import UserError
 
 Pixels = npt.NDArray[np.uint8]

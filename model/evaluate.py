@@ -35,7 +35,7 @@ def main(_rest: list[str]) -> None:
     except ValueError:
         raise command.UserError(f"--sigmas={','.join(FLAGS.sigmas)}: must be numbers with commas between") from None
     command.load_tensorflow()
-    from model.evaluation import evaluate_files
+    from model.evaluation.evaluator import evaluate_files
 
     print(
         evaluate_files(

@@ -33,8 +33,8 @@ flags.mark_flags_as_required(["model", "input", "output_dir"], flag_values=FLAGS
 
 def main(_rest: list[str]) -> None:
     command.load_tensorflow()
-    from model.predict_files import picture_files, predict_files, summary_text
-    from model.predictor import open_model
+    from model.inference.image_folder import picture_files, predict_files, summary_text
+    from model.inference.predictor import open_model
 
     files = picture_files(Path(FLAGS.input))
     predictor = open_model(

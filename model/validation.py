@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.evaluation import Figures, evaluate
-from model.ground_truth import read_ground_truth
+from model.evaluation.evaluator import Figures, evaluate
+from model.evaluation.ground_truth import read_ground_truth
+from model.inference.predictor import Predictor, model_predictor
 from model.metrics_log import MetricsLog
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.predictor import Predictor, model_predictor
 from pipeline import image
 from pipeline.drawing import Drawn, drawn_people, side_by_side
 from pipeline.record_folder import DataSet

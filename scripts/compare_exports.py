@@ -60,9 +60,9 @@ def main(_rest: list[str]) -> None:
 
     from export.compare import agreement
     from model.checkpoint import load_model
-    from model.predict_files import picture_files
-    from model.predictor import letterbox_file, saved_model_folder, tflite_size
-    from model.serving import ServingModule
+    from model.inference.image_folder import picture_files
+    from model.inference.predictor import letterbox_file, saved_model_folder, tflite_size
+    from model.inference.serving import ServingModule
     from pipeline.files import write_json
 
     saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)

@@ -64,9 +64,9 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
     Raises:
       UserError: a file that a stage should have written is missing or broken.
     """
-    from model.mean_pose import mean_pose_baseline
     from pipeline.files import read_json, write_json
     from scripts import report_charts, report_gallery
+    from scripts.mean_pose import mean_pose_baseline
 
     figures = read_json(files.figures_of_val)
     comparison = read_json(files.comparison) if files.comparison.exists() else {"exports": {}}

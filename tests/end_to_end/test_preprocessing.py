@@ -12,9 +12,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.config import TINY
+from model.inference.serving import ServingModule
 from model.network.keypoint_head import Decoder
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.serving import ServingModule
 from pipeline import image
 from pipeline.data_config import DataConfig, ResizeRule, resized_size
 from pipeline.loading.batches import evaluation_batches, training_batches

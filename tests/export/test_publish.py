@@ -19,7 +19,7 @@ from export.tflite import check_size, default_size, random_pictures, verify
 from model import config
 from model.checkpoint import load_model
 from model.config import PRESETS, TINY
-from model.predictor import People, open_model
+from model.inference.predictor import People, open_model
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.inference.serving import round_up
 from model.network import keypoint_head
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
-from model.serving import round_up
 from model.weight_import import imported
 from pipeline import image
 

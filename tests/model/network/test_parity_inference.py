@@ -15,12 +15,12 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from model.inference.serving import ServingModule
 from model.network import box_head, rpn
 from model.network.backbone import level_shapes
 from model.network.keypoint_head import decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.network.roi_align import assign_levels
-from model.serving import ServingModule
 from pipeline import image
 from tests.model.oracles import Oracle, nchw, relative_error
 

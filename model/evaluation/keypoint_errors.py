@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.coco_results import Result
-from model.ground_truth import Person
+from model.evaluation.ground_truth import Person
+from model.inference.coco_format import Result
 from pipeline.skeleton import Skeleton
 
 Floats = npt.NDArray[np.float64]

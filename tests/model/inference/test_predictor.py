@@ -14,8 +14,8 @@ import tensorflow as tf
 from PIL import Image
 
 from model import checkpoint, config, families
+from model.inference.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON
 
@@ -89,7 +89,7 @@ def test_a_tflite_file_of_detectron2s_family(tmp_path: Path, monkeypatch: pytest
         def __call__(self, images: np.ndarray) -> Answer:
             return {**fake_answer([png(32, 64)]), "keypoints": np.full((1, 4, 17, 2), 10 - 0.5, np.float32)}
 
-    monkeypatch.setattr("model.predictor._tflite_runner", lambda _: Runner())
+    monkeypatch.setattr("model.inference.predictor._tflite_runner", lambda _: Runner())
     (people,) = open_model(tmp_path / "x.tflite").predict([png(64, 128)])
     assert people.boxes[0].tolist() == [0, 0, 128, 64] and (people.keypoints == 20 - 0.5).all()
 

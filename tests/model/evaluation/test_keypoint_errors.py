@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.evaluation import evaluate_results
-from model.ground_truth import read_ground_truth
-from model.keypoint_errors import KeypointErrors, match_boxes
+from model.evaluation.evaluator import evaluate_results
+from model.evaluation.ground_truth import read_ground_truth
+from model.evaluation.keypoint_errors import KeypointErrors, match_boxes
 from pipeline.skeleton import Skeleton
 
 NAMES = ("nose", "left_hand", "right_hand", "left_foot", "right_foot")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.coco_figures import FIGURES, CocoFigures
-from model.evaluation import Evaluation
-from model.ground_truth import GroundTruth
+from model.evaluation.coco_results import FIGURES, CocoFigures
+from model.evaluation.evaluator import Evaluation
+from model.evaluation.ground_truth import GroundTruth
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
 
 CATEGORY = {"id": 3, "name": "person", "keypoints": ["a", "b", "c"], "skeleton": []}

@@ -1,6 +1,6 @@
 """One way to ask any model: a model directory, an exported SavedModel or a TFLite file.
 
-All three answer in pixels of the picture given; the first two by the very same functions (`model.serving`).
+All three answer in pixels of the picture given; the first two by the very same functions (`model.inference.serving`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from PIL import Image
 from model import config as config_lib
 from model.checkpoint import load_model, load_skeleton
 from model.config import Config
+from model.inference.serving import MAX_PIXELS, ServingModule, round_up
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.serving import MAX_PIXELS, ServingModule, round_up
 from pipeline import data_config, image
 from pipeline.command import UserError
 from pipeline.data_config import ResizeRule

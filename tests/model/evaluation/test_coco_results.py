@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.coco_results import read_results
+from model.evaluation.coco_results import read_results
 from pipeline.command import UserError
 from pipeline.files import iterate_list
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model.evaluation import evaluate_results
-from model.ground_truth import GroundTruth, read_ground_truth
+from model.evaluation.evaluator import evaluate_results
+from model.evaluation.ground_truth import GroundTruth, read_ground_truth
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 

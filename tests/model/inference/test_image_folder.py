@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from model.config import TINY
-from model.predict_files import image_id_of, picture_files, predict_files, summary_text
-from model.predictor import Answer, Predictor, picture_size
+from model.inference.image_folder import image_id_of, picture_files, predict_files, summary_text
+from model.inference.predictor import Answer, Predictor, picture_size
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 

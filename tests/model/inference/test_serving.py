@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 from model.config import Norm
+from model.inference.serving import MAX_PIXELS, ServingModule, header_size, own_pixels, round_up
 from model.network.keypoint_head import Decoder
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.serving import MAX_PIXELS, ServingModule, header_size, own_pixels, round_up
 from pipeline import data_config
 
 

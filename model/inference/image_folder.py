@@ -12,8 +12,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image
 
-from model.coco_results import Result, results_to_coco
-from model.predictor import People, Predictor
+from model.inference.coco_format import Result, results_to_coco
+from model.inference.predictor import People, Predictor
 from pipeline import image
 from pipeline.command import Progress, UserError
 from pipeline.drawing import draw_people, drawn_people

@@ -14,18 +14,17 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from model.coco_results import results_to_coco
 from model.config import TINY
-from model.evaluation import evaluate, evaluate_files, evaluate_results
-from model.evaluation_table import table
-from model.ground_truth import read_ground_truth
-from model.mean_pose import mean_pose, mean_pose_baseline
-from model.predictor import Answer, People, Predictor
+from model.evaluation.evaluator import evaluate, evaluate_files, evaluate_results, table
+from model.evaluation.ground_truth import read_ground_truth
+from model.inference.coco_format import results_to_coco
+from model.inference.predictor import Answer, People, Predictor
 from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import read_coco
 from pipeline.command import UserError
 from pipeline.record_folder import INDEX_DTYPE, DataSet
+from scripts.mean_pose import mean_pose, mean_pose_baseline
 
 CATEGORY = {"id": 7, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
 
@@ -270,7 +269,9 @@ def test_results_of_a_split_of_records(
     """The records limit the pictures, and give the keypoint set: sigmas and twins that the JSON does not have."""
     pairs, sigmas = [("nose", "left_eye")], (0.5, 0.5, 0.5)
     other = data_set.skeleton.from_category(CATEGORY, flip_pairs=pairs, sigmas=sigmas)
-    monkeypatch.setattr("model.evaluation.open_data_set", lambda folder: dataclasses.replace(data_set, skeleton=other))
+    monkeypatch.setattr(
+        "model.evaluation.evaluator.open_data_set", lambda folder: dataclasses.replace(data_set, skeleton=other)
+    )
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
     evaluate_files(annotations=str(annotations), results=str(results), data_dir="records", output_dir=str(tmp_path))

@@ -1,0 +1,30 @@
+"""People in COCO's results format: image_id, category_id, bbox (x, y, w, h), score, keypoints (x, y, score)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.inference.predictor import People
+
+Result = dict[str, Any]
+
+
+def results_to_coco(image_id: int, people: People, category_id: int, **more: Any) -> list[Result]:
+    """One picture's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
+    results = []
+    for box, score, points, point_scores in zip(
+        people.boxes.tolist(), people.scores.tolist(), people.keypoints.tolist(), people.keypoint_scores.tolist(), strict=True
+    ):
+        x0, y0, x1, y1 = box
+        flat = [v for (x, y), s in zip(points, point_scores, strict=True) for v in (round(x, 3), round(y, 3), round(s, 6))]
+        results.append(
+            {
+                "image_id": image_id,
+                **more,
+                "category_id": category_id,
+                "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+                "score": round(score, 6),
+                "keypoints": flat,
+            }
+        )
+    return results
