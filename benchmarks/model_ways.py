@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.contestant import serve
-from model.checkpoint import load_model
 from model.config import Config
-from model.trainer import Trainer
+from model.model_dir import load_model
+from model.training.step import Trainer
 from pipeline import anchors
 from pipeline.data_config import PERSON
 

@@ -12,10 +12,10 @@ from export import saved_model, tflite
 from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
 from export.tflite import Pixels
 from model import config as config_lib
-from model.checkpoint import NOTE_FILE, load_model, newest_checkpoint
 from model.inference.image_folder import picture_files
 from model.inference.predictor import letterbox_file
 from model.inference.serving import ServingModule
+from model.model_dir import NOTE_FILE, load_model, newest_checkpoint
 from pipeline.command import UserError
 from pipeline.files import read_json, write_json
 

@@ -103,11 +103,11 @@ def main(_: list[str]) -> None:
             raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
 
     command.load_tensorflow()
-    from model import training
-    from model.checkpoint import newest_checkpoint
-    from model.starting_point import configuration, open_starting_point
-    from model.strategies import make_strategy, naming_lost_workers
-    from model.validation import Validation
+    from model.model_dir import newest_checkpoint
+    from model.training import loop
+    from model.training.starting_point import configuration, open_starting_point
+    from model.training.strategies import make_strategy, naming_lost_workers
+    from model.training.validation import Validation
     from pipeline.loading.options import Loading
     from pipeline.record_folder import open_data_set
 
@@ -131,7 +131,7 @@ def main(_: list[str]) -> None:
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
     data_set = open_data_set(FLAGS.data_dir)
     validate = Validation(data_set, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
-    run = training.Run(
+    run = loop.Run(
         model_dir=model_dir,
         precision=FLAGS.precision,
         jit_compile=FLAGS.jit_compile,
@@ -140,7 +140,7 @@ def main(_: list[str]) -> None:
         loading=loading,
     )
     with naming_lost_workers(strategy):
-        training.train(config, data_set, FLAGS.split, run, strategy, validate, start)
+        loop.train(config, data_set, FLAGS.split, run, strategy, validate, start)
 
 
 if __name__ == "__main__":

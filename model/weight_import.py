@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import checkpoint as checkpoint_lib
 from model import families, weight_layout, weight_names
+from model import model_dir as checkpoint_lib
 from model.array_pickle import RefusedError
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN

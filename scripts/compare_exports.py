@@ -59,10 +59,10 @@ def main(_rest: list[str]) -> None:
     import numpy as np
 
     from export.compare import agreement
-    from model.checkpoint import load_model
     from model.inference.image_folder import picture_files
     from model.inference.predictor import letterbox_file, saved_model_folder, tflite_size
     from model.inference.serving import ServingModule
+    from model.model_dir import load_model
     from pipeline.files import write_json
 
     saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)

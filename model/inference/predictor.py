@@ -20,9 +20,9 @@ import tensorflow as tf
 from PIL import Image
 
 from model import config as config_lib
-from model.checkpoint import load_model, load_skeleton
 from model.config import Config
 from model.inference.serving import MAX_PIXELS, ServingModule, round_up
+from model.model_dir import load_model, load_skeleton
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config, image

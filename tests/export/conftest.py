@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from export.publish import export_model
-from model import checkpoint
 from model.config import TINY, BackboneConfig, BoxHeadConfig, InferenceConfig, KeypointHeadConfig, RpnConfig
+from model.model_dir import NOTE_FILE, checkpoint_of, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
 
@@ -27,9 +27,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     skeleton = Skeleton.from_category({"name": "person", "keypoints": list(COCO_SIGMAS), "skeleton": [[16, 14], [14, 12]]})
     path = tmp_path_factory.mktemp("model")
-    checkpoint.prepare_model_dir(path, config, skeleton)
-    (path / checkpoint.NOTE_FILE).write_text('{"source": "torchvision", "licence": null}')
-    saved = checkpoint.checkpoint_of(KeypointRCNN(config, skeleton))
+    prepare_model_dir(path, config, skeleton)
+    (path / NOTE_FILE).write_text('{"source": "torchvision", "licence": null}')
+    saved = checkpoint_of(KeypointRCNN(config, skeleton))
     tf.train.CheckpointManager(saved, str(path / "checkpoints"), 1, checkpoint_name="step").save(checkpoint_number=7)
     return path
 

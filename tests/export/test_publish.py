@@ -17,9 +17,9 @@ from export.publish import export_model
 from export.saved_model import choose_version, temporary_folder
 from export.tflite import check_size, default_size, random_pictures, verify
 from model import config
-from model.checkpoint import load_model
 from model.config import PRESETS, TINY
 from model.inference.predictor import People, open_model
+from model.model_dir import load_model
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.checkpoint import load_model
 from model.config import (
     TINY,
     BackboneConfig,
@@ -20,6 +19,7 @@ from model.config import (
     RpnConfig,
     TrainConfig,
 )
+from model.model_dir import load_model
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weight_import import import_model
 from pipeline import anchors

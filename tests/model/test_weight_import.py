@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model import published_weights
-from model.checkpoint import NOTE_FILE, load_model
+from model.model_dir import NOTE_FILE, load_model
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.published_weights import Digests, published_as
 from model.weight_files import read_weights

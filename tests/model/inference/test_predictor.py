@@ -13,8 +13,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from model import checkpoint, config, families
+from model import config, families
 from model.inference.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
+from model.model_dir import checkpoint_of, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON
@@ -114,8 +115,8 @@ def test_a_picture_too_large_is_told_by_its_header(side: int) -> None:
 @pytest.fixture(scope="module")
 def model_dir(small_model: KeypointRCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    checkpoint.prepare_model_dir(path, small_model.config, small_model.skeleton)
-    manager = tf.train.CheckpointManager(checkpoint.checkpoint_of(small_model), str(path / "checkpoints"), 1)
+    prepare_model_dir(path, small_model.config, small_model.skeleton)
+    manager = tf.train.CheckpointManager(checkpoint_of(small_model), str(path / "checkpoints"), 1)
     manager.save()
     return path
 

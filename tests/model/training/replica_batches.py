@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from model.strategies import distribute, make_strategy, num_workers, worker_index
+from model.training.strategies import distribute, make_strategy, num_workers, worker_index
 from pipeline.data_config import DataConfig
 from pipeline.loading.batches import evaluation_batches, training_batches
 from pipeline.record_folder import DataSet

@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import checkpoint
+from model import model_dir
 from model.config import Config
-from model.interrupt import InterruptedTrainingError
-from model.strategies import distribute, make_strategy
-from model.trainer import Trainer
-from model.training import Run, train
+from model.training.feed import InterruptedTrainingError
+from model.training.loop import Run, train
+from model.training.step import Trainer
+from model.training.strategies import distribute, make_strategy
 from pipeline.command import UserError
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.options import Loading
@@ -34,7 +34,7 @@ from pipeline.record_folder import DataSet, open_data_set
 from pipeline.synthetic import dataset, poses
 from pipeline.writing.conversion import ConversionConfig, convert
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COLOURS: dict[str, Any] = {
     "brightness": 0.4,
     "contrast": 0.4,
@@ -121,7 +121,7 @@ def test_trains_under_each_strategy_and_precision(
     saved = json.loads((tmp_path / "run" / "canvases.json").read_text())
     chosen = training_pool(data_set, "train", small_config.data).canvases
     assert [(c["height"], c["width"]) for c in saved["canvases"]] == list(chosen.sizes) and saved["padding"] == chosen.padding
-    model = checkpoint.load_model(tmp_path / "run")
+    model = model_dir.load_model(tmp_path / "run")
     assert all(v.dtype == tf.float32 and np.isfinite(v).all() for v in model.variables_by_path().values())
 
 
@@ -150,7 +150,7 @@ def test_resuming_equals_never_having_stopped(data_set: DataSet, small_config: C
     with pytest.raises(StopError):  # as a crash just after step 2 was saved
         train(small_config, data_set, "train", Run(parts, evaluate_every=2), make_strategy("one_device"), stop)
     train(small_config, data_set, "train", Run(parts), make_strategy("one_device"))
-    expected, found = (checkpoint.load_model(path).variables_by_path() for path in (whole, parts))
+    expected, found = (model_dir.load_model(path).variables_by_path() for path in (whole, parts))
     for path, variable in expected.items():
         np.testing.assert_allclose(found[path], variable, rtol=1e-4, atol=1e-6, err_msg=path)
 
@@ -184,9 +184,9 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(data_set: DataSet, sma
     hot = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, learning_rate=1e30, clip_norm=0.0))
     with pytest.raises(UserError, match=r"step \d: the loss \w+ is (nan|inf) on images \[\d+"):
         train(hot, data_set, "train", Run(tmp_path / "run", save_every=1), make_strategy("one_device"))
-    saved = checkpoint.newest_checkpoint(tmp_path / "run")
+    saved = model_dir.newest_checkpoint(tmp_path / "run")
     if saved is not None:
-        model = checkpoint.load_model(tmp_path / "run")
+        model = model_dir.load_model(tmp_path / "run")
         assert all(np.isfinite(v).all() for v in model.variables_by_path().values())
 
 
@@ -242,7 +242,7 @@ def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
         train(long, data_set, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
-    assert checkpoint.newest_checkpoint(tmp_path / "run") is not None
+    assert model_dir.newest_checkpoint(tmp_path / "run") is not None
     assert signal.getsignal(signal.SIGINT) is previous
 
 
@@ -311,7 +311,7 @@ def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
     assert stopped, output
     silence = rf"train: step {stopped[1]} has been waiting for data for \d+ s; {address} does not answer \("
     assert re.search(silence, output), output
-    newest = checkpoint.newest_checkpoint(tmp_path / "run")
+    newest = model_dir.newest_checkpoint(tmp_path / "run")
     assert newest == str(tmp_path / "run" / "checkpoints" / f"step-{stopped[1]}")
 
 
@@ -356,14 +356,14 @@ def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tm
     statuses, outputs = run_two_workers(arguments, tmp_path)
     assert statuses == [0, 0], outputs
     train(config, data_set, "train", Run(tmp_path / "one"), make_strategy("one_device"))
-    expected, found = (checkpoint.load_model(tmp_path / name).variables_by_path() for name in ("one", "two"))
+    expected, found = (model_dir.load_model(tmp_path / name).variables_by_path() for name in ("one", "two"))
     for path, variable in expected.items():
         np.testing.assert_allclose(found[path], variable, rtol=1e-3, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.slow
 def test_where_one_worker_ends_the_other_says_so_in_a_line(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
-    checkpoint.prepare_model_dir(tmp_path / "run", small_config, data_set.skeleton)
+    model_dir.prepare_model_dir(tmp_path / "run", small_config, data_set.skeleton)
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "step-1.index").touch()  # so that worker 0 compares its model with the one asked for
     arguments = ["-m", "model.train", f"--data_dir={data_set.folder}", "--model_dir=run", "--strategy=multi_worker"]

@@ -9,8 +9,8 @@ import numpy as np
 from model.evaluation.evaluator import Figures, evaluate
 from model.evaluation.ground_truth import read_ground_truth
 from model.inference.predictor import Predictor, model_predictor
-from model.metrics_log import MetricsLog
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.training.metrics_log import MetricsLog
 from pipeline import image
 from pipeline.drawing import Drawn, drawn_people, side_by_side
 from pipeline.record_folder import DataSet

@@ -16,12 +16,12 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
-from model.checkpoint import NOTE_FILE, load_model, prepare_model_dir
 from model.config import R101_FPN, BackboneConfig, BoxHeadConfig, Config, KeypointHeadConfig, load, to_json
+from model.model_dir import NOTE_FILE, load_model, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
-from model.strategies import make_strategy
-from model.training import Run, train
+from model.training.loop import Run, train
+from model.training.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
+from model.training.strategies import make_strategy
 from model.weight_import import import_model
 from pipeline.command import UserError
 from pipeline.record_folder import DataSet, open_data_set

@@ -14,16 +14,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from model import checkpoint as checkpoint_lib
+from model import model_dir as checkpoint_lib
 from model.config import Config
-from model.feed import Feed
-from model.interrupt import Interrupt, InterruptedTrainingError
-from model.metrics_log import LOSSES, Interval, MetricsLog
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.schedule import learning_rate
-from model.starting_point import StartingPoint
-from model.strategies import distribute, num_workers, worker_index
-from model.trainer import Trainer
+from model.training.feed import Feed, Interrupt, InterruptedTrainingError
+from model.training.metrics_log import LOSSES, Interval, MetricsLog
+from model.training.optimizer import learning_rate
+from model.training.starting_point import StartingPoint
+from model.training.step import Trainer
+from model.training.strategies import distribute, num_workers, worker_index
 from pipeline.command import Progress, UserError, reason_of
 from pipeline.files import write_json
 from pipeline.loading.batches import check_compatible, training_batches, training_pool

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from model import config as config_lib
 from model import weight_layout, weight_names
 from model.array_pickle import RefusedError
-from model.checkpoint import NOTE_FILE, load_model
 from model.config import BackboneConfig, Config
+from model.model_dir import NOTE_FILE, load_model
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.published_weights import digests, note
 from model.weight_files import read_weights

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.validation import SHOWN_PICTURES, Validation
+from model.training.validation import SHOWN_PICTURES, Validation
 from pipeline.coco import Picture
 from pipeline.command import UserError
 from pipeline.record_folder import DataSet

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from model import checkpoint
+from model import model_dir
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.optimizer import Sgd
+from model.training.optimizer import Sgd
 from pipeline.loading import augment
 from pipeline.skeleton import Skeleton
 
@@ -40,7 +40,7 @@ class Trainer:
                 dynamic_loss_scale=precision == "mixed_float16",
             )
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-        self.checkpoint = checkpoint.checkpoint_of(self.model, self.optimizer, self.step)
+        self.checkpoint = model_dir.checkpoint_of(self.model, self.optimizer.variables_by_path(), self.step)
         replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
 
         @tf.function(reduce_retracing=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from model.feed import Feed
+from model.training.feed import Feed
 
 
 def never(seconds: float) -> bool:

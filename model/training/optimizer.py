@@ -7,9 +7,12 @@ decay, momentum, update; without branches, as a `tf.cond` may not contain a sync
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
+
+from model.config import TrainConfig
 
 GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles
 
@@ -117,3 +120,19 @@ class Sgd(tf.Module):
         grow = steps >= GROWTH_INTERVAL
         scale.assign(tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale * 0.5, 1.0)))
         finite_steps.assign(tf.where(grow, 0.0, steps))
+
+
+# The learning rate as a function of the step.
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate with which step `step` (from 0) is taken: linear warm-up, then steps down or a half cosine to zero."""
+    rate = config.learning_rate
+    if config.schedule == "cosine":
+        rate *= 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
+    else:
+        rate *= 0.1 ** sum(step >= share * config.steps for share in config.decay_at)
+    if step < config.warmup_steps:
+        progress = step / config.warmup_steps
+        rate *= config.warmup_factor * (1.0 - progress) + progress
+    return rate

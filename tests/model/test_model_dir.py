@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from model.checkpoint import checkpoint_of, has_optimizer, load_model, load_skeleton, newest_checkpoint, prepare_model_dir
 from model.config import Config
+from model.model_dir import checkpoint_of, has_optimizer, load_model, load_skeleton, newest_checkpoint, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton

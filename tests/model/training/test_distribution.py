@@ -18,9 +18,9 @@ from pipeline.coco import Picture
 from pipeline.loading import epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.record_folder import DataSet
-from tests.model.replica_batches import BATCH, CONFIG, SEED, Facts, evaluation_facts, facts, training_facts
+from tests.model.training.replica_batches import BATCH, CONFIG, SEED, Facts, evaluation_facts, facts, training_facts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIRST, STEPS = 5, 14  # starts within the first epoch and ends within the third
 
 

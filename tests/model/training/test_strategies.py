@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.strategies import make_strategy
+from model.training.strategies import make_strategy
 from pipeline.command import UserError
 
 TASK: dict[str, Any] = {"type": "worker", "index": 0}

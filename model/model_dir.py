@@ -19,7 +19,6 @@ import tensorflow as tf
 from model import config as config_lib
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.optimizer import Sgd
 from pipeline.command import UserError, reason_of
 from pipeline.files import read_json, write_file
 from pipeline.skeleton import Skeleton
@@ -33,10 +32,18 @@ def _keyed(variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
     return {path.replace("/", "."): variable for path, variable in variables.items()}
 
 
-def checkpoint_of(model: KeypointRCNN, optimizer: Sgd | None = None, step: tf.Variable | None = None) -> tf.train.Checkpoint:
+def checkpoint_of(
+    model: KeypointRCNN, optimizer: Mapping[str, tf.Variable] | None = None, step: tf.Variable | None = None
+) -> tf.train.Checkpoint:
+    """What a checkpoint of a model holds.
+
+    Args:
+      optimizer: the optimizer's variables by path; None: the model alone, as `has_optimizer` tells later.
+      step: the number of steps taken, int64 scalar; goes with `optimizer`.
+    """
     parts: dict[str, Any] = {"model": _keyed(model.variables_by_path())}
     if optimizer is not None:
-        parts |= {"optimizer": _keyed(optimizer.variables_by_path()), "step": step}
+        parts |= {"optimizer": _keyed(optimizer), "step": step}
     return tf.train.Checkpoint(**parts)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from model.optimizer import Sgd
+from model.training.optimizer import Sgd
 
 RATE = tf.constant(0.1)
 

@@ -1,0 +1,1 @@
+"""Batches in, a trained model directory out."""
