@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
     if FLAGS.norm_epsilon is not None and not 0 <= FLAGS.norm_epsilon < 1:
         raise UserError(f"--norm_epsilon={FLAGS.norm_epsilon}: must be from 0 to below 1")
     command.load_tensorflow()
-    from model.weight_import import import_model
+    from model.weights.importing import import_model
 
     import_model(
         FLAGS.source,

@@ -10,14 +10,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from model import config as config_lib
-from model import weight_layout, weight_names
-from model.array_pickle import RefusedError
 from model.config import BackboneConfig, Config
 from model.model_dir import NOTE_FILE, load_model
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.published_weights import digests, note
-from model.weight_files import read_weights
-from model.weight_names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
+from model.weights import layout, names
+from model.weights.names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
+from model.weights.pickle_reader import RefusedError
+from model.weights.published import digests, note
+from model.weights.weight_files import read_weights
 from pipeline import config_overrides
 from pipeline.command import UserError
 from pipeline.files import read_json
@@ -55,7 +55,7 @@ class BackboneFile:
           UserError: the configuration's backbone is of another size.
         """
         try:
-            size = weight_layout.backbone_architecture(self.tensors, channels_last=self.family.channels_last)
+            size = layout.backbone_architecture(self.tensors, channels_last=self.family.channels_last)
         except RefusedError as error:
             raise UserError(f"--init={self.path}: {error}") from None
         backbone = config.backbone
@@ -75,8 +75,8 @@ class BackboneFile:
         variables = {path: v for path, v in model.variables_by_path().items() if path.startswith("backbone.")}
         shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
         try:
-            whole = weight_layout.complete(self.tensors, self.family, model.config.backbone.norm_epsilon)
-            values = weight_layout.values(whole, self.family, shapes, self.names)
+            whole = layout.complete(self.tensors, self.family, model.config.backbone.norm_epsilon)
+            values = layout.values(whole, self.family, shapes, self.names)
         except RefusedError as error:
             raise UserError(f"--init={self.path}: {error}") from None
         for path, value in values.items():
@@ -153,12 +153,12 @@ def open_starting_point(path: str | Path) -> StartingPoint:
         return ModelDirectory(path, load_model(path), read_json(note_file) if note_file.exists() else {"model_dir": path.name})
     tensors = read_weights(path)
     try:
-        family = weight_names.recognise(tensors)
-        by_path, names, left_over = weight_names.renamed(tensors, family)
+        family = names.recognise(tensors)
+        by_path, source_names, left_over = names.renamed(tensors, family)
         if any(not name.startswith("backbone.") for name in by_path):
             raise RefusedError("a whole detector: python -m model.import_weights makes a model directory of it, for --init=DIR")
         # This ResNet has no biases: Keras' go into the norms' means, and Caffe2's is left out as Detectron2 leaves it out.
-        left_over += [names[key] for key in weight_layout.complete(by_path, family, 0.0) if key.endswith("/bias")]
+        left_over += [source_names[key] for key in layout.complete(by_path, family, 0.0) if key.endswith("/bias")]
     except RefusedError as error:
         raise UserError(f"--init={path}: {error}") from None
-    return BackboneFile(path, family, by_path, names, note(family.name, path, digests(path), left_over))
+    return BackboneFile(path, family, by_path, source_names, note(family.name, path, digests(path), left_over))

@@ -21,7 +21,7 @@ from model.config import (
 )
 from model.model_dir import load_model
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.weight_import import import_model
+from model.weights.importing import import_model
 from pipeline import anchors
 from pipeline.data_config import PERSON, DataConfig
 from pipeline.skeleton import COCO_SIGMAS, Skeleton

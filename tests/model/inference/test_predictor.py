@@ -13,10 +13,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from model import config, families
+from model import config
 from model.inference.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
 from model.model_dir import checkpoint_of, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.weights import families
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model.inference.serving import round_up
 from model.network import keypoint_head
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
-from model.weight_import import imported
+from model.weights.importing import imported
 from pipeline import image
 
 SIZE = 56

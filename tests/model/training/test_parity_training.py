@@ -12,8 +12,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.network import keypoint_head, rpn
-from model.weight_import import SOURCES
-from model.weight_names import renamed
+from model.weights.importing import SOURCES
+from model.weights.names import renamed
 from pipeline import anchors
 from pipeline.data_config import PERSON
 from tests.model.oracles import Oracle, nchw, relative_error

@@ -22,15 +22,15 @@ from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.loop import Run, train
 from model.training.starting_point import BackboneFile, ModelDirectory, configuration, open_starting_point
 from model.training.strategies import make_strategy
-from model.weight_import import import_model
+from model.weights.importing import import_model
 from pipeline.command import UserError
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.skeleton import COCO_PERSON
 from pipeline.synthetic import dataset
 from pipeline.writing.conversion import ConversionConfig, convert
 from tests.conftest import SKELETON
-from tests.model.torch_format import save_zip, tensor
-from tests.model.torch_weights import BLOCKS, STEM, WIDTH, State, random_state, torchvision_resnet, torchvision_state
+from tests.model.weights.torch_format import save_zip, tensor
+from tests.model.weights.torch_weights import BLOCKS, STEM, WIDTH, State, random_state, torchvision_resnet, torchvision_state
 
 H5_TOLERANCE = 1e-4  # largest difference over the largest value
 

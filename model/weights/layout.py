@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.array_pickle import RefusedError
-from model.families import Architecture
-from model.weight_names import KERAS, Family, Tensors
+from model.weights.families import Architecture
+from model.weights.names import KERAS, Family, Tensors
+from model.weights.pickle_reader import RefusedError
 
 STAGES = 4
 

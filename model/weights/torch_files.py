@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from model.array_pickle import Known, RefusedError, checked_sizes, known, load
+from model.weights.pickle_reader import Known, RefusedError, checked_sizes, known, load
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

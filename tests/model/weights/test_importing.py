@@ -15,18 +15,18 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model import published_weights
 from model.model_dir import NOTE_FILE, load_model
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.published_weights import Digests, published_as
-from model.weight_files import read_weights
-from model.weight_import import import_model, imported, read_skeleton
-from model.weight_names import TORCHVISION, renamed
+from model.weights import published
+from model.weights.importing import import_model, imported, read_skeleton
+from model.weights.names import TORCHVISION, renamed
+from model.weights.published import Digests, published_as
+from model.weights.weight_files import read_weights
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON
 from tests.conftest import SKELETON
-from tests.model.torch_format import save_legacy, save_zip, tensor
-from tests.model.torch_weights import (
+from tests.model.weights.torch_format import save_legacy, save_zip, tensor
+from tests.model.weights.torch_weights import (
     BLOCKS,
     BOX,
     CONVOLUTIONS,
@@ -41,7 +41,7 @@ from tests.model.torch_weights import (
     torchvision_state,
 )
 
-OLDER = [f"{published_weights.TORCHVISION}/{name}.pth" for name in ("resnet50-19c8e357", "resnet101-5d3b4d8f")]
+OLDER = [f"{published.TORCHVISION}/{name}.pth" for name in ("resnet50-19c8e357", "resnet101-5d3b4d8f")]
 FEATURE_TOLERANCE = 1e-4  # largest difference over the largest value; float32 against float64: 1e-6 (the oracles' float64.json)
 
 
@@ -173,14 +173,14 @@ def test_the_directory_says_where_its_weights_come_from(tmp_path: Path) -> None:
     np.testing.assert_array_equal(restored["backbone.bn1/gamma"], state["backbone.body.bn1.weight"])
     note = json.loads((tmp_path / "model" / NOTE_FILE).read_text())
     assert note["file"] == "w.pth" and note["source"] == "torchvision" and note["licence"] is None
-    assert note["sha256"] == published_weights.digests(tmp_path / "w.pth").sha256
+    assert note["sha256"] == published.digests(tmp_path / "w.pth").sha256
     assert note["left_over"] == ["backbone.body.bn1.num_batches_tracked", "extra\x1b[31m"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "w.pth"]
 
 
 def test_the_published_file_has_no_epsilon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Digests("fc266e95" + "0" * 56, "0" * 32)
-    monkeypatch.setattr("model.weight_import.digests", lambda _: found)
+    monkeypatch.setattr("model.weights.importing.digests", lambda _: found)
     file = save(tmp_path / "renamed.pth", torchvision_state())
     model, origin = imported("torchvision", file, report=quiet)
     assert model.config.backbone.norm_epsilon == 0.0
@@ -204,8 +204,8 @@ def test_published_files_are_known_by_their_digests() -> None:
 
 
 def test_the_readme_names_them_all() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for file in (*published_weights.KEYPOINT_RCNN, *published_weights.BACKBONES):
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    for file in (*published.KEYPOINT_RCNN, *published.BACKBONES):
         assert f"]({file.url})" in readme or file.url in OLDER, file.url
 
 

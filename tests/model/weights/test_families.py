@@ -7,9 +7,9 @@ import math
 import pytest
 
 from model.config import from_json, to_json
-from model.families import Architecture, detectron2, torchvision
 from model.network.backbone import resnet
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.weights.families import Architecture, detectron2, torchvision
 
 FAMILIES = {"torchvision": torchvision, "detectron2": detectron2}
 

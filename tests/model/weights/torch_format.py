@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL
+from model.weights.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL
 
 STORAGES = {"<f8": "Double", "<f4": "Float", "<f2": "Half", "<i8": "Long", "<i4": "Int", "|b1": "Bool", "|u1": "Byte"}
 

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import families, weight_layout, weight_names
 from model import model_dir as checkpoint_lib
-from model.array_pickle import RefusedError
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.published_weights import Digests, digests, named_otherwise, note, published_as
-from model.weight_files import read_weights
-from model.weight_names import Family, Tensors, told
+from model.weights import families, layout, names
+from model.weights.names import Family, Tensors, told
+from model.weights.pickle_reader import RefusedError
+from model.weights.published import Digests, digests, named_otherwise, note, published_as
+from model.weights.weight_files import read_weights
 from pipeline import config_overrides
 from pipeline.anchors import cell_anchors
 from pipeline.command import UserError
 from pipeline.files import read_json, write_json
 from pipeline.skeleton import COCO_PERSON, Skeleton
 
-SOURCES: Mapping[str, Family] = {"torchvision": weight_names.TORCHVISION, "detectron2": weight_names.DETECTRON2}
+SOURCES: Mapping[str, Family] = {"torchvision": names.TORCHVISION, "detectron2": names.DETECTRON2}
 
 # What older files of Detectron2 hold besides weights, and what it must be in this model's configuration.
 _CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
@@ -86,22 +86,22 @@ def imported(
     tensors = read_weights(weights)
     found = digests(weights)
     try:
-        by_path, names, left_over = weight_names.renamed(tensors, family)
+        by_path, source_names, left_over = names.renamed(tensors, family)
         _check_whole(by_path, tensors, family)
         config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
         config = config_overrides.override(config, assignments)
         _check_beside_weights(tensors, config)
-        skeleton = _skeleton(weight_layout.num_keypoints(by_path), skeleton_file, report)
-        by_path = weight_layout.complete(by_path, family, config.backbone.norm_epsilon)
+        skeleton = _skeleton(layout.num_keypoints(by_path), skeleton_file, report)
+        by_path = layout.complete(by_path, family, config.backbone.norm_epsilon)
         model = KeypointRCNN(config, skeleton)
         variables = model.variables_by_path()
         shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
-        values = weight_layout.values(by_path, family, shapes, names, box_resolution=config.box_head.resolution)
+        values = layout.values(by_path, family, shapes, source_names, box_resolution=config.box_head.resolution)
     except RefusedError as error:
         raise UserError(f"{weights}: {error}") from None
     for path, value in values.items():
         variables[path].assign(value)
-    left_over += [names[path] for path in by_path if path not in variables]
+    left_over += [source_names[path] for path in by_path if path not in variables]
     report(f"{len(tensors) - len(left_over)} tensors of {weights.name} fill all {len(variables)} variables; {told(left_over)}")
     return model, note(source, weights, found, left_over)
 
@@ -109,8 +109,8 @@ def imported(
 def _check_whole(by_path: Tensors, tensors: Tensors, family: Family) -> None:
     if "keypoint.deconv/kernel" in by_path:
         return
-    of = weight_names.recognise(tensors)
-    if "backbone.conv1/kernel" in weight_names.renamed(tensors, of)[0] and not any("roi_heads" in name for name in tensors):
+    of = names.recognise(tensors)
+    if "backbone.conv1/kernel" in names.renamed(tensors, of)[0] and not any("roi_heads" in name for name in tensors):
         raise RefusedError("is a backbone alone, with which training can start: python -m model.train --init=FILE")
     if of is not family:
         raise RefusedError(f"has the names of {of.name}, not of {family.name}: give --source={of.name}")
@@ -118,7 +118,7 @@ def _check_whole(by_path: Tensors, tensors: Tensors, family: Family) -> None:
 
 
 def _config(source: str, by_path: Tensors, norm_epsilon: float) -> Config:
-    size = weight_layout.architecture(by_path)
+    size = layout.architecture(by_path)
     config = families.torchvision(size) if source == "torchvision" else families.detectron2(size)
     return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm_epsilon=norm_epsilon))
 

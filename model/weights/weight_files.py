@@ -1,6 +1,6 @@
 """Reads files of weights: torch's .pth, Detectron2's .pkl, .safetensors, and Keras' .h5. Needs neither torch nor Detectron2.
 
-No file can make this program run anything: see `array_pickle.py`. The kind is told by the content, not by the name.
+No file can make this program run anything: see `pickle_reader.py`. The kind is told by the content, not by the name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from model import array_pickle, torch_files
-from model.array_pickle import RefusedError
+from model.weights import pickle_reader, torch_files
+from model.weights.pickle_reader import RefusedError
 from pipeline.command import UserError
 
 # Under which of its names a training checkpoint or a file of a model zoo has the tensors.
@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         if torch_files.is_legacy(content):
             described, values = torch_files.read_legacy(content)
             return _arrays(described, values)
-        return _arrays(array_pickle.load(io.BytesIO(content)), None)
+        return _arrays(pickle_reader.load(io.BytesIO(content)), None)
     raise RefusedError(f"neither .pth, .pkl, .safetensors nor .h5: it begins with {head!a}")
 
 
@@ -77,7 +77,7 @@ def _arrays(described: Any, values: torch_files.Values | None) -> dict[str, NDAr
     for name, value in state.items():
         if isinstance(value, torch_files.Tensor) and values is not None:
             arrays[str(name)] = values(value)
-        elif isinstance(value, array_pickle.Array) and value.value is not None:
+        elif isinstance(value, pickle_reader.Array) and value.value is not None:
             arrays[str(name)] = value.value
     if not arrays:
         raise RefusedError("holds no tensors by name")
@@ -106,7 +106,7 @@ def _read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
             if name == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
-            shape = array_pickle.checked_sizes(entry["shape"])
+            shape = pickle_reader.checked_sizes(entry["shape"])
             if entry["dtype"] not in _SAFETENSORS:
                 raise RefusedError(f"has a tensor of type {str(entry['dtype'])[:20]!a}, which is not read")
             dtype = np.dtype(_SAFETENSORS[entry["dtype"]]).newbyteorder("<")

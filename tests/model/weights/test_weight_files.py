@@ -22,10 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.torch_files import LEGACY_MAGIC
-from model.weight_files import read_weights
+from model.weights.torch_files import LEGACY_MAGIC
+from model.weights.weight_files import read_weights
 from pipeline.command import UserError
-from tests.model.torch_format import Call, Named, Persistent, Storage, save_legacy, save_zip, tensor
+from tests.model.weights.torch_format import Call, Named, Persistent, Storage, save_legacy, save_zip, tensor
 
 WEIGHTS = {"conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "bn.num_batches_tracked": np.array(7)}
 

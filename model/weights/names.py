@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from model.array_pickle import RefusedError
+from model.weights.pickle_reader import RefusedError
 
 Tensors = Mapping[str, NDArray[Any]]
 

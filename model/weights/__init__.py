@@ -1,0 +1,1 @@
+"""Files of weights of other projects → a model directory."""
