@@ -1,10 +1,10 @@
 r"""Conversion beside copying the same files, and beside the COCO converter of tf-models-official.
 
-Each way is a process of its own, run in turn with the others; the start-up is the same command's time on a single picture.
-Pictures are made once in --work_dir (20,000 take 3 GB and some minutes), as large and as heavy as those of COCO: by
+Each way is a process of its own, run in turn with the others; the start-up is the same command's time on a single image.
+Images are made once in --work_dir (20,000 take 3 GB and some minutes), as large and as heavy as those of COCO: by
 make_annotations_scale.py where KEYPOINT_SHARED has it, else by pipeline.synthetic.
 
-  KEYPOINT_SHARED=../shared python -m benchmarks.conversion --num_pictures=20000
+  KEYPOINT_SHARED=../shared python -m benchmarks.conversion --num_images=20000
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from benchmarks.measuring import Measured
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_integer("num_pictures", 20000, "Pictures to convert.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_images", 20000, "Images to convert.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 3, "How often each way runs.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("work_dir", "benchmark_data", "Folder for pictures, which stay, and records.", flag_values=FLAGS)
+flags.DEFINE_string("work_dir", "benchmark_data", "Folder for images, which stay, and records.", flag_values=FLAGS)
 
-# Of COCO's 2017 training pictures with persons: so many annotations a picture.
-ANNOTATIONS_PER_PICTURE = 262465 / 64115
+# Of COCO's 2017 training images with persons: so many annotations an image.
+ANNOTATIONS_PER_IMAGE = 262465 / 64115
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(_: list[str]) -> None:
 
     work = Path(FLAGS.work_dir).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    count = FLAGS.num_pictures
+    count = FLAGS.num_images
     source = _source(work, count)
     one = _first_of(source, work)
     runs: dict[Way, list[tuple[Measured, Measured]]] = {way: [] for way in _ways(source, work, count)}
@@ -88,30 +88,30 @@ def main(_: list[str]) -> None:
                 f"{seconds(way) / seconds(others[0]):.2f}" if others else "",
             ]
         )
-    print(f"\n{machine()}; {count} pictures, {sizes['copy'] / 1e9:.2f} GB; medians of {FLAGS.repeats} runs\n")
+    print(f"\n{machine()}; {count} images, {sizes['copy'] / 1e9:.2f} GB; medians of {FLAGS.repeats} runs\n")
     header = ["", "workers", "seconds", "start-up", "images/s", "processor ms/image", "peak GB", "× time of tf-models"]
     print(table(header, rows) + "\n")
     _print_anchors(source, sizes, count)
 
 
 def _source(work: Path, count: int) -> Source:
-    """Pictures and annotations, made where they are not there yet."""
-    folder = work / f"pictures-{count}"
+    """Images and annotations, made where they are not there yet."""
+    folder = work / f"images-{count}"
     if not folder.exists():
         temporary = work / "unfinished"
         shutil.rmtree(temporary, ignore_errors=True)
         tool = Path(os.environ.get("KEYPOINT_SHARED", "../shared")) / "tools" / "make_annotations_scale.py"
         if tool.exists():
-            annotations = str(round(count * ANNOTATIONS_PER_PICTURE))
+            annotations = str(round(count * ANNOTATIONS_PER_IMAGE))
             number = [f"--num_images={count}", f"--num_annotations={annotations}", "--write_images", f"--num_pictures={count}"]
             made = [sys.executable, str(tool), f"--output_dir={temporary}", *number]
         else:
             size = [f"--num_images={count}", "--seed=0", "--width=640", "--height=480"]
             made = [sys.executable, "-m", "pipeline.synthetic", f"--output_dir={temporary}", *size]
-        print(f"making {count} pictures in {folder}", flush=True)
+        print(f"making {count} images in {folder}", flush=True)
         from benchmarks.measuring import measure
 
-        measure(made, log=work / "pictures.log")
+        measure(made, log=work / "images.log")
         temporary.rename(folder)
     (annotations_file,) = folder.rglob("*train*.json")
     images = next(path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.jpg")))
@@ -119,7 +119,7 @@ def _source(work: Path, count: int) -> Source:
 
 
 def _first_of(source: Source, work: Path) -> Source:
-    """The first of the pictures alone, on which a command does little but start."""
+    """The first of the images alone, on which a command does little but start."""
     content = json.loads(source.annotations.read_text())
     image = content["images"][0]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == image["id"]]
@@ -155,7 +155,7 @@ def _ways(source: Source, work: Path, count: int) -> list[Way]:
 
 
 def _run(way: Way, source: Source, one: Source, work: Path, sizes: dict[str, int]) -> tuple[Measured, Measured]:
-    """A way's whole run, and its run on one picture; notes the size of what it wrote."""
+    """A way's whole run, and its run on one image; notes the size of what it wrote."""
     from benchmarks.measuring import fresh_folder, measure
 
     measured = []
@@ -181,15 +181,15 @@ def _print_anchors(source: Source, sizes: dict[str, int], count: int) -> None:
     from pipeline.writing.conversion import ConversionConfig
 
     config = ConversionConfig()
-    pictures = read_coco(source.annotations).pictures
+    images = read_coco(source.annotations).images
     start = time.process_time()
-    for picture in pictures:
-        records.match_picture(picture, config.anchors, config.short_edges, config.max_edge)
-    milliseconds = 1000 * (time.process_time() - start) / len(pictures)
+    for image in images:
+        records.match_image(image, config.anchors, config.short_edges, config.max_edge)
+    milliseconds = 1000 * (time.process_time() - start) / len(images)
     without, added = sizes["without anchors"] / count, (sizes["with 12 variants"] - sizes["without anchors"]) / count
     print(
         table(
-            ["anchors of 12 variants", "of a picture"],
+            ["anchors of 12 variants", "of an image"],
             [
                 ["matching alone, one core", f"{milliseconds:.2f} ms"],
                 ["record without them", f"{without / 1000:.1f} kB"],

@@ -74,7 +74,7 @@ def main(_: list[str]) -> None:
 
 
 def _with_keypoints(coco: Path, folder: Path) -> Path:
-    """The annotations of those pictures that training takes, in a file of their own."""
+    """The annotations of those images that training takes, in a file of their own."""
     source = coco / "annotations" / "person_keypoints_train2017.json"
     if not source.is_file():
         raise command.UserError(f"{source}: no such file; --coco names a folder laid out as COCO 2017 is")

@@ -1,6 +1,6 @@
 """The Mask R-CNN input pipeline of tf-models-official, without masks, for `loader.py`; runs in the environment `tf_models`.
 
-Its reader, decoder and parser as its Mask R-CNN task puts them together, with its own settings of the parser: pictures fitted
+Its reader, decoder and parser as its Mask R-CNN task puts them together, with its own settings of the parser: images fitted
 into one canvas, flipped at random, normalised floats, every anchor matched and labelled. It reads this project's records.
 
 Usage: python -m benchmarks.loader_tf_models SHARDS BATCH_SIZE    # SHARDS: a pattern
@@ -15,7 +15,7 @@ from official.vision.dataloaders import input_reader_factory, maskrcnn_input, tf
 
 from benchmarks.contestant import serve
 
-# Where a picture of 800/1333 fits in; a multiple of 64, as the parser wants it. Upright pictures come out smaller.
+# Where an image of 800/1333 fits in; a multiple of 64, as the parser wants it. Upright images come out smaller.
 CANVAS = [832, 1344]
 
 

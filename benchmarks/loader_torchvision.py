@@ -1,6 +1,6 @@
 """How torchvision's detection references load keypoints, for `loader.py`; runs in the environment `torch`.
 
-A DataLoader whose workers read with Pillow, flip at random and make tensors, pictures of one orientation to a batch; then, as
+A DataLoader whose workers read with Pillow, flip at random and make tensors, images of one orientation to a batch; then, as
 its models do it on what the loader gives, normalising, resizing and padding (`GeneralizedRCNNTransform`). No anchors are
 matched.
 
@@ -31,7 +31,7 @@ Sample = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 class CocoKeypoints(Dataset[Sample]):
-    """Pictures and persons, read and flipped as the references do it (without the masks that they make besides)."""
+    """Images and persons, read and flipped as the references do it (without the masks that they make besides)."""
 
     def __init__(self, images: Path, annotations: Path) -> None:
         coco = json.loads(annotations.read_text())
@@ -39,14 +39,14 @@ class CocoKeypoints(Dataset[Sample]):
         for annotation in coco["annotations"]:
             if not annotation["iscrowd"]:
                 persons[annotation["image_id"]].append(annotation)
-        self.pictures = [(images / entry["file_name"], persons[entry["id"]]) for entry in coco["images"]]
+        self.images = [(images / entry["file_name"], persons[entry["id"]]) for entry in coco["images"]]
         self.wide = [entry["width"] > entry["height"] for entry in coco["images"]]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, number: int) -> Sample:
-        path, persons = self.pictures[number]
+        path, persons = self.images[number]
         image = Image.open(path).convert("RGB")
         boxes = torch.tensor([person["bbox"] for person in persons], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -62,7 +62,7 @@ class CocoKeypoints(Dataset[Sample]):
 
 
 def batches_of_one_orientation(wide: list[bool], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of pictures in random order, without end."""
+    """Numbers of images in random order, without end."""
     waiting: dict[bool, list[int]] = {False: [], True: []}
     while True:
         for number in random.sample(range(len(wide)), len(wide)):
@@ -91,8 +91,8 @@ def main(images: str, annotations: str, batch_size: int, workers: int) -> None:
     def load(count: int) -> int:
         done = 0
         while done < count:
-            pictures, targets = next(batches)
-            transform(list(pictures), list(targets))
+            loaded, targets = next(batches)
+            transform(list(loaded), list(targets))
             done += batch_size
         return done
 

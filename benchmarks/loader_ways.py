@@ -36,10 +36,10 @@ def bare(data_set: DataSet, batch_size: int, *, cast: bool) -> tf.data.Dataset:
     def prepare(file: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_jpeg(file, channels=3)
         resized = tf.image.resize(tf.cast(pixels, tf.float32) if cast else pixels, size)
-        return resized[0, 0, 0]  # pictures of several sizes do not stack
+        return resized[0, 0, 0]  # images of several sizes do not stack
 
-    pictures = tf.data.Dataset.from_tensor_slices((files, np.array(sizes, np.int32))).repeat()
-    return pictures.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    images = tf.data.Dataset.from_tensor_slices((files, np.array(sizes, np.int32))).repeat()
+    return images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def ours(data_set: DataSet, batch_size: int, anchors: AnchorSource) -> tf.data.Dataset:

@@ -1,6 +1,6 @@
-r"""`r50_fpn` beside torchvision's `keypointrcnn_resnet50_fpn`: the same weights, pictures of 800×1088, the same number of RoIs.
+r"""`r50_fpn` beside torchvision's `keypointrcnn_resnet50_fpn`: the same weights, images of 800×1088, the same number of RoIs.
 
-Inference is from pixels to people, one picture; training a step on two pictures: losses, gradients, update. Needs the
+Inference is from pixels to people, one image; training a step on two images: losses, gradients, update. Needs the
 environment `torch` (bash benchmarks/environments.sh torch).
 
   python -m benchmarks.model_speed --persons=10
@@ -17,12 +17,12 @@ from pipeline import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("work_dir", "benchmark_data", "Folder for weights and logs.", flag_values=FLAGS)
-flags.DEFINE_integer("persons", 10, "People that both models find in a picture.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("rois", 40, "Positive RoIs in a picture of training.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("height", 800, "Of the pictures, in pixels.", lower_bound=64, flag_values=FLAGS)
-flags.DEFINE_integer("width", 1088, "Of the pictures, in pixels.", lower_bound=64, flag_values=FLAGS)
+flags.DEFINE_integer("persons", 10, "People that both models find in an image.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rois", 40, "Positive RoIs in an image of training.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("height", 800, "Of the images, in pixels.", lower_bound=64, flag_values=FLAGS)
+flags.DEFINE_integer("width", 1088, "Of the images, in pixels.", lower_bound=64, flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 7, "How many turns each model has.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("passes", 3, "Pictures, or training steps, in a turn.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("passes", 3, "Images, or training steps, in a turn.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", 2, "Processor cores that each model may use.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("measure", "inference,training", "What to measure.", flag_values=FLAGS)
 
@@ -39,7 +39,7 @@ def main(_: list[str]) -> None:
     print(f"{machine()}; {FLAGS.cores} in use, {FLAGS.rounds} rounds of {FLAGS.passes} in turn", flush=True)
     use_cores(FLAGS.cores)
     folder = fresh_folder(Path(FLAGS.work_dir) / "model_speed")
-    _write_pictures(folder / "pictures.npz")
+    _write_images(folder / "images.npz")
     measure([*torchvision, "weights", str(folder), str(FLAGS.persons)], log=folder / "weights.log")
     importing = [sys.executable, "-m", "model.import_weights", "--source=torchvision", f"--model_dir={folder / 'model'}"]
     measure([*importing, f"--weights={folder / 'weights.pth'}"], log=folder / "import.log")
@@ -66,8 +66,8 @@ def main(_: list[str]) -> None:
         print(f"\n{table(header, rows)}\n", flush=True)
 
 
-def _write_pictures(path: Path) -> None:
-    """Two pictures of random patches, and people in them, all of whose keypoints are visible."""
+def _write_images(path: Path) -> None:
+    """Two images of random patches, and people in them, all of whose keypoints are visible."""
     import numpy as np
 
     rng = np.random.default_rng(0)

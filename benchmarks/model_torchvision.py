@@ -4,7 +4,7 @@ Usage:
   python -m benchmarks.model_torchvision weights FOLDER PERSONS    # writes FOLDER/weights.pth and FOLDER/case.json
   python -m benchmarks.model_torchvision inference|training FOLDER
 
-FOLDER/pictures.npz holds what both models look at: `images` uint8 [2, H, W, 3], `boxes` float32 [2, G, 4] and `keypoints`
+FOLDER/images.npz holds what both models look at: `images` uint8 [2, H, W, 3], `boxes` float32 [2, G, 4] and `keypoints`
 float32 [2, G, 17, 3].
 """
 
@@ -31,7 +31,7 @@ TRAINED_STAGES = 3  # as torchvision trains from ImageNet weights: C3 to C5
 def keypoint_rcnn(norm: Callable[..., nn.Module], score_threshold: float, short_edge: int) -> KeypointRCNN:
     """`keypointrcnn_resnet50_fpn`, which cannot be had with frozen batch norm unless its weights are downloaded.
 
-    Pictures stay as they are: they have that short edge. RoIs are positive at an IoU of 0.999: those which
+    Images stay as they are: they have that short edge. RoIs are positive at an IoU of 0.999: those which
     are true boxes, so that their number is known.
     """
     backbone = _resnet_fpn_extractor(resnet50(weights=None, norm_layer=norm), TRAINED_STAGES)
@@ -53,7 +53,7 @@ def make_weights(folder: Path, persons: int) -> None:
     model = keypoint_rcnn(nn.BatchNorm2d, 0.0, min(images[0].shape[1:]))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # statistics of this one picture
+            module.momentum = None  # statistics of this one image
     with torch.no_grad():
         model.backbone.train()
         pyramid = model.backbone(model.transform(images[:1])[0].tensors)
@@ -77,8 +77,8 @@ def load(folder: Path, score_threshold: float, short_edge: int) -> KeypointRCNN:
 
 
 def case(folder: Path) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Pictures as torchvision takes them, and their persons."""
-    content = np.load(folder / "pictures.npz")
+    """Images as torchvision takes them, and their persons."""
+    content = np.load(folder / "images.npz")
     images = [torch.from_numpy(image).permute(2, 0, 1).contiguous() / 255 for image in content["images"]]
     targets = [
         {

@@ -1,4 +1,4 @@
-"""The project's own model, for `model_speed.py`: imported weights, the same pictures as torchvision's.
+"""The project's own model, for `model_speed.py`: imported weights, the same images as torchvision's.
 
 Usage: python -m benchmarks.model_ways inference|training|training_xla FOLDER
 
@@ -33,7 +33,7 @@ def config_of_case(config: Config, folder: Path) -> Config:
     head has room for just these.
     """
     threshold = json.loads((folder / "case.json").read_text())["score_threshold"]
-    persons = np.load(folder / "pictures.npz")["boxes"].shape[1]
+    persons = np.load(folder / "images.npz")["boxes"].shape[1]
     return dataclasses.replace(
         config,
         backbone=dataclasses.replace(config.backbone, frozen_stages=2),  # the stem and C2
@@ -44,10 +44,10 @@ def config_of_case(config: Config, folder: Path) -> Config:
 
 
 def detecting(folder: Path) -> tuple[Work, str]:
-    """Pixels of the first picture → people."""
+    """Pixels of the first image → people."""
     model = load_model(folder / "model")
     model.config = config_of_case(model.config, folder)
-    images = tf.constant(np.load(folder / "pictures.npz")["images"][:1])
+    images = tf.constant(np.load(folder / "images.npz")["images"][:1])
     size = tf.constant([images.shape[1:3]])
     detect = tf.function(model.detect, autograph=False)
 
@@ -62,7 +62,7 @@ def detecting(folder: Path) -> tuple[Work, str]:
 
 
 def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
-    """A step on both pictures: losses, gradients, and an update by a learning rate of 0."""
+    """A step on both images: losses, gradients, and an update by a learning rate of 0."""
     model = load_model(folder / "model")
     config = config_of_case(model.config, folder)
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
@@ -84,8 +84,8 @@ def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
 
 
 def training_batch(config: Config, folder: Path) -> dict[str, tf.Tensor]:
-    """The case as `pipeline.loading.batches` would give it, 256 sampled anchors a picture included."""
-    content = np.load(folder / "pictures.npz")
+    """The case as `pipeline.loading.batches` would give it, 256 sampled anchors an image included."""
+    content = np.load(folder / "images.npz")
     images, boxes, keypoints = (content[name] for name in ("images", "boxes", "keypoints"))
     batch, height, width, _ = images.shape
     rng = np.random.default_rng(0)

@@ -12,15 +12,15 @@ import tensorflow as tf
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True, help="the folder of one version, which holds saved_model.pb")
 parser.add_argument("--min_score", type=float, default=0.5)
-parser.add_argument("pictures", nargs="+", help="JPEG or PNG files")
+parser.add_argument("images", nargs="+", help="JPEG or PNG files")
 arguments = parser.parse_args()
 
 model = tf.saved_model.load(arguments.model)
 names = json.loads((Path(arguments.model) / "assets" / "skeleton.json").read_text())["keypoints"]
 
-# Pictures of any sizes go together; boxes and keypoints come back in pixels of each.
-found = model.signatures["serving_default"](image_bytes=tf.constant([Path(p).read_bytes() for p in arguments.pictures]))
-for i, picture in enumerate(arguments.pictures):
+# Images of any sizes go together; boxes and keypoints come back in pixels of each.
+found = model.signatures["serving_default"](image_bytes=tf.constant([Path(p).read_bytes() for p in arguments.images]))
+for i, image in enumerate(arguments.images):
     people = []
     for d in range(found["num_detections"][i]):  # best score first
         if found["scores"][i, d] >= arguments.min_score:
@@ -34,4 +34,4 @@ for i, picture in enumerate(arguments.pictures):
                     "keypoints": {name: [*xy, score] for name, (xy, score) in zip(names, points, strict=True)},
                 }
             )
-    print(json.dumps({"picture": picture, "people": people}))
+    print(json.dumps({"image": image, "people": people}))

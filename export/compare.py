@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.command import UserError
 
-Answer = Mapping[str, npt.NDArray[Any]]  # of `ServingModule`: N pictures, D detections each, zero-padded
+Answer = Mapping[str, npt.NDArray[Any]]  # of `ServingModule`: N images, D detections each, zero-padded
 
 BOX_PIXELS = 0.5
 KEYPOINT_PIXELS = 1.0

@@ -3,7 +3,7 @@
   python -m export.export_model --model=MODEL_DIR --output_dir=OUT
 
 Writes OUT/<name>/<version>/ (signatures serving_default for JPEG or PNG bytes, serve_images for pixels) and OUT/<name>.tflite
-(pictures of one size, built-in operators only) with OUT/<name>.json, its configuration and keypoint set: keep the two together.
+(images of one size, built-in operators only) with OUT/<name>.json, its configuration and keypoint set: keep the two together.
 Every file is compared with the model before it gets its name.
 """
 
@@ -20,12 +20,12 @@ flags.DEFINE_list("formats", ["saved_model", "tflite"], "what to write", flag_va
 flags.DEFINE_integer(
     "tflite_height",
     None,
-    "height of the pictures for the TFLite file, a multiple of 32; the configuration's short edge if left out",
+    "height of the images for the TFLite file, a multiple of 32; the configuration's short edge if left out",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("tflite_width", None, "width of them; 4/3 of the short edge if left out", flag_values=FLAGS)
 flags.DEFINE_string(
-    "check_images", None, "folder of pictures for the comparison; coloured patches if left out", flag_values=FLAGS
+    "check_images", None, "folder of images for the comparison; coloured patches if left out", flag_values=FLAGS
 )
 flags.mark_flags_as_required(["model", "output_dir"], flag_values=FLAGS)
 

@@ -12,7 +12,7 @@ from export import saved_model, tflite
 from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
 from export.tflite import Pixels
 from model import config as config_lib
-from model.inference.image_folder import picture_files
+from model.inference.image_folder import image_files
 from model.inference.predictor import letterbox_file
 from model.inference.serving import ServingModule
 from model.model_dir import NOTE_FILE, load_model, newest_checkpoint
@@ -20,7 +20,7 @@ from pipeline.command import UserError
 from pipeline.files import read_json, write_json
 
 FORMATS = ("saved_model", "tflite")
-CHECK_PICTURES = 8  # of --check_images: enough to see that two files say the same
+CHECK_IMAGES = 8  # of --check_images: enough to see that two files say the same
 
 Report = Callable[[str], None]
 
@@ -45,7 +45,7 @@ def export_model(
       version: of the SavedModel; by default the next free number.
       formats: some of `FORMATS`.
       tflite_height, tflite_width: pixels that the TFLite file takes; by default `tflite.default_size`.
-      check_images: pictures on which the exports must agree with the model; by default coloured patches.
+      check_images: images on which the exports must agree with the model; by default coloured patches.
       report: called with a line at each step.
 
     Returns:
@@ -66,8 +66,8 @@ def export_model(
     height, width = (asked if asked is not None else own for asked, own in ((tflite_height, height), (tflite_width, width)))
     tflite.check_size(height, width)
     module = ServingModule(model)
-    pictures = _check_pictures(check_images, height, width)
-    expected = [_arrays(module.serve_images(picture[None])) for picture in pictures]
+    images = _check_images(check_images, height, width)
+    expected = [_arrays(module.serve_images(image[None])) for image in images]
     checkpoint = newest_checkpoint(Path(model_dir))
     source: dict[str, Any] = {
         "model_dir": Path(model_dir).resolve().name,
@@ -81,11 +81,11 @@ def export_model(
         if "saved_model" in formats:
             report("SavedModel: tracing and saving")
             saved_model.write_saved_model(module, temporary / "saved_model", source)
-            report(f"SavedModel: {_told(_verify_saved_model(temporary / 'saved_model', pictures, expected))}")
+            report(f"SavedModel: {_told(_verify_saved_model(temporary / 'saved_model', images, expected))}")
         if "tflite" in formats:
-            report(f"TFLite: converting for pictures of {height}×{width}")
+            report(f"TFLite: converting for images of {height}×{width}")
             content = tflite.convert(model, height, width, temporary)
-            report(f"TFLite: {_told(tflite.verify(content, model, pictures, expected))}, {len(content) / 2**20:.1f} MiB")
+            report(f"TFLite: {_told(tflite.verify(content, model, images, expected))}, {len(content) / 2**20:.1f} MiB")
             (temporary / "model.tflite").write_bytes(content)
         # From here on only names are given.
         if "saved_model" in formats:
@@ -112,18 +112,18 @@ def export_model(
     return written
 
 
-def _check_pictures(folder: str | Path | None, height: int, width: int) -> list[Pixels]:
+def _check_images(folder: str | Path | None, height: int, width: int) -> list[Pixels]:
     if folder is None:
-        return list(tflite.random_pictures(height, width))
-    files = picture_files(Path(folder), "--check_images")[:CHECK_PICTURES]
+        return list(tflite.random_images(height, width))
+    files = image_files(Path(folder), "--check_images")[:CHECK_IMAGES]
     return [letterbox_file(path, height, width) for path in files]
 
 
-def _verify_saved_model(path: Path, pictures: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
+def _verify_saved_model(path: Path, images: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
     """Loads what was saved, and compares its answers with the model's. Raises: ConversionError."""
     loaded, total = tf.saved_model.load(str(path)), Agreement(0, 0)
-    for picture, wanted in zip(pictures, expected, strict=True):
-        total += agreement(wanted, _arrays(loaded.signatures["serve_images"](images=tf.constant(picture[None]))))
+    for image, wanted in zip(images, expected, strict=True):
+        total += agreement(wanted, _arrays(loaded.signatures["serve_images"](images=tf.constant(image[None]))))
     if total.share < LEAST_SHARE:
         raise ConversionError(f"the SavedModel gives {total.matched} of the model's {total.total} detections")
     return total
@@ -135,5 +135,5 @@ def _arrays(answer: Mapping[str, tf.Tensor]) -> Answer:
 
 def _told(found: Agreement) -> str:
     if not found.total:
-        return "checked; the model finds nobody on the pictures of the check (--check_images takes better ones)"
+        return "checked; the model finds nobody on the images of the check (--check_images takes better ones)"
     return f"checked, {found.matched} of {found.total} detections are the model's"

@@ -1,7 +1,7 @@
 """Converts a trained model to TFLite with built-in operators only, and proves the file before anybody gets it.
 
 The one signature, `serve_images`, takes `images` uint8 [1, H, W, 3] of a fixed size, RGB, and answers in pixels of what it was
-given. A picture of another size is letterboxed by the caller: made as large as it fits, at the top left, zeros elsewhere.
+given. An image of another size is letterboxed by the caller: made as large as it fits, at the top left, zeros elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VARIABLE_OPERATORS = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
 def default_size(config: Config) -> tuple[int, int]:
-    """Height and width that suit pictures in 4:3: such a one is seen at the same size as by the SavedModel.
+    """Height and width that suit images in 4:3: such a one is seen at the same size as by the SavedModel.
 
     The height is the short edge at inference, the width 4/3 of it (no more than the longest edge), both rounded up to 32.
     """
@@ -49,7 +49,7 @@ def convert(model: KeypointRCNN, height: int, width: int, folder: Path) -> bytes
 
     Args:
       model: the model.
-      height, width: of the only pictures that it will take; multiples of 32.
+      height, width: of the only images that it will take; multiples of 32.
       folder: where a SavedModel may lie for a moment.
     """
     weights = tf.Module()  # instead of the serving module, whose other functions would be traced, saved and loaded too
@@ -63,17 +63,17 @@ def convert(model: KeypointRCNN, height: int, width: int, folder: Path) -> bytes
     return content
 
 
-def verify(content: bytes, model: KeypointRCNN, pictures: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
+def verify(content: bytes, model: KeypointRCNN, images: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
     """Checks a converted file against its model.
 
     Args:
       content: the file.
       model: what it was made of.
-      pictures: uint8 [H, W, 3] each, of the file's size.
+      images: uint8 [H, W, 3] each, of the file's size.
       expected: the model's answer to each as a batch of one, by `ServingModule.serve_images`.
 
     Returns:
-      How many detections of the pictures agree.
+      How many detections of the images agree.
 
     Raises:
       ConversionError: operators that are not built in, weights missing, answers that are not finite or are others.
@@ -88,8 +88,8 @@ def verify(content: bytes, model: KeypointRCNN, pictures: Sequence[Pixels], expe
         raise ConversionError(f"the TFLite file needs operators that are not built in: {', '.join(sorted(foreign))}")
     run = interpreter.get_signature_runner(SIGNATURE)
     total = Agreement(0, 0)
-    for picture, wanted in zip(pictures, expected, strict=True):
-        answer = run(images=picture[None])
+    for image, wanted in zip(images, expected, strict=True):
+        answer = run(images=image[None])
         if {name: value.shape for name, value in answer.items()} != {name: value.shape for name, value in wanted.items()}:
             raise ConversionError(f"the TFLite file answers with { ({name: value.shape for name, value in answer.items()}) }")
         if not all(np.isfinite(value).all() for value in answer.values()):
@@ -100,12 +100,12 @@ def verify(content: bytes, model: KeypointRCNN, pictures: Sequence[Pixels], expe
     return total
 
 
-def random_pictures(height: int, width: int, count: int = 3) -> Iterator[Pixels]:
+def random_images(height: int, width: int, count: int = 3) -> Iterator[Pixels]:
     """Coloured patches of several scales: more like a photograph than noise is, so that a model finds something to answer."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        picture = np.zeros((height, width, 3))
+        image = np.zeros((height, width, 3))
         for cells in (4, 12, 40):
             patches = tf.image.resize(rng.normal(0, 40, (1, cells, cells, 3)), (height, width), "bilinear")[0].numpy()
-            picture += patches
-        yield np.clip(picture + 128, 0, 255).astype(np.uint8)
+            image += patches
+        yield np.clip(image + 128, 0, 255).astype(np.uint8)

@@ -35,7 +35,7 @@ class BackboneConfig:
     stride_in_1x1: bool = False  # a stage's stride lies in its first 1×1 convolution (MSRA's ResNet), else in the 3×3 one
     frozen_stages: int = 0  # parts that are not trained, counted from the pixels: 2 are the stem and C2's stage
     fpn_channels: int = 256
-    pixel_order: Literal["RGB", "BGR"] = "RGB"  # of what the network sees; pictures are RGB everywhere else
+    pixel_order: Literal["RGB", "BGR"] = "RGB"  # of what the network sees; images are RGB everywhere else
     pixel_range: float = 1.0  # full intensity in the units of mean and deviation: 1 or 255
     pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # in `pixel_order`, as `pixel_std`
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -119,7 +119,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:
-    """How pictures are resized and which detections are kept."""
+    """How images are resized and which detections are kept."""
 
     short_edge: int = 800
     max_edge: int = 1333
@@ -181,15 +181,15 @@ class Config:
 
 R50_FPN = Config()
 R101_FPN = Config(preset="r101_fpn", backbone=BackboneConfig(blocks=(3, 4, 23, 3)))
-# For the demo and the tests: learns small pictures from random weights within minutes on two cores.
+# For the demo and the tests: learns small images from random weights within minutes on two cores.
 TINY = Config(
     preset="tiny",
-    # Rendered people have left limbs of warm and right ones of cold colours, which a mirrored picture would deny.
+    # Rendered people have left limbs of warm and right ones of cold colours, which a mirrored image would deny.
     data=DataConfig(short_edges=(192,), max_edge=384, flip=False, max_boxes=32, sampled_anchors=128, num_canvases=1),
     backbone=BackboneConfig(blocks=(1, 1, 2, 2), width=16, norm="group", fpn_channels=32),
     rpn=RpnConfig(top_k_train=200, top_k_test=200, proposals_train=200, proposals_test=100),
     box_head=BoxHeadConfig(rois=32, sampling_ratio=1, convolutions=2, channels=128),
-    # Few RoIs: 6 a picture learned as fast as 10 (keypoint loss after 200 steps 6.27 and 6.28). Few, wide convolutions: after
+    # Few RoIs: 6 an image learned as fast as 10 (keypoint loss after 200 steps 6.27 and 6.28). Few, wide convolutions: after
     # 934 steps the keypoint loss was 4.10 with three of 128 channels, 4.27 with four of 64, 4.46 with six of 64.
     keypoint_head=KeypointHeadConfig(rois=5, sampling_ratio=1, convolutions=3, channels=128),
     train=TrainConfig(

@@ -8,7 +8,7 @@ evaluation-<split>.json. A dash stands for a figure that the annotations leave u
   errors of joints   shares of the root of a person's area; hits: joints whose own similarity, as in OKS, is 0.5 or more
   swapped back       mirror twins, where one lies nearer the other's truth and OKS gains: what AP would be without that
 
-With --results, --data_dir limits the pictures to those of the split and gives the keypoint set, where it is not COCO's.
+With --results, --data_dir limits the images to those of the split and gives the keypoint set, where it is not COCO's.
 """
 
 from absl import flags
@@ -17,7 +17,7 @@ from pipeline import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "model directory, SavedModel or .tflite file", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", None, "folder of records: the pictures for --model", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", None, "folder of records: the images for --model", flag_values=FLAGS)
 flags.DEFINE_string("split", "val", "which split of the records", flag_values=FLAGS)
 flags.DEFINE_string("annotations", None, "COCO keypoint JSON, the ground truth", flag_values=FLAGS)
 flags.DEFINE_string("results", None, "JSON in COCO's results format, instead of --model", flag_values=FLAGS)

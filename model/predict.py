@@ -1,10 +1,10 @@
-"""Finds people and their keypoints in pictures.
+"""Finds people and their keypoints in images.
 
   python -m model.predict --model=MODEL --input=FOLDER_OR_FILE --output_dir=OUT
 
 MODEL is a model directory, a SavedModel or a .tflite file. Writes OUT/predictions.json, one entry per person in COCO's results
 format (image_id: the digits that end the file's name, else its position in the sorted folder, from 0), and OUT/pictures/, where
-left limbs are orange, right ones blue, and unsure points hollow. A picture that cannot be read is named, the others are done.
+left limbs are orange, right ones blue, and unsure points hollow. An image that cannot be read is named, the others are done.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "model directory, SavedModel or .tflite file", flag_values=FLAGS)
-flags.DEFINE_string("input", None, "a picture, or a folder of .jpg, .jpeg and .png", flag_values=FLAGS)
+flags.DEFINE_string("input", None, "an image, or a folder of .jpg, .jpeg and .png", flag_values=FLAGS)
 flags.DEFINE_string("output_dir", None, "folder to write to", flag_values=FLAGS)
 flags.DEFINE_float("score_threshold", 0.5, "leave out people below this score", flag_values=FLAGS)
 flags.DEFINE_enum(
@@ -33,10 +33,10 @@ flags.mark_flags_as_required(["model", "input", "output_dir"], flag_values=FLAGS
 
 def main(_rest: list[str]) -> None:
     command.load_tensorflow()
-    from model.inference.image_folder import picture_files, predict_files, summary_text
+    from model.inference.image_folder import image_files, predict_files, summary_text
     from model.inference.predictor import open_model
 
-    files = picture_files(Path(FLAGS.input))
+    files = image_files(Path(FLAGS.input))
     predictor = open_model(
         FLAGS.model,
         score_threshold=FLAGS.score_threshold,
@@ -47,7 +47,7 @@ def main(_rest: list[str]) -> None:
     summary = predict_files(predictor, files, Path(FLAGS.output_dir), draw=FLAGS.draw)
     print(summary_text(summary))
     if summary.unreadable:
-        count = f"{len(summary.unreadable)} of {len(files)} pictures"
+        count = f"{len(summary.unreadable)} of {len(files)} images"
         raise command.UserError(f"{count} could not be read and are left out; the first: {summary.unreadable[0]}")
 
 

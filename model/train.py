@@ -38,10 +38,10 @@ flags.DEFINE_multi_string(
     "set", [], "Sets one value of the configuration, such as rpn.nms_threshold=0.6; may be repeated.", flag_values=FLAGS
 )
 flags.DEFINE_integer("steps", None, "Steps to train, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", None, "Pictures per step over all replicas, instead of the preset's.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", None, "Images per step over all replicas, instead of the preset's.", flag_values=FLAGS)
 flags.DEFINE_float("learning_rate", None, "Peak rate, instead of the preset's.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "Of weights, order of data and draws, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_bool("flip", None, "Mirrors half of the pictures, or none, instead of the preset's choice.", flag_values=FLAGS)
+flags.DEFINE_bool("flip", None, "Mirrors half of the images, or none, instead of the preset's choice.", flag_values=FLAGS)
 batch_flags.define_colours(FLAGS)
 flags.DEFINE_enum(
     "strategy",
@@ -66,14 +66,14 @@ flags.DEFINE_enum(
     "on_error",
     "fail",
     ["fail", "skip"],
-    "A record or picture that cannot be read: name it and stop; or name it, and go on without it (10 to 20 % slower loading).",
+    "A record or image that cannot be read: name it and stop; or name it, and go on without it (10 to 20 % slower loading).",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "cache",
     "none",
     ["none", "records", "decoded"],
-    "Kept in memory of images that have been read: records (COCO train2017: 8 GB on each machine), or also decoded pictures (3 "
+    "Kept in memory of images that have been read: records (COCO train2017: 8 GB on each machine), or also decoded images (3 "
     "bytes a pixel; in all 54 GB). python -m pipeline.benchmark_loader says what it takes for other data.",
     flag_values=FLAGS,
 )

@@ -35,7 +35,7 @@ class AnchorConfig:
       negative_iou: below this it is negative, and between the two ignored.
       rounded: corners around the centre are whole pixels, so that ties are exact in any arithmetic.
       canvas_strides: the centres' distance is (canvas side) // (cells along it) instead of `strides`, as torchvision has it:
-        on P6 that is less than 64 where P5 has an odd number of cells. Anchors then belong to a canvas, not to a picture.
+        on P6 that is less than 64 where P5 has an odd number of cells. Anchors then belong to a canvas, not to an image.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)

@@ -1,7 +1,7 @@
-"""COCO keypoint JSON → cleaned, typed annotations per picture, in an order that does not depend on the file's.
+"""COCO keypoint JSON → cleaned, typed annotations per image, in an order that does not depend on the file's.
 
-What is certain is put right and counted (boxes are clipped, points outside the picture count as not labelled). What is not
-certain (a box with NaN, a list of 50 numbers) makes the whole picture an error, since a person who is left out in silence would
+What is certain is put right and counted (boxes are clipped, points outside the image count as not labelled). What is not
+certain (a box with NaN, a list of 50 numbers) makes the whole image an error, since a person who is left out in silence would
 be trained as background.
 """
 
@@ -31,7 +31,7 @@ class Person:
 
     Attributes:
       id: of the annotation in the JSON.
-      box: x0, y0, x1, y1 in pixels, clipped to the picture; of an area above 0.
+      box: x0, y0, x1, y1 in pixels, clipped to the image; of an area above 0.
       area: the JSON's (of the segment), or the box's where the JSON has none.
       is_crowd: the box encloses a crowd.
       keypoints: float64 [K, 3], x, y in pixels as in the JSON, and v: 0 not labelled, 1 hidden, 2 visible; zeros where v = 0.
@@ -49,7 +49,7 @@ class Person:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
+class CocoImage:
     """One image entry with its persons, sorted by id.
 
     Attributes:
@@ -71,19 +71,19 @@ class CocoData:
     Attributes:
       skeleton: the keypoint set of the category.
       category_id: of the persons.
-      pictures: sorted by id; each id once.
+      images: sorted by id; each id once.
       counts: how often something was put right or left out, over the whole file.
     """
 
     skeleton: Skeleton
     category_id: int
-    pictures: tuple[Picture, ...]
+    images: tuple[CocoImage, ...]
     counts: Mapping[str, int]
 
     def sha256(self) -> str:
         """Of the content, whatever its order in the JSON."""
         digest = hashlib.sha256(json.dumps([self.category_id, self.skeleton.to_json()]).encode())
-        for p in self.pictures:
+        for p in self.images:
             digest.update(repr((p.id, p.file_name, p.height, p.width, p.error)).encode())
             for person in p.persons:
                 digest.update(repr((person.id, person.box, person.area, person.is_crowd)).encode())
@@ -127,10 +127,10 @@ def read_coco(
     counter = Counter(counts)
     images = _images(content["images"], counter, path)
     persons = _annotations(content["annotations"], images, counter, path)
-    pictures = []
+    entries = []
     for image_id in sorted(images):
-        pictures.append(_picture(images[image_id], persons.pop(image_id, []), chosen["id"], skeleton.num_keypoints, counter))
-    return CocoData(skeleton, int(chosen["id"]), tuple(pictures), dict(counter))
+        entries.append(_image(images[image_id], persons.pop(image_id, []), chosen["id"], skeleton.num_keypoints, counter))
+    return CocoData(skeleton, int(chosen["id"]), tuple(entries), dict(counter))
 
 
 def _load(path: str | Path) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _category(categories: list[dict[str, Any]], name: str | None, path: str | Pa
 
 
 def _images(entries: list[dict[str, Any]], counter: Counter[str], path: str | Path) -> dict[int, dict[str, Any]]:
-    """Image entries by id. One entry stands for several that say the same; others make an error of the picture."""
+    """Image entries by id. One entry stands for several that say the same; others make an error of the image."""
     images: dict[int, dict[str, Any]] = {}
     for entry in entries:
         if not _is_integer(entry.get("id")) or entry["id"] < 0:
@@ -214,36 +214,36 @@ def _annotations(
     return by_image
 
 
-class _PictureError(Exception):
-    """Why a picture cannot be used."""
+class _ImageError(Exception):
+    """Why an image cannot be used."""
 
 
-def _picture(
+def _image(
     image: Mapping[str, Any],
     annotations: Iterable[Mapping[str, Any]],
     category_id: int,
     num_keypoints: int,
     counter: Counter[str],
-) -> Picture:
+) -> CocoImage:
     image_id, file_name, height, width = int(image["id"]), image["file_name"], image["height"], image["width"]
     persons = []
     try:
         if image.get("error"):
-            raise _PictureError(image["error"])
+            raise _ImageError(image["error"])
         if not isinstance(file_name, str) or not file_name:
-            raise _PictureError("no file_name in the image entry")
+            raise _ImageError("no file_name in the image entry")
         parts = PurePosixPath(file_name).parts + PureWindowsPath(file_name).parts
         if ".." in parts or "\0" in file_name or PurePosixPath(file_name).is_absolute() or PureWindowsPath(file_name).anchor:
-            raise _PictureError("file_name leads out of the folder of images")
+            raise _ImageError("file_name leads out of the folder of images")
         if not (_is_integer(height) and _is_integer(width) and height > 0 and width > 0):
-            raise _PictureError(f"width {width!r}, height {height!r} in the image entry: whole numbers above 0 are needed")
+            raise _ImageError(f"width {width!r}, height {height!r} in the image entry: whole numbers above 0 are needed")
         for annotation in annotations:
             person = _person(annotation, int(height), int(width), category_id, num_keypoints, counter)
             if person is not None:
                 persons.append(person)
-    except _PictureError as error:
-        return Picture(image_id, file_name if isinstance(file_name, str) else "", 0, 0, (), str(error))
-    return Picture(image_id, file_name, int(height), int(width), tuple(persons))
+    except _ImageError as error:
+        return CocoImage(image_id, file_name if isinstance(file_name, str) else "", 0, 0, (), str(error))
+    return CocoImage(image_id, file_name, int(height), int(width), tuple(persons))
 
 
 def _person(
@@ -252,7 +252,7 @@ def _person(
     """One annotation put right; None where it is of another category or its box encloses nothing."""
     name = f"annotation {entry['id']}"
     if not _is_integer(entry.get("category_id")):
-        raise _PictureError(f"{name}: category_id {entry.get('category_id')!r} is not an integer")
+        raise _ImageError(f"{name}: category_id {entry.get('category_id')!r} is not an integer")
     if entry["category_id"] != category_id:
         counter["annotations_of_other_categories"] += 1
         return None
@@ -266,17 +266,17 @@ def _person(
 
     is_crowd = entry.get("iscrowd") or 0
     if is_crowd not in (0, 1):
-        raise _PictureError(f"{name}: iscrowd {is_crowd!r} is neither 0 nor 1")
+        raise _ImageError(f"{name}: iscrowd {is_crowd!r} is neither 0 nor 1")
     area = (x1 - x0) * (y1 - y0)
     if entry.get("area") is not None:
         (area,) = _numbers([entry["area"]], 1, f"{name}: area")
         if area < 0:
-            raise _PictureError(f"{name}: area {area} is below 0")
+            raise _ImageError(f"{name}: area {area} is below 0")
     keypoints = np.zeros((num_keypoints, 3))
     if entry.get("keypoints"):
         values = _numbers(entry["keypoints"], 3 * num_keypoints, f"{name}: keypoints")
         if not set(values[2::3]) <= {0, 1, 2}:
-            raise _PictureError(f"{name}: visibilities {sorted(set(values[2::3]))} must be 0, 1 or 2")
+            raise _ImageError(f"{name}: visibilities {sorted(set(values[2::3]))} must be 0, 1 or 2")
         keypoints = np.array(values, np.float64).reshape(num_keypoints, 3)
         px, py, visibility = keypoints.T
         outside = (visibility > 0) & ((px < 0) | (px > width) | (py < 0) | (py > height))
@@ -293,8 +293,8 @@ def _is_integer(value: object) -> TypeGuard[int | float]:
 def _numbers(value: object, count: int, name: str) -> list[float]:
     if not isinstance(value, list) or len(value) != count:
         length = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
-        raise _PictureError(f"{name} has {length}, {count} are needed")
+        raise _ImageError(f"{name} has {length}, {count} are needed")
     for number in value:
         if type(number) not in (int, float) or not abs(number) <= LARGEST:
-            raise _PictureError(f"{name} holds {number!r}, which is no finite number of 32 bits")
+            raise _ImageError(f"{name} holds {number!r}, which is no finite number of 32 bits")
     return [float(number) for number in value]

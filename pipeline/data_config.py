@@ -10,7 +10,7 @@ from pipeline.command import UserError
 PADDING, PERSON, CROWD = 0, 1, 2  # values of `box_kind`
 MULTIPLE = 32  # of both sides of a canvas, the stride of the backbone's last stage
 
-# How a family of models has its pictures resized, in training, evaluation and exports alike. Sizes are computed by
+# How a family of models has its images resized, in training, evaluation and exports alike. Sizes are computed by
 # `anchors.resized_size`, pixels by `image.resize`. All are bilinear with half-pixel centres.
 #   standard: sides rounded half up; no antialiasing; pixels rounded to bytes, a quarter of the traffic to the device.
 #   torchvision: sides rounded down; no antialiasing; pixels stay floats.

@@ -1,4 +1,4 @@
-"""Draws people on pictures: boxes, limbs and keypoints, left and right in different colours."""
+"""Draws people on images: boxes, limbs and keypoints, left and right in different colours."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Side = Literal["left", "right", "middle"]
 
 LEFT, RIGHT, MIDDLE, BOX, CROWD = (255, 140, 0), (30, 144, 255), (60, 220, 90), (255, 255, 80), (255, 90, 200)
 _COLOURS = {"left": LEFT, "right": RIGHT, "middle": MIDDLE}
-_HATCH = 14  # lines of a crowd's box along the picture's shorter side
+_HATCH = 14  # lines of a crowd's box along the image's shorter side
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What is to be drawn, in pixels of the picture."""
+    """What is to be drawn, in pixels of the image."""
 
     boxes: Floats  # [n, 4]: x0, y0, x1, y1
     keypoints: Floats  # [n, K, 3]: x, y and 0 not drawn, 1 hollow (hidden, unsure), 2 filled
@@ -31,13 +31,13 @@ class Drawn:
 
 
 def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | None = None) -> Pixels:
-    """Draws people on a copy of a picture.
+    """Draws people on a copy of an image.
 
     Args:
       image: uint8 [h, w, 3].
       people: in pixels of `image`; who has a box without area is skipped (padding).
       skeleton: tells left (orange) from right (blue).
-      line: thickness in pixels; by default what suits the size of the picture.
+      line: thickness in pixels; by default what suits the size of the image.
 
     Returns:
       uint8 [h, w, 3].
@@ -78,7 +78,7 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | No
 
 
 def draw_crowds(image: Pixels, boxes: Floats, line: int | None = None) -> Pixels:
-    """Hatches the boxes of crowds on a copy of a picture: uint8 [h, w, 3] and x0, y0, x1, y1 [n, 4] in its pixels."""
+    """Hatches the boxes of crowds on a copy of an image: uint8 [h, w, 3] and x0, y0, x1, y1 [n, 4] in its pixels."""
     canvas = Image.fromarray(np.ascontiguousarray(image))
     thin = line or _line(canvas)
     for x0, y0, x1, y1 in boxes.astype(float).tolist():
@@ -97,7 +97,7 @@ def draw_crowds(image: Pixels, boxes: Floats, line: int | None = None) -> Pixels
 
 
 def draw_boxes(image: Pixels, boxes: Floats, colour: tuple[int, int, int], opacity: float, line: int = 1) -> Pixels:
-    """Outlines boxes on a copy of a picture; where they are many and of little opacity, they show as a cloud.
+    """Outlines boxes on a copy of an image; where they are many and of little opacity, they show as a cloud.
 
     Args:
       image: uint8 [h, w, 3].
@@ -146,7 +146,7 @@ UNSURE = 0.01
 
 
 def drawn_people(boxes: Floats, scores: Floats, keypoints: Floats, keypoint_scores: Floats) -> Drawn:
-    """A model's answer about one picture ([n, 4], [n], [n, K, 2], [n, K]): unsure points become hollow ones."""
+    """A model's answer about one image ([n, 4], [n], [n, K, 2], [n, K]): unsure points become hollow ones."""
     shown = np.where(keypoint_scores < UNSURE, 1, 2)[..., None]
     return Drawn(boxes, np.concatenate([keypoints, shown], axis=-1), scores)
 

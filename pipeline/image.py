@@ -16,7 +16,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def decode(image_bytes: tf.Tensor) -> tf.Tensor:
     """Decodes a JPEG or PNG file to RGB.
 
-    Grey pictures become three equal channels, CMYK is converted, an alpha channel is dropped, 16 bits become 8. A stored
+    Grey images become three equal channels, CMYK is converted, an alpha channel is dropped, 16 bits become 8. A stored
     rotation (EXIF) is not applied. JPEGs are decoded with libjpeg's accurate method, to the same pixels as in Pillow.
 
     Args:
@@ -44,7 +44,7 @@ def resized_size_tf(
     max_edge: tf.Tensor | int,
     rule: ResizeRule = "standard",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The size at which a picture is seen: `anchors.resized_size` in TensorFlow, equal to it everywhere.
+    """The size at which an image is seen: `anchors.resized_size` in TensorFlow, equal to it everywhere.
 
     Args:
       height, width: pixels, integer tensors of one shape.
@@ -106,7 +106,7 @@ def flip(image: tf.Tensor) -> tf.Tensor:
 
 
 def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -> tf.Tensor:
-    """Puts a picture at the top left of a canvas of zeros.
+    """Puts an image at the top left of a canvas of zeros.
 
     Args:
       image: [h, w, 3] of any type, not larger than the canvas.
@@ -121,7 +121,7 @@ def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -
     return tf.reshape(rows, [canvas_height, canvas_width, 3])
 
 
-# Pillow's bilinear resize of bytes, to the bit: models of Detectron2's family were trained on such pictures.
+# Pillow's bilinear resize of bytes, to the bit: models of Detectron2's family were trained on such images.
 #
 # Pillow resizes along x, rounds to bytes, then along y. If it shrinks, its triangle widens with the scale (antialiasing), and
 # its weights are whole multiples of 2^-22, so that every sum is exact. TensorFlow's own antialiased resize rounds but once.
@@ -146,7 +146,7 @@ def _along(pixels: tf.Tensor, size: tf.Tensor, axis: int) -> tf.Tensor:
         values = tf.gather(pixels, tf.minimum(first + tap, last), axis=axis)
         return tap + 1, total + values * tf.reshape(weights[:, tap], column)
 
-    # One tap at a time: all at once would hold as many copies of the picture as there are taps.
+    # One tap at a time: all at once would hold as many copies of the image as there are taps.
     shape = tf.tensor_scatter_nd_update(tf.shape(pixels), [[axis]], [tf.cast(size, tf.int32)])
     half = tf.fill(shape, 1 << (BITS - 1))
     _, total = tf.while_loop(

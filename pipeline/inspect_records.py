@@ -25,10 +25,10 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
 flags.DEFINE_string("split", None, "Which split; may be left out where there is one, or with --verify.", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "File to write: a sheet ends in .png or .jpg, a page in .html.", flag_values=FLAGS)
-flags.DEFINE_multi_integer("image_id", [], "Draws this picture; may be repeated.", flag_values=FLAGS)
-flags.DEFINE_integer("count", 12, "How many pictures to draw without --image_id.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_bool("flipped", False, "Draws pictures mirrored, as half of them are in training.", flag_values=FLAGS)
-flags.DEFINE_bool("anchors", False, "Draws positive and ignored anchors beside each picture.", flag_values=FLAGS)
+flags.DEFINE_multi_integer("image_id", [], "Draws this image; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_integer("count", 12, "How many images to draw without --image_id.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("flipped", False, "Draws images mirrored, as half of them are in training.", flag_values=FLAGS)
+flags.DEFINE_bool("anchors", False, "Draws positive and ignored anchors beside each image.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "short_edge", None, "Short edge for which to draw the anchors; by default the largest one.", flag_values=FLAGS
 )
@@ -52,7 +52,7 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "verify",
     False,
-    "Instead of drawing, re-reads every record, picture and matching and compares them with the metadata.",
+    "Instead of drawing, re-reads every record, image and matching and compares them with the metadata.",
     flag_values=FLAGS,
 )
 flags.mark_flags_as_required(["data_dir"], flag_values=FLAGS)
@@ -111,7 +111,7 @@ def _draw_records(data_set: DataSet) -> None:
     variant = contact_sheet.Variant(FLAGS.flipped, short_edge)
     drawn = contact_sheet.contact_sheet(data_set, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
     sheet.write_sheet(drawn, output)
-    print(f"written: {output} ({len(rows)} pictures)")
+    print(f"written: {output} ({len(rows)} images)")
 
 
 def _draw_batches(data_set: DataSet) -> None:
@@ -151,7 +151,7 @@ def _write_statistics(data_set: DataSet) -> None:
         statistics = collect(data_set, split, progress.advance)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_file(output, statistics_page(data_set, split, statistics))
-    print(f"written: {output} ({statistics.pictures:,} pictures)")
+    print(f"written: {output} ({statistics.images:,} images)")
 
 
 def _verify(data_set: DataSet) -> None:

@@ -1,4 +1,4 @@
-r"""Converts COCO keypoint annotations and their pictures to TFRecords with precomputed anchors. One Beam job.
+r"""Converts COCO keypoint annotations and their images to TFRecords with precomputed anchors. One Beam job.
 
 Example:
   python -m pipeline.make_tfrecords --annotations=annotations/person_keypoints_train2017.json --images=train2017 \
@@ -24,11 +24,11 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "images", None, "Folder of the pictures that the annotations name, or a zip file that holds it.", flag_values=FLAGS
+    "images", None, "Folder of the images that the annotations name, or a zip file that holds it.", flag_values=FLAGS
 )
 flags.DEFINE_string("output_dir", None, "Folder of the records; a second split joins the first.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Name of the split.", flag_values=FLAGS)
-flags.DEFINE_integer("num_shards", None, "Number of files; by default one for each 512 pictures.", flag_values=FLAGS)
+flags.DEFINE_integer("num_shards", None, "Number of files; by default one for each 512 images.", flag_values=FLAGS)
 flags.DEFINE_list(
     "short_edges",
     "640,672,704,736,768,800",
@@ -41,10 +41,10 @@ flags.DEFINE_enum(
     "on_error",
     "fail",
     ["fail", "skip"],
-    "What to do with a picture that cannot be used: stop, or leave it out and list it in errors-SPLIT.jsonl.",
+    "What to do with an image that cannot be used: stop, or leave it out and list it in errors-SPLIT.jsonl.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("limit", 0, "Takes only so many pictures; 0 takes all.", flag_values=FLAGS)
+flags.DEFINE_integer("limit", 0, "Takes only so many images; 0 takes all.", flag_values=FLAGS)
 flags.DEFINE_string("dataset_name", "coco_person_keypoints", "First part of the files' names.", flag_values=FLAGS)
 flags.DEFINE_bool("overwrite", False, "Replaces an existing split that was made with other arguments.", flag_values=FLAGS)
 flags.DEFINE_list(
@@ -117,7 +117,7 @@ def main(beam_flags: list[str]) -> None:
     overview = contact_sheet.overview_path(FLAGS.output_dir, FLAGS.split)
     if result.seconds or not overview.exists():
         contact_sheet.write_overview(FLAGS.output_dir, FLAGS.split)
-    print(f"a dozen of its pictures: {overview}")
+    print(f"a dozen of its images: {overview}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Record:
     """What `records.FIELDS` describes, in arrays of P objects and K keypoints.
 
     Attributes:
-      image_bytes: the encoded picture, of `height` × `width` pixels.
+      image_bytes: the encoded image, of `height` × `width` pixels.
       boxes: float32 [P, 4], x0, y0, x1, y1 as fractions of width and height: the very numbers that anchors are matched with.
       is_crowd: bool [P].
       object_ids: int64 [P], annotation ids.
@@ -126,7 +126,7 @@ def decode_record(payload: bytes, num_keypoints: int) -> Record:
 
 
 def pixel_keypoints(record: Record, skeleton: Skeleton, height: int, width: int, *, flipped: bool) -> NDArray[np.float32]:
-    """Keypoints in pixels of the picture resized to height × width, left and right exchanged where it is flipped.
+    """Keypoints in pixels of the image resized to height × width, left and right exchanged where it is flipped.
 
     Returns:
       float32 [P, K, 3], zeros where not labelled.

@@ -1,8 +1,8 @@
 """The record: one definition for writing, reading, TFDS metadata and documentation.
 
-A record is one `tf.train.Example` per picture, with the keys of the TF Object Detection conventions, so that it is widely read.
+A record is one `tf.train.Example` per image, with the keys of the TF Object Detection conventions, so that it is widely read.
 `FIELDS` lists them: P objects (persons and crowds, sorted by annotation id), K keypoints, V variants. A variant is one resized
-size of the picture, flipped or not: variant = 2 · (index of the short edge) + flipped.
+size of the image, flipped or not: variant = 2 · (index of the short edge) + flipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
 from pipeline.anchors import AnchorConfig, Matching, match_variants, variant_boxes
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.data_config import resized_size
 
 
@@ -44,8 +44,8 @@ FIELDS: tuple[Field, ...] = (
         "image/encoded", "bytes", "[]", "", "the file's own bytes, never re-encoded unless a stored rotation had to be applied"
     ),
     Field("image/format", "bytes", "[]", "", "jpeg or png"),
-    Field("image/height", "int64", "[]", "pixels", "of the decoded picture"),
-    Field("image/width", "int64", "[]", "pixels", "of the decoded picture"),
+    Field("image/height", "int64", "[]", "pixels", "of the decoded image"),
+    Field("image/width", "int64", "[]", "pixels", "of the decoded image"),
     Field("image/filename", "bytes", "[]", "", "file_name of the JSON"),
     Field("image/source_id", "bytes", "[]", "", "image id of the JSON, in decimal"),
     Field("image/key/sha256", "bytes", "[]", "", "of image/encoded, in hexadecimal"),
@@ -55,7 +55,7 @@ FIELDS: tuple[Field, ...] = (
             "float",
             "[P]",
             f"1 / {side}, from the {edge} edge",
-            f"{'low' if end == 'min' else 'high'} end of the box, clipped to the picture: 0…1",
+            f"{'low' if end == 'min' else 'high'} end of the box, clipped to the image: 0…1",
         )
         for end in ("min", "max")
         for axis, side, edge in _AXES
@@ -149,17 +149,17 @@ def names_from_differences(differences: tf.Tensor) -> tf.Tensor:
     return tf.cumsum(differences)
 
 
-def normalised_boxes(picture: Picture) -> NDArray[np.float32]:
+def normalised_boxes(entry: CocoImage) -> NDArray[np.float32]:
     """Boxes of all objects as the record holds them: float32 [P, 4], x0, y0, x1, y1 as fractions of width and height."""
-    boxes = np.array([person.box for person in picture.persons], np.float64).reshape(-1, 4)
-    return (boxes / (picture.width, picture.height, picture.width, picture.height)).astype(np.float32)
+    boxes = np.array([person.box for person in entry.persons], np.float64).reshape(-1, 4)
+    return (boxes / (entry.width, entry.height, entry.width, entry.height)).astype(np.float32)
 
 
-def match_picture(picture: Picture, config: AnchorConfig, short_edges: Sequence[int], max_edge: int) -> list[Matching]:
+def match_image(entry: CocoImage, config: AnchorConfig, short_edges: Sequence[int], max_edge: int) -> list[Matching]:
     """The matching of all variants, from the very float32 boxes that a reader of the record gets."""
-    is_crowd = np.array([person.is_crowd for person in picture.persons], np.bool_)
-    size = (picture.height, picture.width)
-    return match_objects(normalised_boxes(picture), is_crowd, size, config, short_edges, max_edge)
+    is_crowd = np.array([person.is_crowd for person in entry.persons], np.bool_)
+    size = (entry.height, entry.width)
+    return match_objects(normalised_boxes(entry), is_crowd, size, config, short_edges, max_edge)
 
 
 def match_objects(
@@ -175,7 +175,7 @@ def match_objects(
     Args:
       boxes: float32 [P, 4] of all objects, x0, y0, x1, y1 as fractions of width and height.
       is_crowd: bool [P].
-      size: height and width of the picture.
+      size: height and width of the image.
 
     Returns:
       one for each variant; `positive_box` counts all objects of the record, though crowds are never matched.
@@ -195,26 +195,26 @@ def match_objects(
 
 
 def encode(
-    picture: Picture, image_bytes: bytes, image_format: Literal["jpeg", "png"], category: str, matchings: Sequence[Matching]
+    entry: CocoImage, image_bytes: bytes, image_format: Literal["jpeg", "png"], category: str, matchings: Sequence[Matching]
 ) -> bytes:
     """Serializes one record.
 
     Args:
-      picture: its cleaned annotations.
-      image_bytes: the encoded image, of `picture`'s height and width when decoded.
+      image: its cleaned annotations.
+      image_bytes: the encoded image, of `image`'s height and width when decoded.
       image_format: of `image_bytes`.
       category: the name of the persons' category.
-      matchings: as `match_picture` gives them, one for each variant.
+      matchings: as `match_image` gives them, one for each variant.
     """
-    persons = picture.persons
-    boxes = normalised_boxes(picture)
+    persons = entry.persons
+    boxes = normalised_boxes(entry)
     values: dict[str, Any] = {
         "image/encoded": [image_bytes],
         "image/format": [image_format.encode()],
-        "image/height": [picture.height],
-        "image/width": [picture.width],
-        "image/filename": [picture.file_name.encode()],
-        "image/source_id": [str(picture.id).encode()],
+        "image/height": [entry.height],
+        "image/width": [entry.width],
+        "image/filename": [entry.file_name.encode()],
+        "image/source_id": [str(entry.id).encode()],
         "image/key/sha256": [hashlib.sha256(image_bytes).hexdigest().encode()],
         "image/object/bbox/xmin": boxes[:, 0].tolist(),
         "image/object/bbox/ymin": boxes[:, 1].tolist(),
@@ -228,8 +228,8 @@ def encode(
         "image/object/keypoint/num": [person.num_labelled for person in persons],
     }
     keypoints = np.concatenate([np.zeros((0, 3)), *(person.keypoints for person in persons)])  # [P·K, 3]
-    values["image/object/keypoint/x"] = (keypoints[:, 0] / picture.width).tolist()
-    values["image/object/keypoint/y"] = (keypoints[:, 1] / picture.height).tolist()
+    values["image/object/keypoint/x"] = (keypoints[:, 0] / entry.width).tolist()
+    values["image/object/keypoint/y"] = (keypoints[:, 1] / entry.height).tolist()
     values["image/object/keypoint/visibility"] = keypoints[:, 2].astype(np.int64).tolist()
     lists = {
         "anchors/positive": [differences_from_names(m.positive) for m in matchings],

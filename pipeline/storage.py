@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from pipeline import files
 from pipeline.command import UserError
 
-# Bytes that a jump in an object fetches: more than most pictures have.
+# Bytes that a jump in an object fetches: more than most images have.
 _BYTES_PER_JUMP = 1 << 18
 # Scheme → module of the client that Beam needs for it, and the extra of apache-beam that installs it.
 _CLIENTS = {
@@ -116,7 +116,7 @@ def open_for_reading(location: str) -> BinaryIO:
 
 
 def _cheap_jumps(file: Any) -> BinaryIO:
-    """Beam's readers fetch 16 MiB at every jump, a hundred times the picture in a zip that is jumped to."""
+    """Beam's readers fetch 16 MiB at every jump, a hundred times the image in a zip that is jumped to."""
     if isinstance(file, io.BufferedReader):  # s3://, azfs://
         return io.BufferedReader(file.detach(), _BYTES_PER_JUMP)
     if hasattr(file, "_chunk_size"):  # gs://

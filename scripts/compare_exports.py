@@ -24,7 +24,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "a model directory", flag_values=FLAGS)
 flags.DEFINE_string("saved_model", None, "the SavedModel exported from it", flag_values=FLAGS)
 flags.DEFINE_string("tflite", None, "the TFLite file exported from it", flag_values=FLAGS)
-flags.DEFINE_string("images", None, "folder of pictures", flag_values=FLAGS)
+flags.DEFINE_string("images", None, "folder of images", flag_values=FLAGS)
 flags.DEFINE_string("output_file", None, "where the counts go, as JSON", flag_values=FLAGS)
 flags.DEFINE_integer("limit", 200, "compare on so many of them at most", 1, flag_values=FLAGS)
 flags.mark_flags_as_required(["model", "saved_model", "tflite", "images"], flag_values=FLAGS)
@@ -59,7 +59,7 @@ def main(_rest: list[str]) -> None:
     import numpy as np
 
     from export.compare import agreement
-    from model.inference.image_folder import picture_files
+    from model.inference.image_folder import image_files
     from model.inference.predictor import letterbox_file, saved_model_folder, tflite_size
     from model.inference.serving import ServingModule
     from model.model_dir import load_model
@@ -69,10 +69,10 @@ def main(_rest: list[str]) -> None:
     if saved_model is None:
         raise command.UserError(f"--saved_model={FLAGS.saved_model}: not a SavedModel")
     height, width = tflite_size(tflite)
-    files = picture_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
+    files = image_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
     pixels = np.stack([letterbox_file(path, height, width) for path in files])
 
-    print(f"{len(files)} pictures at {height}×{width}; of the model's detections with a score of {MIN_SCORE} or more")
+    print(f"{len(files)} images at {height}×{width}; of the model's detections with a score of {MIN_SCORE} or more")
     shares: dict[str, float] = {}
     counts: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
@@ -80,7 +80,7 @@ def main(_rest: list[str]) -> None:
         exports = {"SavedModel": (ASK_SAVED_MODEL, saved_model), "TFLite": (ASK_TFLITE, tflite)}
         asked = {title: pool.submit(_ask, code, path, Path(folder), title) for title, (code, path) in exports.items()}
         module = ServingModule(load_model(FLAGS.model))
-        own = [{k: v.numpy() for k, v in module.serve_images(picture[None]).items()} for picture in pixels]
+        own = [{k: v.numpy() for k, v in module.serve_images(image[None]).items()} for image in pixels]
         reference = {name: np.concatenate([answer[name] for answer in own]) for name in own[0]}
         for title, answer in asked.items():
             with np.load(answer.result()) as answers:
@@ -92,7 +92,7 @@ def main(_rest: list[str]) -> None:
             print(f"  {title:<10} {found.matched} of {found.total} have a counterpart: {100 * found.share:.2f} %")
             shares[title], counts[title] = found.share, {"matched": found.matched, "total": found.total}
     if FLAGS.output_file:
-        size = {"pictures": len(files), "height": height, "width": width, "min_score": MIN_SCORE}
+        size = {"images": len(files), "height": height, "width": width, "min_score": MIN_SCORE}
         write_json(Path(FLAGS.output_file), {**size, "exports": counts})
         print(f"written: {FLAGS.output_file}")
     if min(shares.values()) < LEAST_SHARE:

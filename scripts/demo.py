@@ -1,11 +1,11 @@
-"""The main job on rendered pictures: data, records, training, evaluation, export, prediction, and a report of what came out.
+"""The main job on rendered images: data, records, training, evaluation, export, prediction, and a report of what came out.
 
   bash scripts/demo.sh
   bash scripts/demo.sh --output_dir=/tmp/quick --num_train=200 --num_val=40 --steps=200
 
 Every stage is a public command, shown as it would be typed. Run a second time, finished stages are reused and an unfinished
-one goes on; another number of pictures or steps is made anew. The status is 1 if a stage fails, or if the model falls below
-what a sound run reaches, in keypoint AP on pictures that it was not trained on. Relative paths start at the repository.
+one goes on; another number of images or steps is made anew. The status is 1 if a stage fails, or if the model falls below
+what a sound run reaches, in keypoint AP on images that it was not trained on. Relative paths start at the repository.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MOST_SECONDS = 600.0  # on two cores, after set-up
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output_dir", "demo_output", "Folder for everything that is written.", flag_values=FLAGS)
-flags.DEFINE_integer("num_train", NUM_TRAIN, "Pictures to train on.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("num_val", NUM_VAL, "Pictures to evaluate on.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_train", NUM_TRAIN, "Images to train on.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_val", NUM_VAL, "Images to evaluate on.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("steps", STEPS, "Training steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", SEED, "Of the pictures, the weights and the order.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("seed", SEED, "Of the images, the weights and the order.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_multi_string("set", [], "Passed on to model.train: section.field=value.", flag_values=FLAGS)
 
 
@@ -46,7 +46,7 @@ def stages(files: DemoFiles) -> list[Stage]:
     return [
         Stage(
             name="data",
-            title=f"Render {counts['train']} + {counts['val']} pictures of people as a COCO data set with keypoints",
+            title=f"Render {counts['train']} + {counts['val']} images of people as a COCO data set with keypoints",
             commands=[
                 (
                     "-m", "pipeline.synthetic", f"--output_dir={files.data}",
@@ -64,7 +64,7 @@ def stages(files: DemoFiles) -> list[Stage]:
             commands=[
                 (
                     "-m", "pipeline.make_tfrecords", f"--annotations={files.annotations(split)}",
-                    f"--images={files.pictures(split)}", f"--output_dir={files.records}", f"--split={split}",
+                    f"--images={files.images(split)}", f"--output_dir={files.records}", f"--split={split}",
                     f"--short_edges={SHORT_EDGES}", f"--max_edge={MAX_EDGE}",
                 )
                 for split in counts
@@ -91,7 +91,7 @@ def stages(files: DemoFiles) -> list[Stage]:
         ),
         Stage(
             name="evaluate",
-            title="Evaluate on the pictures that training has not seen",
+            title="Evaluate on the images that training has not seen",
             commands=[
                 (
                     "-m", "model.evaluate", f"--model={files.model}", f"--data_dir={files.records}", "--split=val",
@@ -107,10 +107,10 @@ def stages(files: DemoFiles) -> list[Stage]:
             commands=[
                 (
                     "-m", "export.export_model", f"--model={files.model}", f"--output_dir={files.exported}",
-                    f"--name={MODEL_NAME}", "--version=1", f"--check_images={files.pictures('val')}",
+                    f"--name={MODEL_NAME}", "--version=1", f"--check_images={files.images('val')}",
                 )
             ],
-            reads=(files.model, files.pictures("val")),
+            reads=(files.model, files.images("val")),
             writes=(files.exported,),
         ),
         Stage(
@@ -119,10 +119,10 @@ def stages(files: DemoFiles) -> list[Stage]:
             commands=[
                 (
                     "-m", "scripts.compare_exports", f"--model={files.model}", f"--saved_model={files.saved_model}",
-                    f"--tflite={files.tflite}", f"--images={files.pictures('val')}", f"--output_file={files.comparison}",
+                    f"--tflite={files.tflite}", f"--images={files.images('val')}", f"--output_file={files.comparison}",
                 )
             ],
-            reads=(files.model, files.exported, files.pictures("val")),
+            reads=(files.model, files.exported, files.images("val")),
             writes=(files.comparison,),
             only_checks=True,
         ),
@@ -131,11 +131,11 @@ def stages(files: DemoFiles) -> list[Stage]:
             title="Predict with the exported SavedModel",
             commands=[
                 (
-                    "-m", "model.predict", f"--model={files.saved_model}", f"--input={files.pictures('val')}",
+                    "-m", "model.predict", f"--model={files.saved_model}", f"--input={files.images('val')}",
                     f"--output_dir={files.predictions}",
                 )
             ],
-            reads=(files.saved_model, files.pictures("val")),
+            reads=(files.saved_model, files.images("val")),
             writes=(files.predictions,),
         ),
         Stage(
@@ -185,7 +185,7 @@ def _conclude(files: DemoFiles, seconds: float, elapsed: float) -> list[str]:
     if keypoint_ap < LEAST_KEYPOINT_AP:
         misses.append(f"keypoint AP {keypoint_ap:.3f} is below {LEAST_KEYPOINT_AP}")
     if baseline >= MOST_BASELINE_AP:
-        misses.append(f"the mean pose scores {baseline:.3f}, not below {MOST_BASELINE_AP}: the pictures are too easy")
+        misses.append(f"the mean pose scores {baseline:.3f}, not below {MOST_BASELINE_AP}: the images are too easy")
     return misses
 
 

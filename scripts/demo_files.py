@@ -21,7 +21,7 @@ class DemoFiles:
     def annotations(self, split: str) -> Path:
         return self.data / "annotations" / f"person_keypoints_{split}.json"
 
-    def pictures(self, split: str) -> Path:
+    def images(self, split: str) -> Path:
         return self.data / split
 
     @property

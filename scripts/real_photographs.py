@@ -1,8 +1,8 @@
-"""The whole path on real photographs: converts a sample of COCO, learns eight of its pictures by heart, exports, predicts.
+"""The whole path on real photographs: converts a sample of COCO, learns eight of its images by heart, exports, predicts.
 
   KEYPOINT_SHARED=../shared bash scripts/real_photographs.sh
 
-A model that cannot learn eight pictures by heart has an error somewhere between the JSON and the keypoints that are drawn. The
+A model that cannot learn eight images by heart has an error somewhere between the JSON and the keypoints that are drawn. The
 status is 1 if the keypoint AP on the eight stays below the bar. Without the data (data/coco_sample in the folder that
 KEYPOINT_SHARED names, by default ../shared beside this repository) it says so, and the status is 0. The photographs stay where
 they are: the output folder gets links to them, and drawings.
@@ -21,7 +21,7 @@ from absl import flags
 from pipeline import command
 from scripts.stages import REPOSITORY, Stage, StageError, Stages
 
-# Of train2017: people of a size that a small picture shows, alone or overlapping, all of them with keypoints; all in landscape,
+# Of train2017: people of a size that a small image shows, alone or overlapping, all of them with keypoints; all in landscape,
 # so that a TFLite file for 256×384 sees each at the size that it was learned at.
 IMAGE_IDS = (5802, 30752, 62060, 165029, 181714, 222564, 247285, 412151)
 LEAST_PERSONS = 15  # with keypoints, among the eight
@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
 
 
 def select(coco: Path, output_dir: Path) -> int:
-    """Writes the annotations of the eight pictures, and links to the pictures; leaves both alone where they are right.
+    """Writes the annotations of the eight images, and links to the images; leaves both alone where they are right.
 
     Returns:
       The number of persons with keypoints.
@@ -81,10 +81,10 @@ def select(coco: Path, output_dir: Path) -> int:
             f"{source}: images {sorted(missing)} are missing, {persons} persons have keypoints: "
             f"all of {list(IMAGE_IDS)} with at least {LEAST_PERSONS} persons are needed; take the sample as it was delivered"
         )
-    pictures = output_dir / "pictures"
-    pictures.mkdir(exist_ok=True)
+    images = output_dir / "images"
+    images.mkdir(exist_ok=True)
     for image in subset["images"]:
-        link, photograph = pictures / image["file_name"], coco / "train2017" / image["file_name"]
+        link, photograph = images / image["file_name"], coco / "train2017" / image["file_name"]
         if not link.is_symlink() or link.readlink() != photograph:
             link.unlink(missing_ok=True)
             link.symlink_to(photograph)
@@ -105,7 +105,7 @@ def subset_of(content: dict[str, Any], image_ids: Collection[int]) -> dict[str, 
 def stages(coco: Path, output_dir: Path) -> list[Stage]:
     """What is run, in order."""
     records, eight, model = output_dir / "coco_records", output_dir / "records", output_dir / "model"
-    pictures, exported = output_dir / "pictures", output_dir / "exported"
+    images, exported = output_dir / "images", output_dir / "exported"
     exports = {"saved_model": exported / "keypoint_rcnn" / "1", "tflite": exported / "keypoint_rcnn.tflite"}
     settings = [f"data.short_edges=[{SHORT_EDGE}]", f"data.max_edge={MAX_EDGE}", "data.flip=false"]
     settings += [f"inference.short_edge={SHORT_EDGE}", f"inference.max_edge={MAX_EDGE}", *FLAGS.set]
@@ -129,11 +129,11 @@ def stages(coco: Path, output_dir: Path) -> list[Stage]:
             title="Convert the eight photographs as a data set of their own",
             commands=[
                 (
-                    "-m", "pipeline.make_tfrecords", f"--annotations={_annotations(output_dir)}", f"--images={pictures}",
+                    "-m", "pipeline.make_tfrecords", f"--annotations={_annotations(output_dir)}", f"--images={images}",
                     f"--output_dir={eight}", "--split=train", f"--short_edges={SHORT_EDGE}", f"--max_edge={MAX_EDGE}",
                 )
             ],
-            reads=(_annotations(output_dir), pictures),
+            reads=(_annotations(output_dir), images),
             writes=(eight,),
             resumes=True,
         ),
@@ -156,10 +156,10 @@ def stages(coco: Path, output_dir: Path) -> list[Stage]:
             commands=[
                 (
                     "-m", "export.export_model", f"--model={model}", f"--output_dir={exported}", "--version=1",
-                    f"--tflite_height={SHORT_EDGE}", f"--tflite_width={MAX_EDGE}", f"--check_images={pictures}",
+                    f"--tflite_height={SHORT_EDGE}", f"--tflite_width={MAX_EDGE}", f"--check_images={images}",
                 )
             ],
-            reads=(model, pictures),
+            reads=(model, images),
             writes=(exported,),
         ),
         Stage(
@@ -180,12 +180,12 @@ def stages(coco: Path, output_dir: Path) -> list[Stage]:
             title="Predict with the SavedModel and with the TFLite file",
             commands=[
                 (
-                    "-m", "model.predict", f"--model={path}", f"--input={pictures}",
+                    "-m", "model.predict", f"--model={path}", f"--input={images}",
                     f"--output_dir={output_dir}/predictions_{name}",
                 )
                 for name, path in exports.items()
             ],
-            reads=(exported, pictures),
+            reads=(exported, images),
             writes=tuple(output_dir / f"predictions_{name}" for name in exports),
         ),
     ]  # fmt: skip

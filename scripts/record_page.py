@@ -21,13 +21,13 @@ _BEFORE = """\
 
 <!-- Written by `python -m scripts.record_page` from pipeline/records.py; a test fails where the two differ. -->
 
-One `tf.train.Example` for each picture, in TFRecord shards. The keys are those of the TF Object Detection conventions, so that
+One `tf.train.Example` for each image, in TFRecord shards. The keys are those of the TF Object Detection conventions, so that
 its readers, TensorFlow Datasets and a plain `tf.io.parse_single_example` all read it. The letters in the shapes:
 
 - **P** objects, persons and crowds, sorted by annotation id;
 - **K** keypoints of the set that `skeleton` in `pipeline.json` describes, object by object: value `p·K + k` is keypoint k of
   object p;
-- **V** variants of the picture that training may show: every short edge of `variants` in `pipeline.json`, plain and flipped.
+- **V** variants of the image that training may show: every short edge of `variants` in `pipeline.json`, plain and flipped.
   Variant `2·i + f` has short edge i, and is flipped where f = 1.
 
 """
@@ -36,9 +36,9 @@ _AFTER = """
 A field of shape [V, …] is a ragged list of lists, and lies under two keys, as TFDS stores it: {ragged}.
 
 ## Places
-x runs to the right from the picture's left edge, y down from its upper edge, both continuous: x · width is in pixels, 0 the
+x runs to the right from the image's left edge, y down from its upper edge, both continuous: x · width is in pixels, 0 the
 left edge and `width` the right one. Boxes and keypoints are those of the JSON in this measure; nobody adds half a pixel.
-Boxes are clipped to the picture, and a keypoint outside the picture counts as not labelled. Who decodes a picture must not
+Boxes are clipped to the image, and a keypoint outside the image counts as not labelled. Who decodes an image must not
 turn it by its EXIF orientation: where that had to be applied, it was when the record was made.
 
 ## Anchors
@@ -46,11 +46,11 @@ Precomputed for each variant, by the published matching. Positive: an IoU of `po
 smaller an IoU than any other anchor has with it (ties included). Negative: less than `negative_iou` with all of them. The rest
 is ignored, and what is not listed is negative. Crowds take no part; who samples negatives leaves out anchors that lie in them.
 
-The picture is resized to `int(side · scale + 0.5)` with `scale = min(short_edge / short side, max_edge / long side)`. A flipped
-variant mirrors boxes (`x → width − x`, in pixels of the resized picture), never the grid. A level of the grid has
+The image is resized to `int(side · scale + 0.5)` with `scale = min(short_edge / short side, max_edge / long side)`. A flipped
+variant mirrors boxes (`x → width − x`, in pixels of the resized image), never the grid. A level of the grid has
 `ceil(height / stride) × ceil(width / stride)` cells, centres at multiples of the stride, and one anchor in each cell for each
 aspect ratio (height / width), its corners rounded half to even; `anchors` in `pipeline.json` has the numbers. **An anchor's
-name is its index in the order level, row, column, ratio** on the resized picture's own grid. Names are stored as differences:
+name is its index in the order level, row, column, ratio** on the resized image's own grid. Names are stored as differences:
 the first name, then the steps; a running sum undoes it.
 
 ## Reading it

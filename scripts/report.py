@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # draws, and so imports NumPy and Pillow, which --help can do
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output_dir", "demo_output", "Folder of a demo run; gets report.html and report.json.", flag_values=FLAGS)
-flags.DEFINE_integer("pictures", 12, "How many val pictures to show.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("images", 12, "How many val images to show.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_string("sheet", None, "Also writes the first pairs as one PNG under this name.", flag_values=FLAGS)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -41,7 +41,7 @@ SCORE_THRESHOLD = 0.5  # of model.predict
 def main(_: list[str]) -> None:
     command.load_tensorflow()
     files = DemoFiles(Path(FLAGS.output_dir))
-    summary = write_report(files, FLAGS.pictures)
+    summary = write_report(files, FLAGS.images)
     print(f"keypoint AP {summary['keypoint_ap']:.3f}, box AP {summary['box_ap']:.3f}")
     if FLAGS.sheet:
         from scripts import report_gallery
@@ -56,7 +56,7 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
 
     Args:
       files: of a run whose stages are finished.
-      shown: val pictures in the gallery, the first ones by id.
+      shown: val images in the gallery, the first ones by id.
 
     Returns:
       The figures, as in `report.json`.
@@ -82,13 +82,13 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
         "agreement": {name: count["matched"] / count["total"] for name, count in comparison["exports"].items()},
         "seconds": times,
         "cores": len(os.sched_getaffinity(0)),
-        "val_pictures": figures["counts"]["images"],
+        "val_images": figures["counts"]["images"],
     }
 
     def pair(example: Example) -> str:
         truth, found = report_gallery.draw(example, skeleton)
         return (
-            f'<figure class="pair"><div>{_picture(truth, "annotations")}{_picture(found, "prediction")}</div>'
+            f'<figure class="pair"><div>{_image(truth, "annotations")}{_image(found, "prediction")}</div>'
             f"<figcaption><span>{html.escape(report_gallery.caption(example))}</span><code>{example.path.name}</code>"
             "</figcaption></figure>"
         )
@@ -101,7 +101,7 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
         reading=_reading(summary, figures, examples),
         losses=report_charts.loss_chart(lines),
         ap=report_charts.ap_chart(lines, baseline),
-        num_val=summary["val_pictures"],
+        num_val=summary["val_images"],
         num_shown=min(shown, len(examples)),
         score_threshold=SCORE_THRESHOLD,
         gallery="\n".join(pair(example) for example in examples[:shown]),
@@ -125,7 +125,7 @@ def _examples(files: DemoFiles) -> tuple[Skeleton, list[Example]]:
     from scripts import report_gallery
 
     predictions = files.predictions / "predictions.json"
-    return report_gallery.read_examples(files.annotations("val"), files.pictures("val"), predictions)
+    return report_gallery.read_examples(files.annotations("val"), files.images("val"), predictions)
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def _origin(summary: Mapping[str, Any]) -> str:
 def _headline(summary: Mapping[str, Any]) -> str:
     total = sum(summary["seconds"].values())
     tiles = [
-        ("main", f"{summary['keypoint_ap']:.3f}", f"keypoint AP on {summary['val_pictures']} unseen pictures"),
+        ("main", f"{summary['keypoint_ap']:.3f}", f"keypoint AP on {summary['val_images']} unseen images"),
         ("", f"{summary['baseline_keypoint_ap']:.3f}", "keypoint AP of a mean pose placed in the true boxes"),
         ("", f"{summary['box_ap']:.3f}", "box AP"),
         (
@@ -165,13 +165,13 @@ def _reading(summary: Mapping[str, Any], figures: Mapping[str, Any], examples: S
     persons, hits = sum(e.persons for e in examples), sum(e.hits for e in examples)
     extra, counts = sum(e.extra for e in examples), figures["counts"]
     return (
-        f"The pictures are rendered: {counts['persons']} persons in {counts['images']} pictures, {counts['crowds']} crowds, "
-        f"{sum(e.persons == 0 for e in examples)} pictures without a single person. At a score of {SCORE_THRESHOLD} "
+        f"The images are rendered: {counts['persons']} persons in {counts['images']} images, {counts['crowds']} crowds, "
+        f"{sum(e.persons == 0 for e in examples)} images without a single person. At a score of {SCORE_THRESHOLD} "
         f"the exported model finds {hits} of {persons} persons (overlap from 50 % on), and {extra} where nobody is."
     )
 
 
-def _picture(content: bytes, text: str) -> str:
+def _image(content: bytes, text: str) -> str:
     return f'<img alt="{text}" src="data:image/jpeg;base64,{base64.b64encode(content).decode()}">'
 
 
@@ -179,7 +179,7 @@ def _failures(pairs: Sequence[str]) -> str:
     if not pairs:
         return ""
     return (
-        f"<h2>Where it fails</h2><p>Of the other val pictures, the {len(pairs)} with most people missed or invented.</p>"
+        f"<h2>Where it fails</h2><p>Of the other val images, the {len(pairs)} with most people missed or invented.</p>"
         f'<div class="gallery">{"".join(pairs)}</div>'
     )
 
@@ -197,7 +197,7 @@ def _comparison_text(comparison: Mapping[str, Any]) -> str:
     if not comparison["exports"]:
         return "The comparison did not come to an end; the demo's output says why."
     return (
-        f"The same pixels ({comparison['pictures']} val pictures at {comparison['height']}×{comparison['width']}) went through "
+        f"The same pixels ({comparison['images']} val images at {comparison['height']}×{comparison['width']}) went through "
         "the trained model, through the SavedModel in a process that imports TensorFlow only, and through the TFLite file in "
         f"one that imports ai_edge_litert only. Counted are detections with a score from {comparison['min_score']} on: "
         "they agree where every side of the box is within 0.5 px and every keypoint within 1 px."
@@ -227,13 +227,13 @@ def _times_table(stages: Mapping[str, Any], times: Mapping[str, float]) -> str:
 
 def _files_table(files: DemoFiles) -> str:
     purposes = (
-        (files.data, "the rendered pictures and their COCO JSON"),
+        (files.data, "the rendered images and their COCO JSON"),
         (files.records, "TFRecords with anchors, their index, and the metadata of TensorFlow Datasets"),
         (files.model, "the model directory: configuration, keypoint set, checkpoints, metrics.jsonl, TensorBoard logs"),
         (files.evaluation, "all box and keypoint figures as JSON"),
         (files.saved_model, "the SavedModel: takes JPEG or PNG bytes, or pixels; in TensorFlow Serving's layout"),
         (files.tflite, "the TFLite file, built-in operators only"),
-        (files.predictions, "predictions.json in COCO's results format, and the pictures drawn on"),
+        (files.predictions, "predictions.json in COCO's results format, and the images drawn on"),
         (files.comparison, "how far the exports agree with the model"),
     )
     rows = []
@@ -258,9 +258,9 @@ def _next_commands(files: DemoFiles) -> str:
         f"""\
 # in this shell, once
 . scripts/setup.sh
-# pictures of your own
-python -m model.predict --model={files.saved_model} --input=my_pictures --output_dir=my_predictions
-# losses, AP and pictures over time
+# images of your own
+python -m model.predict --model={files.saved_model} --input=my_images --output_dir=my_predictions
+# losses, AP and images over time
 tensorboard --logdir={files.model}/tensorboard
 # your own COCO keypoint data
 python -m pipeline.make_tfrecords --annotations=person_keypoints_train.json --images=train --output_dir=my_records --split=train

@@ -1,4 +1,4 @@
-"""Ground truth beside prediction, picture by picture, with a count of who was found and who was not."""
+"""Ground truth beside prediction, image by image, with a count of who was found and who was not."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pipeline.skeleton import Skeleton
 Floats = npt.NDArray[np.float64]
 
 FOUND_IOU = 0.5  # a person counts as found, here, from this overlap on
-SCALE = 2  # pictures are enlarged before they are drawn on: finer lines
+SCALE = 2  # images are enlarged before they are drawn on: finer lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture of the split, with all that is known and predicted about it. Boxes are x0, y0, x1, y1 in its pixels.
+    """One image of the split, with all that is known and predicted about it. Boxes are x0, y0, x1, y1 in its pixels.
 
     Attributes:
-      path, image_id: of the picture.
+      path, image_id: of the image.
       truth: boxes [n, 4] and keypoints [n, K, 3], crowds left out.
       crowds: boxes [c, 4].
       found: people predicted, hollow points where unsure.
@@ -53,8 +53,8 @@ class Example:
         return self.persons - self.hits + self.extra
 
 
-def read_examples(annotations: Path, pictures: Path, predictions: Path) -> tuple[Skeleton, list[Example]]:
-    """All pictures of a split, by id, with the predictions that `model.predict` wrote for them."""
+def read_examples(annotations: Path, image_folder: Path, predictions: Path) -> tuple[Skeleton, list[Example]]:
+    """All images of a split, by id, with the predictions that `model.predict` wrote for them."""
     content = json.loads(annotations.read_text())
     skeleton = Skeleton.from_category(next(c for c in content["categories"] if c.get("keypoints")))
     persons: dict[int, list[Any]] = defaultdict(list)
@@ -65,7 +65,7 @@ def read_examples(annotations: Path, pictures: Path, predictions: Path) -> tuple
         results[result["file_name"]].append(result)
     images = sorted(content["images"], key=lambda image: image["id"])
     return skeleton, [
-        _example(pictures / i["file_name"], i["id"], persons[i["id"]], results[i["file_name"]], skeleton) for i in images
+        _example(image_folder / i["file_name"], i["id"], persons[i["id"]], results[i["file_name"]], skeleton) for i in images
     ]
 
 
@@ -113,23 +113,23 @@ def _overlap(box: Floats, others: Floats, *, of_union: bool) -> Floats:
 def draw(example: Example, skeleton: Skeleton) -> tuple[bytes, bytes]:
     """Ground truth and prediction as two JPEG files, enlarged."""
     with Image.open(example.path) as opened:
-        picture = opened.convert("RGB")
-    pixels = np.asarray(picture.resize((SCALE * picture.width, SCALE * picture.height), Image.Resampling.BICUBIC))
+        shown_image = opened.convert("RGB")
+    pixels = np.asarray(shown_image.resize((SCALE * shown_image.width, SCALE * shown_image.height), Image.Resampling.BICUBIC))
     crowds = Drawn(SCALE * example.crowds, np.zeros((len(example.crowds), skeleton.num_keypoints, 3)))
     truth = draw_people(draw_people(pixels, crowds, skeleton), _enlarged(example.truth), skeleton)
     return _jpeg(truth), _jpeg(draw_people(pixels, _enlarged(example.found), skeleton))
 
 
 def write_sheet(path: Path, skeleton: Skeleton, examples: Sequence[Example], *, rows: int = 3, columns: int = 2) -> None:
-    """The first pictures as one PNG of 256 colours, each with truth on the left and prediction on the right."""
+    """The first images as one PNG of 256 colours, each with truth on the left and prediction on the right."""
     shown = [[Image.open(io.BytesIO(side)) for side in draw(e, skeleton)] for e in examples[: rows * columns]]
     width, height = (max(side.size[axis] for pair in shown for side in pair) // SCALE for axis in (0, 1))
     gap = 6
     sheet = Image.new("RGB", (columns * (2 * width + 1 + gap) - gap, rows * (height + gap) - gap), (255, 255, 255))
     for place, pair in enumerate(shown):
         left, top = place % columns * (2 * width + 1 + gap), place // columns * (height + gap)
-        for side, picture in enumerate(pair):
-            smaller = picture.resize((picture.width // SCALE, picture.height // SCALE), Image.Resampling.LANCZOS)
+        for side, shown_image in enumerate(pair):
+            smaller = shown_image.resize((shown_image.width // SCALE, shown_image.height // SCALE), Image.Resampling.LANCZOS)
             sheet.paste(smaller, (left + side * (width + 1), top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.quantize(256).save(path, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Data that several tests share: real photographs where they are there, and small pictures made on the spot.
+"""Data that several tests share: real photographs where they are there, and small images made on the spot.
 
 What lies beside the project is found through KEYPOINT_SHARED, `../shared` by default.
 """
@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline import records
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import Person, Picture
+from pipeline.coco import CocoImage, Person
 from pipeline.record_folder import INDEX_DTYPE, DataSet, open_data_set
 from pipeline.skeleton import Skeleton
 
@@ -41,10 +41,10 @@ MARK = 6  # half the side of a keypoint's square
 MakeDataSet = Callable[..., DataSet]
 
 
-def draw(picture: Picture) -> bytes:
+def draw(image: CocoImage) -> bytes:
     """A PNG: grey noise, and a square of its colour around every labelled keypoint."""
-    pixels = np.random.default_rng(picture.id).integers(60, 120, (picture.height, picture.width, 1)).repeat(3, axis=2)
-    for person in picture.persons:
+    pixels = np.random.default_rng(image.id).integers(60, 120, (image.height, image.width, 1)).repeat(3, axis=2)
+    for person in image.persons:
         for (x, y, visibility), colour in zip(person.keypoints, COLOURS, strict=True):
             if visibility:
                 pixels[max(0, int(y) - MARK) : int(y) + MARK, max(0, int(x) - MARK) : int(x) + MARK] = colour
@@ -53,7 +53,7 @@ def draw(picture: Picture) -> bytes:
     return file.getvalue()
 
 
-def random_picture(image_id: int, rng: np.random.Generator, persons: int, crowds: int = 0) -> Picture:
+def random_image(image_id: int, rng: np.random.Generator, persons: int, crowds: int = 0) -> CocoImage:
     height, width = (int(side) for side in rng.integers(90, 240, 2))
     everybody = []
     for number in range(persons + crowds):
@@ -68,20 +68,20 @@ def random_picture(image_id: int, rng: np.random.Generator, persons: int, crowds
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
         area = float(np.prod(high - low))
         everybody.append(Person(100 * image_id + number, box, area, is_crowd=number >= persons, keypoints=points))
-    return Picture(image_id, f"{image_id}.png", height, width, tuple(everybody))
+    return CocoImage(image_id, f"{image_id}.png", height, width, tuple(everybody))
 
 
 @pytest.fixture(scope="session")
 def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
-    """Function that writes pictures as one split, in two shards."""
+    """Function that writes images as one split, in two shards."""
 
     def make(
-        pictures: list[Picture],
+        images: list[CocoImage],
         *,
         short_edges: tuple[int, ...] = (96, 128),
         max_edge: int = 192,
         split: str = "train",
-        draw: Callable[[Picture], bytes] = draw,
+        draw: Callable[[CocoImage], bytes] = draw,
     ) -> DataSet:
         folder = tmp_path_factory.mktemp("records")
         anchors = AnchorConfig()
@@ -91,10 +91,8 @@ def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
             path = folder / f"small-{split}.tfrecord-{shard:05d}-of-00002"
             offset = 0
             with tf.io.TFRecordWriter(str(path)) as writer:
-                for p in pictures[shard::2]:
-                    record = records.encode(
-                        p, draw(p), "png", "person", records.match_picture(p, anchors, short_edges, max_edge)
-                    )
+                for p in images[shard::2]:
+                    record = records.encode(p, draw(p), "png", "person", records.match_image(p, anchors, short_edges, max_edge))
                     writer.write(record)
                     crowds = sum(person.is_crowd for person in p.persons)
                     labelled = sum(person.num_labelled > 0 for person in p.persons)
@@ -103,23 +101,23 @@ def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
                     offset += len(record) + 16
             shards.append({"file": path.name, "bytes": path.stat().st_size})
         np.save(folder / "index.npy", np.array(index, INDEX_DTYPE))
-        splits = {split: {"shards": shards, "images": len(pictures), "index": "index.npy"}}
+        splits = {split: {"shards": shards, "images": len(images), "index": "index.npy"}}
         return DataSet(folder, "small", anchors, short_edges, max_edge, SKELETON, 1, splits)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def pictures() -> dict[int, Picture]:
-    """Two dozen small pictures by id: with one to four persons, three with nobody, two with crowds."""
+def images() -> dict[int, CocoImage]:
+    """Two dozen small images by id: with one to four persons, three with nobody, two with crowds."""
     rng = np.random.default_rng(7)
     people = {5: 0, 11: 0, 17: 0}
-    return {i: random_picture(i, rng, people.get(i, 1 + i % 4), crowds=int(i in (8, 20))) for i in range(1, 25)}
+    return {i: random_image(i, rng, people.get(i, 1 + i % 4), crowds=int(i in (8, 20))) for i in range(1, 25)}
 
 
 @pytest.fixture(scope="session")
-def small_data_set(make_data_set: MakeDataSet, pictures: dict[int, Picture]) -> DataSet:
-    return make_data_set(list(pictures.values()))
+def small_data_set(make_data_set: MakeDataSet, images: dict[int, CocoImage]) -> DataSet:
+    return make_data_set(list(images.values()))
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +147,7 @@ def eval_oracles() -> Path:
 
 @pytest.fixture(scope="session")
 def oracles() -> Path:
-    """Answers of torchvision and Detectron2: a folder for each, and `pictures`."""
+    """Answers of torchvision and Detectron2: a folder for each, and `images`."""
     return shared_folder("oracles")
 
 

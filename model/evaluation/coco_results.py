@@ -21,10 +21,10 @@ ROWS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """Results of one category by picture, as numbers: a Python entry takes ten times the memory.
+    """Results of one category by image, as numbers: a Python entry takes ten times the memory.
 
     Attributes:
-      image_ids: int64 [n], ascending; within a picture the order of the file, which decides between equal scores.
+      image_ids: int64 [n], ascending; within an image the order of the file, which decides between equal scores.
       values: float64 [n, 5 + 3 K]: bbox, score, keypoints.
     """
 
@@ -56,12 +56,12 @@ def read_results(
 
     Args:
       results: entries, or the JSON file that lists them; there may be none.
-      known: the ids of the pictures there are.
+      known: the ids of the images there are.
       category_id: of the entries to keep.
       num_keypoints: K.
 
     Raises:
-      UserError: no such file, no list, a broken entry, one of an unknown picture, or none of the category among others.
+      UserError: no such file, no list, a broken entry, one of an unknown image, or none of the category among others.
     """
     where = str(results) if isinstance(results, str | Path) else "results"
     entries = iterate_list(results) if isinstance(results, str | Path) else results
@@ -116,7 +116,7 @@ def _blocks(rows: Iterator[tuple[int, list[float]]]) -> Iterator[list[tuple[int,
         yield block
 
 
-# COCO's average precision and recall, fed some pictures at a time: only what was matched stays in memory.
+# COCO's average precision and recall, fed some images at a time: only what was matched stays in memory.
 #
 # The matching and the figures are hotcoco's; the tests compare them with pycocotools'.
 
@@ -130,7 +130,7 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
 
 
 class CocoFigures:
-    """The figures of one kind over all pictures that were added; their order does not matter.
+    """The figures of one kind over all images that were added; their order does not matter.
 
     Args:
       kind: one of `FIGURES`.
@@ -146,7 +146,7 @@ class CocoFigures:
         self._streaming = hotcoco.StreamingEval([dict(category)], kind, params=parameters)
 
     def add(self, image_ids: Sequence[int], persons: Sequence[Person], results: Sequence[Result]) -> None:
-        """Matches the results of some pictures with all of their persons."""
+        """Matches the results of some images with all of their persons."""
         self._streaming.update(
             [{"id": image_id} for image_id in image_ids], [dict(person) for person in persons], list(results)
         )

@@ -1,6 +1,6 @@
 """How good answers are: COCO's box and keypoint figures, each joint's error, and left and right confused.
 
-Ground truth is the JSON as it is; predictions are in pixels of the pictures. Pictures are looked at one after the other, and
+Ground truth is the JSON as it is; predictions are in pixels of the images. Images are looked at one after the other, and
 only what was matched is kept: the memory does not depend on how many people are found.
 """
 
@@ -25,13 +25,13 @@ from pipeline.files import write_json
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.skeleton import Skeleton
 
-PICTURES_AT_ONCE = 64  # bounds the memory: so many encoded pictures are held while they are sorted into batches
+IMAGES_AT_ONCE = 64  # bounds the memory: so many encoded images are held while they are sorted into batches
 
 Figures = dict[str, Any]
 
 
 class Evaluation:
-    """Compares answers with annotations, picture by picture.
+    """Compares answers with annotations, image by image.
 
     Args:
       truth: the annotations.
@@ -47,9 +47,9 @@ class Evaluation:
         self._errors = KeypointErrors(skeleton)
         self._counts = dict.fromkeys(("images", "persons", "persons_with_keypoints", "crowds", "results"), 0)
 
-    def add(self, pictures: Iterable[tuple[int, list[Result]]]) -> None:
-        """Takes pictures, each once: id, and the results of the annotations' category in it, which may be none."""
-        for image_id, results in pictures:
+    def add(self, images: Iterable[tuple[int, list[Result]]]) -> None:
+        """Takes images, each once: id, and the results of the annotations' category in it, which may be none."""
+        for image_id, results in images:
             persons = self._truth.by_image.get(image_id, ())
             for figures in self._figures.values():
                 figures.add([image_id], persons, results)
@@ -92,7 +92,7 @@ def evaluate(
 
     Args:
       predictor: the model.
-      data_set, split: which pictures; only these count, whatever else the annotations hold.
+      data_set, split: which images; only these count, whatever else the annotations hold.
       annotations: the COCO JSON that the records were made of, or what `read_ground_truth` made of it.
       sigmas: OKS constants instead of those of the records' keypoint set.
       progress: whether to show it.
@@ -102,7 +102,7 @@ def evaluate(
       `swapped_back`: how many `pairs` of confused twins were, COCO's figures `keypoints` after that, and the `AP_gain`.
 
     Raises:
-      UserError: another keypoint set than the model's; a picture of the split that the annotations do not know;
+      UserError: another keypoint set than the model's; an image of the split that the annotations do not know;
         damaged records.
     """
     truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, data_set.skeleton.category)
@@ -119,7 +119,7 @@ def _with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton
 def predict_split(
     predictor: Predictor, data_set: DataSet, split: str, category_id: int, *, progress: bool = True
 ) -> Iterator[tuple[int, list[Result]]]:
-    """All pictures of a split: id, and the people in it as COCO results."""
+    """All images of a split: id, and the people in it as COCO results."""
     theirs, ours = data_set.skeleton.keypoints, predictor.skeleton.keypoints
     if theirs != ours:
         raise UserError(
@@ -127,9 +127,9 @@ def predict_split(
             "they must be the same; make records of the model's keypoint set"
         )
     title, total = f"evaluate {split}", len(data_set.index(split))
-    with Progress(total, title, "picture") if progress else contextlib.nullcontext() as shown:
+    with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
         for chunk in _chunks(data_set, split):
-            found = predictor.predict([encoded for _, encoded in chunk], [f"{split} picture {i}" for i, _ in chunk])
+            found = predictor.predict([encoded for _, encoded in chunk], [f"{split} image {i}" for i, _ in chunk])
             for (image_id, _), people in zip(chunk, found, strict=True):
                 yield image_id, results_to_coco(image_id, people, category_id)
             if shown is not None:
@@ -137,7 +137,7 @@ def predict_split(
 
 
 def _chunks(data_set: DataSet, split: str) -> Iterator[list[tuple[int, bytes]]]:
-    """All pictures of a split, a few at a time: (image id, encoded)."""
+    """All images of a split, a few at a time: (image id, encoded)."""
 
     def fields(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         record = records.parse(serialized)
@@ -145,8 +145,8 @@ def _chunks(data_set: DataSet, split: str) -> Iterator[list[tuple[int, bytes]]]:
 
     shards = [str(path) for path in data_set.shards(split)]
     try:
-        for ids, encoded in tf.data.TFRecordDataset(shards).map(fields).batch(PICTURES_AT_ONCE).as_numpy_iterator():
-            yield [(int(image_id), picture) for image_id, picture in zip(ids, encoded, strict=True)]
+        for ids, encoded in tf.data.TFRecordDataset(shards).map(fields).batch(IMAGES_AT_ONCE).as_numpy_iterator():
+            yield [(int(image_id), image) for image_id, image in zip(ids, encoded, strict=True)]
     except tf.errors.OpError as error:
         raise UserError(
             f"{data_set.folder}: the split {split!r} is damaged ({reason_of(error)}); "
@@ -166,13 +166,13 @@ def evaluate_results(
       annotations: COCO JSON.
       results: entries in COCO's results format (or their file); there may be none. Those of other categories do not count.
       skeleton: its sigmas and twins are used; by default the one of the JSON with COCO's sigmas.
-      image_ids: the pictures that count; by default all of the JSON.
+      image_ids: the images that count; by default all of the JSON.
 
     Returns:
       What `evaluate` returns.
 
     Raises:
-      UserError: a broken file or entry, an entry or id of a picture that the annotations do not know.
+      UserError: a broken file or entry, an entry or id of an image that the annotations do not know.
     """
     truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations)
     skeleton = skeleton or truth.skeleton()
@@ -197,7 +197,7 @@ def evaluate_files(
 ) -> str:
     """The command `model.evaluate`: a model over records, or a file of results. Returns what to print.
 
-    With results, the records say which pictures count, and what the keypoint set is; they may be left out.
+    With results, the records say which images count, and what the keypoint set is; they may be left out.
 
     Raises:
       UserError: neither or both of model and results, and all that the functions above refuse.
@@ -234,7 +234,7 @@ def table(figures: Mapping[str, Any]) -> str:
     """What `model.evaluation.evaluator.evaluate` returns, as text of several lines."""
     counts = figures["counts"]
     lines = [
-        f"{counts['images']} pictures, {counts['persons']} persons, {counts['persons_with_keypoints']} with keypoints, "
+        f"{counts['images']} images, {counts['persons']} persons, {counts['persons_with_keypoints']} with keypoints, "
         f"{counts['crowds']} crowds; {counts['results']} people found",
         "",
     ]

@@ -23,7 +23,7 @@ class GroundTruth:
 
     Attributes:
       path: of the file.
-      image_ids: of its pictures.
+      image_ids: of its images.
       persons: the annotations of the one category, crowds included, numbered from 1: COCO's own evaluation takes an annotation
         of id 0 for no match.
       category: the entry of the JSON's `categories`.
@@ -39,14 +39,14 @@ class GroundTruth:
 
     @cached_property
     def by_image(self) -> Mapping[int, Sequence[Person]]:
-        """The persons of each picture that has any."""
+        """The persons of each image that has any."""
         persons: dict[int, list[Person]] = defaultdict(list)
         for person in self.persons:
             persons[person["image_id"]].append(person)
         return dict(persons)
 
     def check_known(self, image_ids: Iterable[int]) -> None:
-        """Raises: UserError where one of them is no picture of the file."""
+        """Raises: UserError where one of them is no image of the file."""
         if unknown := set(image_ids) - set(self.image_ids):
             raise UserError(
                 f"{self.path}: has no image with id {min(unknown)}; give the annotations that the records were made of"

@@ -42,7 +42,7 @@ def match_boxes(boxes: Floats, scores: Floats, true_boxes: Floats) -> npt.NDArra
 
 
 class KeypointErrors:
-    """Collects, picture by picture, how far the joints of found persons are from the truth and from their twins' truth."""
+    """Collects, image by image, how far the joints of found persons are from the truth and from their twins' truth."""
 
     def __init__(self, skeleton: Skeleton) -> None:
         self._skeleton = skeleton
@@ -55,10 +55,10 @@ class KeypointErrors:
         self._confusions = np.zeros((len(self._pairs), 4), np.int64)
 
     def add(self, persons: Sequence[Person], results: Sequence[Result]) -> list[Result]:
-        """Looks at one picture.
+        """Looks at one image.
 
         Args:
-          persons: all of the picture, in COCO's terms; crowds and persons without area do not count.
+          persons: all of the image, in COCO's terms; crowds and persons without area do not count.
           results: in COCO's results format.
 
         Returns:

@@ -10,7 +10,7 @@ Result = dict[str, Any]
 
 
 def results_to_coco(image_id: int, people: People, category_id: int, **more: Any) -> list[Result]:
-    """One picture's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
+    """One image's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
     results = []
     for box, score, points, point_scores in zip(
         people.boxes.tolist(), people.scores.tolist(), people.keypoints.tolist(), people.keypoint_scores.tolist(), strict=True

@@ -1,4 +1,4 @@
-"""Runs a model over picture files: `predictions.json` in COCO's results format, and every picture with its people drawn."""
+"""Runs a model over image files: `predictions.json` in COCO's results format, and every image with its people drawn."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Summary:
 
     Attributes:
       predictions: the file with one entry per person.
-      drawings: the folder of drawn pictures; None where nothing was drawn.
-      pictures, people, empty: pictures looked at, people found, pictures in which nobody was.
-      unreadable: a sentence for each picture that could not be read.
+      drawings: the folder of drawn images; None where nothing was drawn.
+      images, people, empty: images looked at, people found, images in which nobody was.
+      unreadable: a sentence for each image that could not be read.
     """
 
     predictions: Path
     drawings: Path | None
-    pictures: int
+    images: int
     people: int
     empty: int
     unreadable: tuple[str, ...]
 
 
-def picture_files(path: Path, flag: str = "--input") -> list[Path]:
-    """The pictures of a folder, sorted by name; or the one file. `flag` gave it.
+def image_files(path: Path, flag: str = "--input") -> list[Path]:
+    """The images of a folder, sorted by name; or the one file. `flag` gave it.
 
     Raises:
-      UserError: nothing there, or no picture in it.
+      UserError: nothing there, or no image in it.
     """
     if path.is_file():
         return [path]
@@ -54,7 +54,7 @@ def picture_files(path: Path, flag: str = "--input") -> list[Path]:
         raise UserError(f"{flag}={path}: no such file or folder")
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
     if not files:
-        raise UserError(f"{flag}={path}: no pictures in it; their names must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{flag}={path}: no images in it; their names must end in {', '.join(SUFFIXES)}")
     return files
 
 
@@ -69,8 +69,8 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
 
     Args:
       predictor: the model.
-      files: JPEG or PNG pictures.
-      output_dir: gets `predictions.json` and `pictures/<file name>`.
+      files: JPEG or PNG images.
+      output_dir: gets `predictions.json` and `images/<file name>`.
       draw: whether to write the latter.
 
     Raises:
@@ -83,15 +83,15 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
     drawings = output_dir / "pictures"
     if draw and drawings.resolve() in {path.resolve().parent for path in files}:
         raise UserError(
-            f"--output_dir={output_dir}: drawings go to {drawings}, where they would replace the pictures of --input; "
+            f"--output_dir={output_dir}: drawings go to {drawings}, where they would replace the images of --input; "
             "give another folder, or --nodraw"
         )
     (drawings if draw else output_dir).mkdir(parents=True, exist_ok=True)
-    with Progress(len(files), "predict", "picture") as progress:
+    with Progress(len(files), "predict", "image") as progress:
         for first in range(0, len(files), FILES_AT_ONCE):
             chunk = files[first : first + FILES_AT_ONCE]
-            pictures = [path.read_bytes() for path in chunk]
-            for place, people in enumerate(_predict(predictor, pictures, [str(path) for path in chunk], unreadable)):
+            contents = [path.read_bytes() for path in chunk]
+            for place, people in enumerate(_predict(predictor, contents, [str(path) for path in chunk], unreadable)):
                 if people is None:
                     continue
                 path = chunk[place]
@@ -99,8 +99,8 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
                 empty += len(people) == 0
                 if draw:
                     drawn = drawn_people(people.boxes, people.scores, people.keypoints, people.keypoint_scores)
-                    pixels = image.decode(tf.constant(pictures[place])).numpy()
-                    _write_picture(drawings / path.name, draw_people(pixels, drawn, predictor.skeleton))
+                    pixels = image.decode(tf.constant(contents[place])).numpy()
+                    _write_image(drawings / path.name, draw_people(pixels, drawn, predictor.skeleton))
             progress.advance(len(chunk))
     predictions = output_dir / "predictions.json"
     write_json(predictions, results)
@@ -109,22 +109,22 @@ def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, 
     )
 
 
-def _predict(predictor: Predictor, pictures: list[bytes], names: list[str], unreadable: list[str]) -> list[People | None]:
+def _predict(predictor: Predictor, contents: list[bytes], names: list[str], unreadable: list[str]) -> list[People | None]:
     """All at once; where one of them cannot be read, one by one, and None for that one."""
     try:
-        return list(predictor.predict(pictures, names))
+        return list(predictor.predict(contents, names))
     except UserError:
         found: list[People | None] = []
-        for picture, name in zip(pictures, names, strict=True):
+        for content, name in zip(contents, names, strict=True):
             try:
-                found += predictor.predict([picture], [name])
+                found += predictor.predict([content], [name])
             except UserError as error:
                 unreadable.append(str(error))
                 found.append(None)
         return found
 
 
-def _write_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def _write_image(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     """In the format that the name says, whole or not at all."""
     encoded = io.BytesIO()
     if path.suffix.lower() == ".png":
@@ -137,10 +137,10 @@ def _write_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 def summary_text(summary: Summary) -> str:
     """What to print at the end of a run."""
     lines = [
-        f"{summary.people} people found in {summary.pictures} pictures"
+        f"{summary.people} people found in {summary.images} images"
         + (f", nobody in {summary.empty} of them" if summary.empty else ""),
         f"written: {summary.predictions}",
     ]
     if summary.drawings is not None:
-        lines.append(f"written: {summary.drawings}/ ({summary.pictures} drawn pictures)")
+        lines.append(f"written: {summary.drawings}/ ({summary.images} drawn images)")
     return "\n".join([*lines, *(f"left out: {sentence}" for sentence in summary.unreadable)])

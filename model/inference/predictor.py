@@ -1,6 +1,6 @@
 """One way to ask any model: a model directory, an exported SavedModel or a TFLite file.
 
-All three answer in pixels of the picture given; the first two by the very same functions (`model.inference.serving`).
+All three answer in pixels of the image given; the first two by the very same functions (`model.inference.serving`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DECODERS: Mapping[str, Decoder] = {"fast": decode_fast, "reference": decode_refe
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """Who was found in one picture, best score first, in its own pixels, float32."""
+    """Who was found in one image, best score first, in its own pixels, float32."""
 
     boxes: Floats  # [n, 4]: x0, y0, x1, y1
     scores: Floats  # [n]
@@ -57,7 +57,7 @@ class People:
 
 
 def people_of(answer: Answer, row: int) -> People:
-    """One picture's people out of a batch's answer: zero-padded arrays and `num_detections`."""
+    """One image's people out of a batch's answer: zero-padded arrays and `num_detections`."""
     count = int(answer["num_detections"][row])
     return People(
         *(np.asarray(answer[name][row][:count], np.float32) for name in ("boxes", "scores", "keypoints", "keypoint_scores"))
@@ -66,13 +66,13 @@ def people_of(answer: Answer, row: int) -> People:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A model ready to look at pictures.
+    """A model ready to look at images.
 
     Attributes:
       config, skeleton: the model's.
-      answer: encoded pictures of one canvas → the arrays of `ServingModule`, in each picture's own pixels.
-      canvas: a picture's height and width → those of the canvas that it is placed on.
-      max_batch: pictures per call of `answer`.
+      answer: encoded images of one canvas → the arrays of `ServingModule`, in each image's own pixels.
+      canvas: an image's height and width → those of the canvas that it is placed on.
+      max_batch: images per call of `answer`.
       score_threshold: people below it are left out.
     """
 
@@ -83,41 +83,41 @@ class Predictor:
     max_batch: int = MAX_BATCH
     score_threshold: float = 0.0
 
-    def predict(self, pictures: Sequence[bytes], names: Sequence[str] | None = None) -> list[People]:
+    def predict(self, images: Sequence[bytes], names: Sequence[str] | None = None) -> list[People]:
         """Finds the people in JPEG or PNG files.
 
-        Pictures are batched with those of the same canvas, so that an answer does not depend on a picture's company.
+        Images are batched with those of the same canvas, so that an answer does not depend on an image's company.
 
         Args:
-          pictures: the files' bytes.
-          names: of the pictures, for messages.
+          images: the files' bytes.
+          names: of the images, for messages.
 
         Raises:
-          UserError: names the first picture that cannot be read.
+          UserError: names the first image that cannot be read.
         """
-        names = names or [f"picture {i + 1} of {len(pictures)}" for i in range(len(pictures))]
+        names = names or [f"image {i + 1} of {len(images)}" for i in range(len(images))]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, (encoded, name) in enumerate(zip(pictures, names, strict=True)):
-            groups[self.canvas(*picture_size(encoded, name))].append(i)
+        for i, (encoded, name) in enumerate(zip(images, names, strict=True)):
+            groups[self.canvas(*image_size(encoded, name))].append(i)
         found: dict[int, People] = {}
         for canvas, members in groups.items():
             batch = max(1, min(self.max_batch, BATCH_PIXELS // (canvas[0] * canvas[1])))
             for first in range(0, len(members), batch):
                 chosen = members[first : first + batch]
-                answer = self._ask([pictures[i] for i in chosen], [names[i] for i in chosen])
+                answer = self._ask([images[i] for i in chosen], [names[i] for i in chosen])
                 found |= {i: people_of(answer, row).at_least(self.score_threshold) for row, i in enumerate(chosen)}
-        return [found[i] for i in range(len(pictures))]
+        return [found[i] for i in range(len(images))]
 
-    def _ask(self, pictures: Sequence[bytes], names: Sequence[str]) -> Answer:
+    def _ask(self, images: Sequence[bytes], names: Sequence[str]) -> Answer:
         try:
-            return self.answer(pictures)
+            return self.answer(images)
         except tf.errors.InvalidArgumentError:
-            for encoded, name in zip(pictures, names, strict=True):  # which of them was it?
+            for encoded, name in zip(images, names, strict=True):  # which of them was it?
                 _decode(encoded, name)
             raise
 
 
-def picture_size(encoded: bytes, name: str) -> tuple[int, int]:
+def image_size(encoded: bytes, name: str) -> tuple[int, int]:
     """Height and width by the header alone. Raises: UserError for what is no JPEG or PNG, or too large."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as header:
@@ -125,14 +125,14 @@ def picture_size(encoded: bytes, name: str) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller") from None
     except Exception:  # Pillow's parsers raise many kinds for broken headers
-        raise UserError(f"{name}: not a JPEG or PNG picture ({len(encoded)} bytes); replace or remove it") from None
+        raise UserError(f"{name}: not a JPEG or PNG image ({len(encoded)} bytes); replace or remove it") from None
     if height * width > MAX_PIXELS:
         raise UserError(f"{name}: {height}×{width} is more than {MAX_PIXELS} pixels; make it smaller")
     return height, width
 
 
 def _decode(encoded: bytes, name: str) -> tf.Tensor:
-    """The pixels, uint8 [h, w, 3]. Raises: UserError that names a picture that is damaged."""
+    """The pixels, uint8 [h, w, 3]. Raises: UserError that names an image that is damaged."""
     try:
         return image.decode(tf.constant(encoded))
     except tf.errors.InvalidArgumentError as error:
@@ -154,7 +154,7 @@ def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None
     """
     module = ServingModule(model, decode)
     return _of_function(
-        model.config, model.skeleton, lambda pictures: module.serving_default(tf.constant(pictures, tf.string)), score_threshold
+        model.config, model.skeleton, lambda images: module.serving_default(tf.constant(images, tf.string)), score_threshold
     )
 
 
@@ -189,9 +189,7 @@ def open_model(
             )
         return _open_directory(path, score_threshold, short_edge, max_edge, DECODERS[decoder])
     if short_edge is not None or max_edge is not None:
-        raise UserError(
-            f"--model={path}: an export's picture size is fixed; --short_edge and --max_edge want a model directory"
-        )
+        raise UserError(f"--model={path}: an export's image size is fixed; --short_edge and --max_edge want a model directory")
     if decoder != "fast":
         raise UserError(f"--decoder={decoder}: {path} is an export, which decodes as --decoder=fast; give a model directory")
     if saved_model is not None:
@@ -223,8 +221,8 @@ def _of_function(
 ) -> Predictor:
     """A predictor around a `serving_default`."""
 
-    def answer(pictures: Sequence[bytes]) -> Answer:
-        return {name: value.numpy() for name, value in function(pictures).items()}
+    def answer(images: Sequence[bytes]) -> Answer:
+        return {name: value.numpy() for name, value in function(images).items()}
 
     def canvas(height: int, width: int) -> tuple[int, int]:
         inference, rule = config.inference, config.data.resize
@@ -270,8 +268,8 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
             f"--model={path}: cannot be loaded as a SavedModel ({str(error).splitlines()[0]}); export it again"
         ) from None
 
-    def function(pictures: Sequence[bytes], keep: Any = loaded) -> Mapping[str, tf.Tensor]:  # `keep`: holds its variables
-        return signature(image_bytes=tf.constant(pictures, tf.string))  # type: ignore[no-any-return]
+    def function(images: Sequence[bytes], keep: Any = loaded) -> Mapping[str, tf.Tensor]:  # `keep`: holds its variables
+        return signature(image_bytes=tf.constant(images, tf.string))  # type: ignore[no-any-return]
 
     return _of_function(config, skeleton, function, threshold)
 
@@ -279,7 +277,7 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
 def letterbox(
     encoded: bytes, height: int, width: int, rule: ResizeRule = "standard"
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
-    """Fits a picture into a canvas of one size, top left, as large as it goes.
+    """Fits an image into a canvas of one size, top left, as large as it goes.
 
     Args:
       encoded: JPEG or PNG.
@@ -287,7 +285,7 @@ def letterbox(
       rule: how the model's family resizes. torchvision's pixels are rounded: a TFLite file takes bytes.
 
     Returns:
-      uint8 [height, width, 3]; the picture's size inside the canvas; its own size (both height, width).
+      uint8 [height, width, 3]; the image's size inside the canvas; its own size (both height, width).
     """
     pixels = image.decode(tf.constant(encoded))
     own = (int(pixels.shape[0]), int(pixels.shape[1]))
@@ -298,9 +296,9 @@ def letterbox(
 
 
 def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The pixels that `letterbox` makes of a file. Raises: UserError where it is no picture."""
+    """The pixels that `letterbox` makes of a file. Raises: UserError where it is no image."""
     encoded = path.read_bytes()
-    picture_size(encoded, str(path))
+    image_size(encoded, str(path))
     try:
         return letterbox(encoded, height, width)[0]
     except tf.errors.InvalidArgumentError:
@@ -309,7 +307,7 @@ def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]
 
 
 def tflite_size(path: Path) -> tuple[int, int]:
-    """Height and width of the pictures that a TFLite file takes. Raises: UserError where it is none of ours."""
+    """Height and width of the images that a TFLite file takes. Raises: UserError where it is none of ours."""
     return _size_taken(_tflite_runner(path))
 
 
@@ -344,10 +342,10 @@ def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
     threshold = _threshold(config, score_threshold)
     run = _tflite_runner(path)
     height, width = _size_taken(run)
-    offset = config.data.keypoint_offset  # taken off in pixels of the letterbox, and due in those of the picture
+    offset = config.data.keypoint_offset  # taken off in pixels of the letterbox, and due in those of the image
 
-    def answer(pictures: Sequence[bytes]) -> Answer:
-        (encoded,) = pictures
+    def answer(images: Sequence[bytes]) -> Answer:
+        (encoded,) = images
         pixels, inside, own = letterbox(encoded, height, width, config.data.resize)
         found = run(images=pixels[None])
         factor = np.array([own[1] / inside[1], own[0] / inside[0]], np.float32)  # x, y

@@ -1,6 +1,6 @@
-"""What a trained model answers to: encoded pictures, or pixels. `Predictor` runs it and the exporter saves it.
+"""What a trained model answers to: encoded images, or pixels. `Predictor` runs it and the exporter saves it.
 
-Everything inside the network is in pixels of the canvas; everything that leaves this module is in pixels of the picture given.
+Everything inside the network is in pixels of the canvas; everything that leaves this module is in pixels of the image given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def round_up(size: tf.Tensor) -> tf.Tensor:
 
 
 def header_size(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Reads a picture's size off its first bytes, without decoding.
+    """Reads an image's size off its first bytes, without decoding.
 
     Args:
       image_bytes: scalar string, a JPEG or PNG file.
@@ -38,7 +38,7 @@ def header_size(image_bytes: tf.Tensor) -> tf.Tensor:
     # A PNG begins with its signature, the length and the name of the first chunk, then width and height, big end first.
     is_png = (tf.strings.substr(image_bytes, 0, 8) == image.PNG_SIGNATURE) & (tf.strings.length(image_bytes) >= 24)
     is_jpeg = tf.strings.substr(image_bytes, 0, 2) == b"\xff\xd8"
-    known = tf.debugging.Assert(is_png | is_jpeg, ["a picture must be a JPEG or PNG file; this one begins neither like one"])
+    known = tf.debugging.Assert(is_png | is_jpeg, ["an image must be a JPEG or PNG file; this one begins neither like one"])
     with tf.control_dependencies([known]):
         size = tf.cond(
             is_png,
@@ -49,7 +49,7 @@ def header_size(image_bytes: tf.Tensor) -> tf.Tensor:
     height, width = tf.cast(size[0], tf.int64), tf.cast(size[1], tf.int64)
     fits = tf.debugging.Assert(
         (height > 0) & (width > 0) & (height <= MAX_PIXELS) & (width <= MAX_PIXELS) & (height * width <= MAX_PIXELS),
-        [f"a picture must have between 1 and {MAX_PIXELS} pixels; this one's height and width:", size],
+        [f"an image must have between 1 and {MAX_PIXELS} pixels; this one's height and width:", size],
     )
     with tf.control_dependencies([fits]):
         return tf.identity(size)
@@ -58,12 +58,12 @@ def header_size(image_bytes: tf.Tensor) -> tf.Tensor:
 def own_pixels(
     detections: Mapping[str, tf.Tensor], scale: tf.Tensor, size: tf.Tensor, keypoint_offset: float
 ) -> dict[str, tf.Tensor]:
-    """Takes answers from canvas pixels to those of the pictures, and cuts boxes at their edges.
+    """Takes answers from canvas pixels to those of the images, and cuts boxes at their edges.
 
     Args:
       detections: what `KeypointRCNN.detect` gives, float32 [N, D, ...].
-      scale: float32 [N, 2], canvas over picture along y and x.
-      size: int32 [N, 2], height and width of the pictures.
+      scale: float32 [N, 2], canvas over image along y and x.
+      size: int32 [N, 2], height and width of the images.
       keypoint_offset: `DataConfig.keypoint_offset` of the model.
     """
     scale_xy = scale[:, ::-1]  # [N, 2]
@@ -123,10 +123,10 @@ class ServingModule(tf.Module):
           image_bytes: string [N]. N may be 0, and sizes may differ.
 
         Raises:
-          tf.errors.InvalidArgumentError: a picture that cannot be read, or has too many pixels (told before it is decoded).
+          tf.errors.InvalidArgumentError: an image that cannot be read, or has too many pixels (told before it is decoded).
         """
         count = tf.shape(image_bytes)[0]
-        # oneDNN's convolutions refuse an empty batch: look at a blank picture, and leave its answer out again.
+        # oneDNN's convolutions refuse an empty batch: look at a blank image, and leave its answer out again.
         image_bytes = tf.cond(count > 0, lambda: image_bytes, lambda: tf.constant([self._blank]))
         size = tf.map_fn(header_size, image_bytes, fn_output_signature=tf.TensorSpec([2], tf.int32))
         inference, rule = self.model.config.inference, self.model.config.data.resize
@@ -134,7 +134,7 @@ class ServingModule(tf.Module):
             image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge, rule), axis=-1
         )  # [N, 2]
         if self.model.config.backbone.norm == "group":
-            # Its statistics are those of the whole canvas: on a canvas of its own, a picture's answer is its own affair.
+            # Its statistics are those of the whole canvas: on a canvas of its own, an image's answer is its own affair.
             found = tf.map_fn(self._detect_alone, (image_bytes, resized), fn_output_signature=self._answer_of_one())
         else:
             canvas = round_up(tf.reduce_max(resized, axis=0))
@@ -153,12 +153,12 @@ class ServingModule(tf.Module):
         return self._detect_pixels(images)
 
     def serve_images_of_size(self, height: int, width: int) -> tf.types.experimental.ConcreteFunction:
-        """`serve_images` for one picture of a fixed size: all shapes are known, as TFLite wants them."""
+        """`serve_images` for one image of a fixed size: all shapes are known, as TFLite wants them."""
         spec = tf.TensorSpec([1, height, width, 3], tf.uint8, name="images")
         return tf.function(self._detect_pixels, input_signature=[spec], autograph=False).get_concrete_function()
 
     def _detect_alone(self, item: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """`detect` of one encoded picture, resized to the given size, on the smallest canvas."""
+        """`detect` of one encoded image, resized to the given size, on the smallest canvas."""
         encoded, resized = item
         pixels = _prepare(encoded, resized, round_up(resized), self.model.config.data.resize)
         found = self.model.detect(pixels[None], resized[None], self._decode)

@@ -15,7 +15,7 @@ def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
     """Builds the backbone.
 
     Returns:
-      A model from normalised pictures [B, H, W, 3] to the stages' features C2…C5, of strides 4, 8, 16, 32 and
+      A model from normalised images [B, H, W, 3] to the stages' features C2…C5, of strides 4, 8, 16, 32 and
       width × expansion × 1, 2, 4, 8 channels. Layers are named as torchvision names them; those of the frozen stages are not
       trainable.
     """
@@ -70,7 +70,7 @@ def fpn(config: BackboneConfig, stage_channels: Sequence[int], policy: keras.DTy
       stage_channels: channels of C2…C5.
 
     Returns:
-      A model from [C2, …, C5] to [P2, …, P6], `config.fpn_channels` wide, of strides 4…64. A picture's sides must be multiples
+      A model from [C2, …, C5] to [P2, …, P6], `config.fpn_channels` wide, of strides 4…64. An image's sides must be multiples
       of 32. Where the backbone is trained from random weights (norm "group") the pyramid is normalised likewise.
     """
     xavier = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")

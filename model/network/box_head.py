@@ -109,7 +109,7 @@ def detections(
     proposal_scores: tf.Tensor,
     image_size: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The people found: boxes float32 [B, D, 4] within the picture, scores [B, D] best first, number int32 [B]; zeros behind.
+    """The people found: boxes float32 [B, D, 4] within the image, scores [B, D] best first, number int32 [B]; zeros behind.
 
     Args:
       logits: float32 [B, N, 2]; deltas: float32 [B, N, 4]; proposals: float32 [B, N, 4] and their scores [B, N];

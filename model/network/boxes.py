@@ -38,7 +38,7 @@ def share_inside(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def clip(boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
-    """Clips boxes [B, N, 4] to pictures of `image_size` [B, 2] (height, width)."""
+    """Clips boxes [B, N, 4] to images of `image_size` [B, 2] (height, width)."""
     height_width = tf.cast(image_size, boxes.dtype)[:, tf.newaxis, :]  # [B, 1, 2]
     limit = tf.concat([height_width[..., ::-1]] * 2, axis=-1)  # [B, 1, 4]: width, height, width, height
     return tf.clip_by_value(boxes, 0.0, limit)
@@ -81,13 +81,13 @@ def decode(deltas: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, f
     return tf.concat([centre - half, centre + half], axis=-1)
 
 
-# Applies a function of one picture to each picture of a batch.
+# Applies a function of one image to each image of a batch.
 
 
 def map_images(
     function: Callable[..., Any], tensors: Sequence[tf.Tensor], dtypes: tuple[tf.DType, ...]
 ) -> tuple[tf.Tensor, ...]:
-    """Calls `function` with each picture's slice of `tensors` [B, …] and stacks its results.
+    """Calls `function` with each image's slice of `tensors` [B, …] and stacks its results.
 
     A batch of static size is unrolled: XLA and TFLite see no loop then. One of a size known late (serving) is a `tf.map_fn`.
     """

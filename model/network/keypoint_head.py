@@ -92,7 +92,7 @@ BICUBIC_A = -0.75  # PyTorch's; TensorFlow's own resize has −0.5
 SAMPLES_PER_PLACE = 2.5
 KEYPOINTS_AT_ONCE = 4  # whose heatmaps are enlarged together: 31 MB for 100 people, where all 17 took 133
 REFINED = 21  # pixels a side looked at around the best sample: all of them for boxes of up to 10 × 2.5 × S = 1400 pixels
-# Places to each side of the best pixel whose mean says where in the pixel the point is. On 200 pictures of rendered people of
+# Places to each side of the best pixel whose mean says where in the pixel the point is. On 200 images of rendered people of
 # some 60 pixels, keypoint AP was 0.572 with whole pixels, as the reference has them, and 0.581 with this.
 MEAN_REACH = 5
 

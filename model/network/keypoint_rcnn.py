@@ -61,18 +61,18 @@ class KeypointRCNN(tf.Module):
         return {v.path: v.value for v in keras_variables}
 
     def pyramid(self, images: tf.Tensor, image_size: tf.Tensor, *, training: bool = False) -> list[tf.Tensor]:
-        """P2…P6 of pictures [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
+        """P2…P6 of images [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
 
-        Pictures are RGB, 0…255: uint8, or float32 where a resize has not been rounded to whole numbers.
+        Images are RGB, 0…255: uint8, or float32 where a resize has not been rounded to whole numbers.
         """
         features = self.backbone(self.normalised(images, image_size), training=training)
         levels: list[tf.Tensor] = self.fpn(features, training=training)
         return levels
 
     def normalised(self, images: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
-        """What the backbone sees, float32 [B, H, W, 3], of pictures as `pyramid` takes them.
+        """What the backbone sees, float32 [B, H, W, 3], of images as `pyramid` takes them.
 
-        What lies outside a picture is zero after normalisation, as both reference implementations have it.
+        What lies outside an image is zero after normalisation, as both reference implementations have it.
         """
         backbone = self.config.backbone
         pixels = tf.cast(images, tf.float32)
@@ -95,9 +95,9 @@ class KeypointRCNN(tf.Module):
 
         Args:
           images: uint8 or float32 [B, H, W, 3], RGB, 0…255; H and W multiples of 32.
-          image_size: int32 [B, 2], height and width of each picture within its canvas.
+          image_size: int32 [B, 2], height and width of each image within its canvas.
           decode: how heatmaps become keypoints.
-          static_shapes: looks for keypoints in all D places of a picture, as if everywhere were somebody. That costs as much as
+          static_shapes: looks for keypoints in all D places of an image, as if everywhere were somebody. That costs as much as
             the rest of the model; but no shape depends on what is seen, as XLA and TFLite want it.
 
         Returns:
@@ -207,7 +207,7 @@ class KeypointRCNN(tf.Module):
 
 
 def _image_index(boxes: tf.Tensor) -> tf.Tensor:
-    """For boxes [B, N, 4] that are flattened, the picture of each: int32 [B · N]."""
+    """For boxes [B, N, 4] that are flattened, the image of each: int32 [B · N]."""
     batch, number = boxes.shape[0] or tf.shape(boxes)[0], boxes.shape[1]
     return tf.repeat(tf.range(batch), number)
 
@@ -226,19 +226,19 @@ def _first_places(found: tf.Tensor) -> tf.Tensor:
 def pack_positives(rois: dict[str, tf.Tensor], keypoints: tf.Tensor, capacity: int) -> dict[str, tf.Tensor]:
     """Gathers the positive RoIs of a whole batch that have a labelled keypoint into one buffer of fixed size.
 
-    Padding each picture to its largest possible number of positives would make the keypoint head two thirds of all arithmetic.
+    Padding each image to its largest possible number of positives would make the keypoint head two thirds of all arithmetic.
 
     Args:
       rois: from `box_head.sample_rois`, [B, R, …]; keypoints: float32 [B, G, K, 3]; capacity: P, RoIs in the buffer.
 
     Returns:
       `boxes` [P, 4], `image_index` int32 [P], `keypoints` [P, K, 3], `used` bool [P], `overflow` float32: RoIs left out. When
-      the buffer is full, each picture loses the ones drawn last.
+      the buffer is full, each image loses the ones drawn last.
     """
     batch, number = rois["label"].shape
     own_keypoints = tf.gather(keypoints, rois["match"], batch_dims=1)  # [B, R, K, 3]
     wanted = (rois["label"] == 1) & tf.reduce_any(own_keypoints[..., 2] > 0, -1)  # [B, R]
-    # Rank within the picture first, so that a full buffer takes from all pictures alike.
+    # Rank within the image first, so that a full buffer takes from all images alike.
     rank = tf.cumsum(tf.cast(wanted, tf.int32), axis=1)
     order = tf.reshape(tf.where(wanted, -rank, -(number + 1)), [-1])  # [B · R]
     _, index = tf.math.top_k(order, min(capacity, batch * number))  # of equals the first comes first

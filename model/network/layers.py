@@ -39,7 +39,7 @@ class FrozenBatchNorm(keras.layers.Layer):
 
 
 class GroupNorm(keras.layers.Layer):
-    """Group normalisation (Wu & He 2018): statistics of each picture, so neither the batch nor its split over replicas matters.
+    """Group normalisation (Wu & He 2018): statistics of each image, so neither the batch nor its split over replicas matters.
 
     On a CPU it takes less than half the time of keras.layers.GroupNormalization (10 against 24 ms for 4×120×160×16, forward and
     backward).

@@ -1,7 +1,7 @@
 """RoIAlign (He et al. 2017) over a feature pyramid, as gathers with bilinear weights.
 
 Of the three ways to write it (gathers, dense products, crop_and_resize) this is the one that XLA compiles, that TFLite and ONNX
-take with built-in operators, and whose cost does not depend on the size of the picture.
+take with built-in operators, and whose cost does not depend on the size of the image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def roi_align(
       pyramid: L levels [B, H_l, W_l, C].
       strides: canvas pixels per place, of each level.
       boxes: float32 [N, 4], canvas pixels.
-      image_index: int32 [N], the picture of the batch that each box lies in.
+      image_index: int32 [N], the image of the batch that each box lies in.
       resolution: bins per side.
       sampling_ratio: samples per bin and axis, averaged; 0: as many as a bin has places, rounded up, for each box and axis.
 
@@ -91,9 +91,9 @@ def _take(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Rois:
-    """N RoIs on the flat list of all places of all pictures and levels."""
+    """N RoIs on the flat list of all places of all images and levels."""
 
-    first: tf.Tensor  # int32 [N]: where the level of its picture begins
+    first: tf.Tensor  # int32 [N]: where the level of its image begins
     rows: tf.Tensor  # int32 [N], of that level
     columns: tf.Tensor  # int32 [N]
     corner: tf.Tensor  # float32 [N, 2], x, y of the top left corner, places

@@ -71,10 +71,10 @@ def proposals(
       logits: per level float32 [B, A_l].
       deltas: per level float32 [B, A_l, 4].
       anchors: per level float32 [A_l, 4], canvas pixels.
-      image_size: int32 [B, 2], height and width of the pictures within the canvas.
+      image_size: int32 [B, 2], height and width of the images within the canvas.
 
     Returns:
-      boxes float32 [B, N, 4], clipped to the picture, best first; zeros where there are fewer than N;
+      boxes float32 [B, N, 4], clipped to the image, best first; zeros where there are fewer than N;
       scores float32 [B, N], what they are ranked by; `NOTHING` there.
     """
     top_k = config.top_k_train if training else config.top_k_test
@@ -112,7 +112,7 @@ def proposals(
 def suppress(
     boxes: tf.Tensor, scores: tf.Tensor, limit: int | tf.Tensor, iou_threshold: float, score_threshold: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Greedy NMS of one picture's boxes [N, 4] by scores [N]: `limit` of each, best first, zeros and `NOTHING` behind the last.
+    """Greedy NMS of one image's boxes [N, 4] by scores [N]: `limit` of each, best first, zeros and `NOTHING` behind the last.
 
     The raw V4 is the one form that XLA, TFLite, ONNX and OpenVINO all take; it takes corners in either order of the axes.
     """
@@ -140,7 +140,7 @@ def rpn_losses(
     """Objectness and box loss over the anchors that the input sampled, as (sum, count).
 
     Args:
-      sampled_anchors: per picture, what `normalise_by` "sampled" means: both losses are divided by it × (pictures that are no
+      sampled_anchors: per image, what `normalise_by` "sampled" means: both losses are divided by it × (images that are no
         padding), however many anchors could be sampled, as in Detectron2's rpn.py. torchvision's divides by "labelled" ones.
       logits: float32 [B, T], all levels; deltas: float32 [B, T, 4]; anchors: float32 [T, 4].
       batch: `anchor_index`, `anchor_label`, `anchor_box` [B, A], `boxes` [B, G, 4], `image_id` [B].

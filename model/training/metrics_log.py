@@ -1,4 +1,4 @@
-"""What is seen while a model trains: `metrics.jsonl` (one object a line) and TensorBoard's scalars and pictures."""
+"""What is seen while a model trains: `metrics.jsonl` (one object a line) and TensorBoard's scalars and images."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class MetricsLog:
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         self._write("eval", step, figures)
 
-    def pictures(self, step: int, pictures: Sequence[np.ndarray]) -> None:
+    def images(self, step: int, images: Sequence[np.ndarray]) -> None:
         """uint8 [H, W, 3] each: prediction beside truth."""
         with self._writer.as_default():
-            for index, picture in enumerate(pictures):
-                tf.summary.image(f"pictures/{index}", picture[np.newaxis], step=step)
+            for index, image in enumerate(images):
+                tf.summary.image(f"images/{index}", image[np.newaxis], step=step)
         self._writer.flush()
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:

@@ -22,7 +22,7 @@ from pipeline import config_overrides
 from pipeline.command import UserError
 from pipeline.files import read_json
 
-# How each family's classification networks see pictures, and where their strides lie. Detectron2's own names are those of its
+# How each family's classification networks see images, and where their strides lie. Detectron2's own names are those of its
 # conversion of torchvision's networks; what it calls MSRA's, and Keras' networks, descend from the authors' Caffe models.
 _MSRA = BackboneConfig(
     stride_in_1x1=True, pixel_order="BGR", pixel_range=255.0, pixel_mean=(103.53, 116.28, 123.675), pixel_std=(1.0, 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""What training shows between steps: AP on a held-out split, and prediction beside truth on the same few pictures."""
+"""What training shows between steps: AP on a held-out split, and prediction beside truth on the same few images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.drawing import Drawn, drawn_people, side_by_side
 from pipeline.record_folder import DataSet
 from pipeline.record_reader import Record, pixel_keypoints, read_records
 
-SHOWN_PICTURES = 6
+SHOWN_IMAGES = 6
 SHOWN_SCORE = 0.5
 
 
@@ -35,10 +35,10 @@ class Validation:
         self._data_set, self._split = data_set, split
         self._truth = read_ground_truth(annotations, data_set.skeleton.category)
         self._predictor: Predictor | None = None
-        self._examples = list(read_records(data_set, split, data_set.index(split)[:SHOWN_PICTURES]))
+        self._examples = list(read_records(data_set, split, data_set.index(split)[:SHOWN_IMAGES]))
 
     def __call__(self, model: KeypointRCNN, log: MetricsLog, step: int) -> None:
-        """Writes AP and pictures of this step into the log."""
+        """Writes AP and images of this step into the log."""
         if self._predictor is None:  # its functions are traced once; they read the model's variables as they are then
             self._predictor = model_predictor(model)
         figures = evaluate(self._predictor, self._data_set, self._split, self._truth, progress=False)
@@ -46,7 +46,7 @@ class Validation:
         print(f"train: step {step}, {summary(figures)}", flush=True)
         encoded = [example.image_bytes for example in self._examples]
         people = [p.at_least(SHOWN_SCORE) for p in self._predictor.predict(encoded)]
-        log.pictures(
+        log.images(
             step,
             [
                 side_by_side(
@@ -60,7 +60,7 @@ class Validation:
         )
 
     def _true_people(self, example: Record) -> Drawn:
-        """The record's persons, crowds left out, in pixels of the picture."""
+        """The record's persons, crowds left out, in pixels of the image."""
         height, width, person = example.height, example.width, ~example.is_crowd
         points = pixel_keypoints(example, self._data_set.skeleton, height, width, flipped=False)
         return Drawn(example.boxes[person] * np.array([width, height, width, height], np.float32), points[person])

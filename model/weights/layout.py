@@ -37,7 +37,7 @@ def backbone_architecture(tensors: Tensors, *, channels_last: bool = False) -> A
 
     stem_width, colours = out_in("conv1")
     if colours != 3:
-        raise RefusedError(f"its first convolution takes {colours} channels; a picture has 3")
+        raise RefusedError(f"its first convolution takes {colours} channels; an image has 3")
     blocks = tuple(_count(tensors, f"backbone.layer{stage}.{{}}.conv1/kernel") for stage in range(1, STAGES + 1))
     if 0 in blocks:
         raise RefusedError(f"its stages C2…C5 have {blocks} blocks; each needs one or more")

@@ -24,7 +24,7 @@ from pipeline.skeleton import Skeleton
 
 POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
 POSITIVE_OPACITY, IGNORED_OPACITY = 0.9, 0.13
-LINE = 3  # pixels of a picture that is painted `sheet.FINENESS` times larger
+LINE = 3  # pixels of an image that is painted `sheet.FINENESS` times larger
 PEOPLE_SIGNS = (
     sheet.Sign("line", LEFT, "left"),
     sheet.Sign("line", RIGHT, "right"),
@@ -38,11 +38,11 @@ PEOPLE_SIGNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How pictures are shown.
+    """How images are shown.
 
     Attributes:
       flipped: mirrored.
-      short_edge: for which to show the anchors beside each picture, in pixels; None: without anchors.
+      short_edge: for which to show the anchors beside each image, in pixels; None: without anchors.
     """
 
     flipped: bool = False
@@ -50,7 +50,7 @@ class Variant:
 
 
 def chosen_rows(data_set: DataSet, split: str, count: int) -> list[np.void]:
-    """Rows of the index of so many pictures with people (any, where there are none), spread evenly over the split."""
+    """Rows of the index of so many images with people (any, where there are none), spread evenly over the split."""
     index = data_set.index(split)
     with_people = index[index["persons"] + index["crowds"] > 0]
     rows = with_people if len(with_people) else index
@@ -59,17 +59,17 @@ def chosen_rows(data_set: DataSet, split: str, count: int) -> list[np.void]:
 
 
 def rows_of(data_set: DataSet, split: str, image_ids: Sequence[int]) -> list[np.void]:
-    """Rows of the index of the given pictures, in their order.
+    """Rows of the index of the given images, in their order.
 
     Raises:
-      UserError: a picture that the split does not have.
+      UserError: an image that the split does not have.
     """
     index = data_set.index(split)
     place = {int(image_id): number for number, image_id in enumerate(index["image_id"])}
     for image_id in image_ids:
         if image_id not in place:
             some = ", ".join(map(str, sorted(place)[:3])) or "none"
-            raise UserError(f"image_id {image_id}: not among the {len(place)} pictures of split {split!r} ({some}, …)")
+            raise UserError(f"image_id {image_id}: not among the {len(place)} images of split {split!r} ({some}, …)")
     return [index[place[image_id]] for image_id in image_ids]
 
 
@@ -79,7 +79,7 @@ def overview_path(data_dir: str | Path, split: str) -> Path:
 
 
 def write_overview(data_dir: str | Path, split: str) -> None:
-    """Writes the small sheet of a finished conversion: a dozen pictures with their people, always the same."""
+    """Writes the small sheet of a finished conversion: a dozen images with their people, always the same."""
     data_set = open_data_set(data_dir)
     rows = chosen_rows(data_set, split, 12)
     drawn = contact_sheet(data_set, split, rows, Variant(), width=1280, row_height=240)
@@ -102,7 +102,7 @@ def contact_sheet(
         edges = ", ".join(map(str, data_set.short_edges)) or "none"
         raise UserError(f"short edge {variant.short_edge}: {data_set.folder} has anchors for {edges}")
     tiles = [_tile(data_set, record, variant) for record in read_records(data_set, split, rows)]
-    shown = f"{len(rows)} of {len(data_set.index(split)):,} pictures of split '{split}' of {data_set.name}"
+    shown = f"{len(rows)} of {len(data_set.index(split)):,} images of split '{split}' of {data_set.name}"
     legend = list(PEOPLE_SIGNS)
     shown += ", flipped" if variant.flipped else ""
     if variant.short_edge is not None:
@@ -150,8 +150,8 @@ def number_of(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def picture_of(record: Record) -> Image.Image:
-    """The record's picture; where it cannot be decoded a grey one that says so."""
+def image_of(record: Record) -> Image.Image:
+    """The record's image; where it cannot be decoded a grey one that says so."""
     try:
         return Image.fromarray(image.decode(tf.constant(record.image_bytes)).numpy())
     except tf.errors.OpError as error:
@@ -162,13 +162,13 @@ def picture_of(record: Record) -> Image.Image:
 
 
 def _pixels(record: Record, height: int, width: int, *, flipped: bool) -> NDArray[np.uint8]:
-    """The record's picture at some size."""
-    picture = picture_of(record).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(picture)[:, ::-1] if flipped else np.asarray(picture)
+    """The record's image at some size."""
+    resized = image_of(record).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[:, ::-1] if flipped else np.asarray(resized)
 
 
 def draw_record(pixels: NDArray[np.uint8], record: Record, skeleton: Skeleton, *, flipped: bool) -> NDArray[np.uint8]:
-    """Draws a record's objects on its picture, uint8 [h, w, 3] of any size, mirrored already if `flipped`."""
+    """Draws a record's objects on its image, uint8 [h, w, 3] of any size, mirrored already if `flipped`."""
     height, width = pixels.shape[:2]
     boxes = anchors.variant_boxes(record.boxes, height, width, flipped=flipped)
     points = pixel_keypoints(record, skeleton, height, width, flipped=flipped)
@@ -183,7 +183,7 @@ def draw_matching(
     positive: NDArray[np.floating],
     ignored: NDArray[np.floating],
 ) -> NDArray[np.uint8]:
-    """Draws anchors over a dimmed picture, uint8 [h, w, 3]; boxes and anchors are float [n, 4] in its pixels."""
+    """Draws anchors over a dimmed image, uint8 [h, w, 3]; boxes and anchors are float [n, 4] in its pixels."""
     drawn = draw_boxes(dimmed(pixels), ignored, IGNORED, IGNORED_OPACITY)
     drawn = draw_crowds(drawn, crowds, LINE)
     drawn = draw_boxes(drawn, positive, POSITIVE, POSITIVE_OPACITY, LINE - 1)
@@ -191,6 +191,6 @@ def draw_matching(
 
 
 def dimmed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A darker and greyer picture, on which thin lines can be seen."""
+    """A darker and greyer image, on which thin lines can be seen."""
     grey = pixels.mean(axis=-1, keepdims=True)
     return np.asarray(0.5 * (0.4 * pixels + 0.6 * grey), np.uint8)

@@ -1,4 +1,4 @@
-"""Sheets of pictures: rows of equal width, each picture with a caption, below a title and a legend of what is drawn."""
+"""Sheets of images: rows of equal width, each image with a caption, below a title and a legend of what is drawn."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Colour = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-FINENESS = 2  # pictures are painted so many times larger and then reduced, which makes fine lines smooth
+FINENESS = 2  # images are painted so many times larger and then reduced, which makes fine lines smooth
 PAPER, INK, SOFT = (20, 23, 27), (236, 239, 242), (150, 160, 170)
-MARGIN, GAP, LINE = 24, 10, 18  # pixels: around the sheet, between pictures, of a line of text
+MARGIN, GAP, LINE = 24, 10, 18  # pixels: around the sheet, between images, of a line of text
 TITLE_SIZE, TEXT_SIZE = 22, 13
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A picture of the sheet.
+    """An image of the sheet.
 
     Attributes:
       aspect: width / height.
-      paint: makes the picture, uint8 [height, width, 3], for a height and a width.
+      paint: makes the image, uint8 [height, width, 3], for a height and a width.
       caption: lines below it.
     """
 
@@ -56,9 +56,9 @@ def compose(
     """Paints a sheet.
 
     Args:
-      groups: of pictures, from left to right and top to bottom; each group begins a row.
+      groups: of images, from left to right and top to bottom; each group begins a row.
       width: of the sheet in pixels.
-      row_height: of the pictures, about: a row's pictures are as high as makes them fill it.
+      row_height: of the images, about: a row's images are as high as makes them fill it.
     """
     tiles = [tile for group in groups for tile in group]
     rows = [row for group in groups for row in justified([tile.aspect for tile in group], width - 2 * MARGIN, row_height)]
@@ -87,16 +87,16 @@ def compose(
 
 
 def justified(aspects: Sequence[float], width: int, row_height: int) -> list[list[tuple[int, int]]]:
-    """Breaks pictures into rows of `width` and about `row_height`; the last row may be shorter.
+    """Breaks images into rows of `width` and about `row_height`; the last row may be shorter.
 
     Returns:
-      the width and height of each picture, row by row; one height in a row.
+      the width and height of each image, row by row; one height in a row.
     """
     rows: list[list[tuple[int, int]]] = []
     first = 0
-    highest = (1.3 if sum(aspects) * row_height > width else 2.5) * row_height  # a few pictures may be larger
+    highest = (1.3 if sum(aspects) * row_height > width else 2.5) * row_height  # a few images may be larger
     while first < len(aspects):
-        # As many pictures as bring the row's height nearest to what is wanted.
+        # As many images as bring the row's height nearest to what is wanted.
         count, best = 1, float("inf")
         for number in range(1, len(aspects) - first + 1):
             height = (width - GAP * (number - 1)) / sum(aspects[first : first + number])
@@ -172,4 +172,4 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
 def check_suffix(path: Path) -> None:
     """Raises a UserError if a sheet cannot have that name."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: a sheet is a picture; its name must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: a sheet is an image; its name must end in {', '.join(SUFFIXES)}")

@@ -19,7 +19,7 @@ from pipeline.record_reader import Record, read_records
 Counts = NDArray[np.int64]
 Sums = NDArray[np.float64]
 
-MOST_PERSONS = 20  # pictures with more count as such
+MOST_PERSONS = 20  # images with more count as such
 SIZE_EDGES = 2.0 ** np.arange(2, 10.5, 0.5)  # pixels, of the square root of a box's area; smaller and larger ones at the ends
 ASPECT_EDGES = 2.0 ** np.linspace(-3, 3, 25)  # height / width
 IOU_EDGES = np.linspace(0, 1, 21)
@@ -43,7 +43,7 @@ class WorstBox:
     number: int
     image_id: int
     object_id: int
-    size: tuple[float, float]  # width, height in pixels of the picture
+    size: tuple[float, float]  # width, height in pixels of the image
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,11 +51,11 @@ class RecordStatistics:
     """Counts. K keypoints, V variants, S bins of `SIZE_EDGES`; crowds are counted nowhere but in `crowds`.
 
     Attributes:
-      persons: int64 [MOST_PERSONS + 1], pictures by number of persons.
+      persons: int64 [MOST_PERSONS + 1], images by number of persons.
       keypoints: int64 [K + 1], persons by number of labelled keypoints.
       visibility: int64 [K, 3], keypoints by visibility, of persons with a labelled one.
       crossed: int64 [K, 2] of keypoints with a mirror twin: both are labelled; and then this one lies right of its twin.
-      sizes: int64 [S], boxes by size in pixels of the picture.
+      sizes: int64 [S], boxes by size in pixels of the image.
       aspects: int64 [len(ASPECT_EDGES) + 1], boxes by height / width.
       boxes: int64 [V, S], boxes by size in pixels of the variant.
       positives: int64 [V, S], positive anchors of those boxes.
@@ -65,9 +65,9 @@ class RecordStatistics:
       worst: some of the boxes that are matched worst, from the worst on.
     """
 
-    pictures: int
+    images: int
     crowds: int
-    pictures_with_crowds: int
+    images_with_crowds: int
     persons: Counts
     keypoints: Counts
     visibility: Counts
@@ -89,9 +89,9 @@ class RecordStatistics:
             return np.zeros(shape, np.int64)
 
         return RecordStatistics(
-            pictures=0,
+            images=0,
             crowds=0,
-            pictures_with_crowds=0,
+            images_with_crowds=0,
             persons=zeros(MOST_PERSONS + 1),
             keypoints=zeros(num_keypoints + 1),
             visibility=zeros(num_keypoints, 3),
@@ -127,9 +127,9 @@ def collect(data_set: DataSet, split: str, advance: Callable[[int], None]) -> Re
 def _count_people(statistics: RecordStatistics, record: Record, data_set: DataSet) -> None:
     person = ~record.is_crowd
     crowds = int(record.is_crowd.sum())
-    statistics.pictures += 1
+    statistics.images += 1
     statistics.crowds += crowds
-    statistics.pictures_with_crowds += crowds > 0
+    statistics.images_with_crowds += crowds > 0
     statistics.persons[min(int(person.sum()), MOST_PERSONS)] += 1
 
     points = record.keypoints[person]  # [P, K, 3]
@@ -179,7 +179,7 @@ def _count_matching(statistics: RecordStatistics, record: Record, data_set: Data
 def best_iou(
     config: anchors.AnchorConfig, matching: anchors.Matching, boxes: NDArray[np.float32], height: int, width: int
 ) -> NDArray[np.float32]:
-    """The largest IoU of each box with any anchor, float32 [P] from boxes [P, 4] in pixels of the resized picture.
+    """The largest IoU of each box with any anchor, float32 [P] from boxes [P, 4] in pixels of the resized image.
 
     A box's best anchor is always positive, though perhaps matched to another box: so only the positive ones are looked at.
     """

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.anchors import AnchorConfig, cell_anchors
 from pipeline.drawing import BOX, draw_boxes, sides
-from pipeline.inspection.contact_sheet import picture_of
+from pipeline.inspection.contact_sheet import image_of
 from pipeline.inspection.html_page import CHART_STYLE, COLOURS, INK, SIZE, page, svg, table
 from pipeline.inspection.statistics import (
     ASPECT_EDGES,
@@ -35,7 +35,7 @@ from pipeline.record_reader import Record, read_records
 from pipeline.skeleton import Skeleton
 
 CROP, CONTEXT = 220, 1.6  # pixels of a crop's sides; how much more than the box it shows
-SMALLEST_CROP = 48.0  # pixels of the picture
+SMALLEST_CROP = 48.0  # pixels of the image
 _LOOK = (
     "<style>td.heat { text-align: right; font-variant-numeric: tabular-nums; padding: .3rem .5rem; }"
     " .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }"
@@ -44,11 +44,11 @@ _LOOK = (
 
 
 def statistics_page(data_set: DataSet, split: str, statistics: RecordStatistics) -> str:
-    """The page as HTML. Reads the records of the worst matched boxes again, for their pictures."""
+    """The page as HTML. Reads the records of the worst matched boxes again, for their images."""
     skeleton, anchors = data_set.skeleton, data_set.anchors
     pairs = mirror_pairs(skeleton)
     charts = {
-        "Persons in a picture": persons(statistics),
+        "Persons in an image": persons(statistics),
         "Labelled keypoints of a person": keypoints(statistics),
         "Size of boxes": sizes(statistics),
         "Shape of boxes": aspects(statistics, anchors),
@@ -61,7 +61,7 @@ def statistics_page(data_set: DataSet, split: str, statistics: RecordStatistics)
     parts = [
         _LOOK,
         f"<h1>{html.escape(data_set.name)}, split {html.escape(split)}</h1>",
-        f'<p class="soft">Read from {statistics.pictures:,} records in {html.escape(str(data_set.folder))}.</p>',
+        f'<p class="soft">Read from {statistics.images:,} records in {html.escape(str(data_set.folder))}.</p>',
         f'<div class="headline">{_headline(statistics)}</div>',
         "<h2>People</h2>",
         _charts(charts),
@@ -110,11 +110,11 @@ def _headline(statistics: RecordStatistics) -> str:
     with_points = int(statistics.keypoints[1:].sum())
     labelled = int(statistics.visibility[:, 1:].sum())
     tiles = [
-        ("main", f"{statistics.pictures:,}", "pictures"),
-        ("", f"{persons:,}", f"persons, {persons / max(statistics.pictures, 1):.1f} in a picture"),
+        ("main", f"{statistics.images:,}", "images"),
+        ("", f"{persons:,}", f"persons, {persons / max(statistics.images, 1):.1f} in an image"),
         ("", f"{with_points:,}", "of them with labelled keypoints"),
         ("", f"{labelled:,}", f"labelled points, {labelled / max(with_points, 1):.1f} each"),
-        ("", f"{statistics.crowds:,}", f"crowds, in {statistics.pictures_with_crowds:,} pictures"),
+        ("", f"{statistics.crowds:,}", f"crowds, in {statistics.images_with_crowds:,} images"),
     ]
     matched = int(statistics.boxes.sum())
     if matched:
@@ -137,7 +137,7 @@ def _pairs_table(statistics: RecordStatistics, skeleton: Skeleton, pairs: Sequen
     head = ["pair", "left labelled#", "right labelled#", "both#", "left one further right#"]
     return (
         f'<div class="box"><table>{table(head, rows)}</table></div>'
-        "<p>Who faces the camera has his left points further right in the picture: well above half of the persons in most data "
+        "<p>Who faces the camera has his left points further right in the image: well above half of the persons in most data "
         "sets. Near or below half for all pairs, left and right may be confused.</p>"
     )
 
@@ -177,7 +177,7 @@ def _worst(data_set: DataSet, split: str, worst: Sequence[WorstBox]) -> str:
             f"<code>{box.image_id}</code></figcaption></figure>"
         )
     return (
-        "<p>The worst of them, with the IoU in their best variant, their size, and the id of the picture: "
+        "<p>The worst of them, with the IoU in their best variant, their size, and the id of the image: "
         f'</p><div class="gallery crops">{"".join(figures)}</div>'
     )
 
@@ -189,7 +189,7 @@ def _crop(record: Record, box: WorstBox) -> bytes:
     side = max(CONTEXT * max(x1 - x0, y1 - y0), SMALLEST_CROP)
     left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
     square = (left, top, left + side, top + side)
-    crop = picture_of(record).transform((CROP, CROP), Image.Transform.EXTENT, square, Image.Resampling.BICUBIC)
+    crop = image_of(record).transform((CROP, CROP), Image.Transform.EXTENT, square, Image.Resampling.BICUBIC)
     place = (corners - [left, top, left, top]) * CROP / side
     encoded = io.BytesIO()
     Image.fromarray(draw_boxes(np.asarray(crop), place[None], BOX, 1.0, 2)).save(encoded, "JPEG", quality=85)
@@ -221,7 +221,7 @@ def persons(statistics: RecordStatistics) -> str:
     with _chart("persons") as (axes, chart):
         axes.bar(np.arange(MOST_PERSONS + 1), statistics.persons, color=FIRST, width=0.85)
         ticks = np.arange(0, MOST_PERSONS + 1, 2)
-        axes.set(xlabel="persons in a picture", ylabel="pictures", xticks=ticks)
+        axes.set(xlabel="persons in an image", ylabel="images", xticks=ticks)
         axes.set_xticklabels([*map(str, ticks[:-1]), f"{MOST_PERSONS}+"])
         axes.grid(axis="x", visible=False)
     return chart.svg
@@ -275,7 +275,7 @@ def sizes(statistics: RecordStatistics) -> str:
             axes.axvline(np.log2(size), color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             place = (np.log2(size), 1)
             axes.annotate(f"{name} ", place, xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=8)
-        axes.set(xlabel="size of a box: square root of its area, pixels of the picture", ylabel="persons")
+        axes.set(xlabel="size of a box: square root of its area, pixels of the image", ylabel="persons")
     return chart.svg
 
 

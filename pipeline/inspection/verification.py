@@ -160,7 +160,7 @@ def _totals(data_set: DataSet, split: str, index: NDArray[np.void], totals: Coun
     summary = data_set.splits[split]["summary"]
     twice = len(index) - len(np.unique(index["image_id"]))
     if twice:
-        yield Fault(data_set.folder / data_set.splits[split]["index"], None, f"{twice} pictures are listed twice")
+        yield Fault(data_set.folder / data_set.splits[split]["index"], None, f"{twice} images are listed twice")
     for key, value in totals.items():
         if summary[key] != value:
             yield Fault(
@@ -189,7 +189,7 @@ def check_record(payload: bytes, row: np.void, data_set: DataSet) -> tuple[list[
     if wrong:
         return wrong, Counter()
     record = decode_record(payload, data_set.skeleton.num_keypoints)
-    wrong += [*_index(record, row), *_objects(example, record, data_set), *_picture(example, record)]
+    wrong += [*_index(record, row), *_objects(example, record, data_set), *_image(example, record)]
     boxes = list(_boxes(record))
     wrong += boxes or _anchors(record, data_set)  # (only boxes as they should be can be matched)
     labelled = (record.keypoints[..., 2] > 0).sum(axis=1)
@@ -272,7 +272,7 @@ def _objects(example: tf.train.Example, record: Record, data_set: DataSet) -> It
     labelled = record.keypoints[..., 2] > 0
     points = record.keypoints[..., :2]
     if not ((points[labelled] >= 0) & (points[labelled] <= 1)).all():
-        yield "a labelled keypoint lies outside the picture"
+        yield "a labelled keypoint lies outside the image"
     if points[~labelled].any():
         yield "a keypoint that is not labelled has a place"
     if labelled.sum(axis=1).tolist() != integers("keypoint/num"):
@@ -285,21 +285,21 @@ def _boxes(record: Record) -> Iterator[str]:
         yield f"box {record.boxes[number].tolist()} of object {number}: not 0 ≤ low ≤ high ≤ 1"
 
 
-def _picture(example: tf.train.Example, record: Record) -> Iterator[str]:
+def _image(example: tf.train.Example, record: Record) -> Iterator[str]:
     stored = example.features.feature["image/key/sha256"].bytes_list.value[0].decode(errors="replace")
     found = hashlib.sha256(record.image_bytes).hexdigest()
     if found != stored:
-        yield f"sha256 of the picture is {found[:12]}…, image/key/sha256 says {stored[:12]}…"
+        yield f"sha256 of the image is {found[:12]}…, image/key/sha256 says {stored[:12]}…"
     stored_format = example.features.feature["image/format"].bytes_list.value[0]
     if stored_format != (b"png" if record.image_bytes.startswith(PNG_SIGNATURE) else b"jpeg"):
-        yield f"image/format is {stored_format.decode(errors='replace')!r}, the picture is of another one"
+        yield f"image/format is {stored_format.decode(errors='replace')!r}, the image is of another one"
     try:
         height, width, _ = image.decode(tf.constant(record.image_bytes)).shape
     except tf.errors.OpError as error:
-        yield f"the picture {record.file_name} cannot be decoded ({reason_of(error)})"
+        yield f"the image {record.file_name} cannot be decoded ({reason_of(error)})"
         return
     if (height, width) != (record.height, record.width):
-        yield f"the picture is {width}×{height}, image/width and image/height say {record.width}×{record.height}"
+        yield f"the image is {width}×{height}, image/width and image/height say {record.width}×{record.height}"
 
 
 def _anchors(record: Record, data_set: DataSet) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pipeline.data_config import DataConfig
 from pipeline.loading.anchor_targets import Size
 from pipeline.random_draws import uniform
 
-GREY = (0.299, 0.587, 0.114)  # weights of RGB in a picture's luma (ITU-R BT.601), as Pillow and torchvision have them
+GREY = (0.299, 0.587, 0.114)  # weights of RGB in an image's luma (ITU-R BT.601), as Pillow and torchvision have them
 
 # Other draws use the same (seed, image id) as they are: RoIs in the step, anchors in the loader.
 _COLOURS, _JITTER = 0x3C6EF372, 0x5851F42D
@@ -22,7 +22,7 @@ _COLOURS, _JITTER = 0x3C6EF372, 0x5851F42D
 
 
 def jitter_colours(batch: dict[str, tf.Tensor], config: DataConfig, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    """A batch whose pictures have other colours, each by its own draw; the batch itself where `config` has no strength.
+    """A batch whose images have other colours, each by its own draw; the batch itself where `config` has no strength.
 
     torchvision's ColorJitter, but in this order always: brightness, contrast, saturation, hue. The first three draw a factor
     from 1 ± strength (at least 0), hue a shift from 0 ± strength of the whole circle.
@@ -33,7 +33,7 @@ def jitter_colours(batch: dict[str, tf.Tensor], config: DataConfig, seed: tf.Ten
       seed: int32 scalar, of the step.
 
     Returns:
-      the batch with `image` float32, 0…255, zero outside of the pictures.
+      the batch with `image` float32, 0…255, zero outside of the images.
     """
     strengths = (config.brightness, config.contrast, config.saturation, config.hue)
     if not any(strengths):
@@ -57,18 +57,18 @@ def adjust_colours(
     saturation: tf.Tensor | None,
     hue: tf.Tensor | None,
 ) -> tf.Tensor:
-    """Changes the colours of pictures by torchvision's formulas, without rounding in between.
+    """Changes the colours of images by torchvision's formulas, without rounding in between.
 
     Args:
       images: [B, H, W, 3], RGB, 0…255, of any type.
-      image_size: int32 [B, 2], height and width of the pictures at the top left of their canvases.
+      image_size: int32 [B, 2], height and width of the images at the top left of their canvases.
       brightness: float32 [B], factors of all values; None: unchanged, as for the next three.
-      contrast: [B], factors of the distance from the picture's mean grey.
+      contrast: [B], factors of the distance from the image's mean grey.
       saturation: [B], factors of the distance from each pixel's own grey.
       hue: [B], shifts of the hue in HSV as parts of the circle.
 
     Returns:
-      float32 [B, H, W, 3], 0…255, zero outside of the pictures.
+      float32 [B, H, W, 3], 0…255, zero outside of the images.
     """
     pixels = tf.cast(images, tf.float32)
     _, height, width, _ = tf.unstack(tf.shape(pixels)) if None in pixels.shape else pixels.shape

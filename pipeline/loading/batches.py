@@ -6,7 +6,7 @@ is read by its offset, prepared in a parallel map, and stacked with its neighbou
 | key | dtype, shape | meaning |
 | --- | --- | --- |
 | `image` | uint8 [B, H, W, 3] | RGB, top left in the canvas, zero outside (float32 under torchvision's resize rule) |
-| `image_size` | int32 [B, 2] | height, width of the picture inside the canvas |
+| `image_size` | int32 [B, 2] | height, width of the image inside the canvas |
 | `scale` | float32 [B, 2] | canvas / original as (y, x) |
 | `original_size` | int32 [B, 2] | height, width of the file |
 | `image_id` | int64 [B] | −1 for a padding image, which is all zeros |
@@ -199,7 +199,7 @@ def _batches(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, loadi
             tf.data.experimental.service.distribute(
                 tf.data.experimental.service.ShardingPolicy.DYNAMIC,
                 loading.data_service,
-                compression=None,  # pictures hardly shrink
+                compression=None,  # images hardly shrink
             )
         )
     options = tf.data.Options()

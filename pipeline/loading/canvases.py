@@ -1,7 +1,7 @@
 """Canvases: the few sizes that batches have.
 
-Pictures of different sizes share a batch at the top left of a canvas, and what a picture leaves free is computed for nothing.
-Every size costs a trace (under XLA a compilation), so there may be only a few, and they are chosen for the pictures at hand.
+Images of different sizes share a batch at the top left of a canvas, and what an image leaves free is computed for nothing.
+Every size costs a trace (under XLA a compilation), so there may be only a few, and they are chosen for the images at hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class Canvases:
-    """Sizes (height, width) in pixels, multiples of 32, by area, and the share of their pixels that the pictures leave free."""
+    """Sizes (height, width) in pixels, multiples of 32, by area, and the share of their pixels that the images leave free."""
 
     sizes: tuple[tuple[int, int], ...]
     padding: float
@@ -35,15 +35,15 @@ class Canvases:
 
 
 def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
-    """Chooses at most `count` canvases for pictures of the given sizes, so as to leave little padding.
+    """Chooses at most `count` canvases for images of the given sizes, so as to leave little padding.
 
-    A picture goes to the smallest canvas that holds it, as in `assign`. This is a k-median problem over rectangles, and the
+    An image goes to the smallest canvas that holds it, as in `assign`. This is a k-median problem over rectangles, and the
     answer a good local optimum: the better one of two starts (joining sizes two by two until `count` are left; adding
     the best canvas `count` times), from which one canvas at a time is exchanged for a better one while there is any. It
     depends on the sizes alone, not on their order.
 
     Args:
-      heights, widths: int64 [N] pixels of the resized pictures, N ≥ 1; each size as often as it will be seen.
+      heights, widths: int64 [N] pixels of the resized images, N ≥ 1; each size as often as it will be seen.
       count: at least 1.
 
     Raises:
@@ -58,7 +58,7 @@ def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
     candidates = np.stack(np.meshgrid(np.unique(sizes[:, 0]), np.unique(sizes[:, 1]), indexing="ij"), axis=-1).reshape(-1, 2)
     area = candidates.prod(axis=1).astype(np.float64)  # [C]
     holds = (candidates[:, None] >= sizes).all(axis=2)  # [C, U]
-    cost = np.where(holds, area[:, None], np.inf) * number  # [C, U]; pixels that all pictures of a size take
+    cost = np.where(holds, area[:, None], np.inf) * number  # [C, U]; pixels that all images of a size take
     useful = np.any(holds, axis=1)
     candidates, cost = candidates[useful], cost[useful]
 
@@ -77,7 +77,7 @@ def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
 
 
 def assign(canvases: npt.ArrayLike, heights: Ints, widths: Ints) -> npt.NDArray[np.int32]:
-    """The smallest canvas that holds each picture.
+    """The smallest canvas that holds each image.
 
     Args:
       canvases: [C, 2] height and width, by area.
@@ -94,12 +94,12 @@ def assign(canvases: npt.ArrayLike, heights: Ints, widths: Ints) -> npt.NDArray[
 
 
 def square(side: int, scales: tuple[float, ...], heights: Ints, widths: Ints) -> Canvases:
-    """One square canvas for pictures under large-scale jitter, and the padding to expect.
+    """One square canvas for images under large-scale jitter, and the padding to expect.
 
     Args:
       side: pixels.
-      scales: smallest and largest scale, the longer side of a picture over that of the canvas, all equally frequent.
-      heights, widths: int64 [N] pixels of the pictures.
+      scales: smallest and largest scale, the longer side of an image over that of the canvas, all equally frequent.
+      heights, widths: int64 [N] pixels of the images.
     """
     low, high = scales
     scale = low + (high - low) * (np.arange(64) + 0.5) / 64  # [64]
@@ -112,7 +112,7 @@ def _merge(sizes: Ints, number: Ints, count: int) -> Ints:
     """Joins two sizes into the smallest canvas for both, always those that lose fewest pixels, until `count` are left.
 
     Args:
-      sizes: [U, 2]; number: [U] pictures of each size.
+      sizes: [U, 2]; number: [U] images of each size.
 
     Returns:
       int64 [count, 2]; together they hold every size.

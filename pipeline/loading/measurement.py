@@ -51,7 +51,7 @@ class Measured:
       images_per_second: with all cores.
       cpu_seconds: of one core for one image, by stage: read, decode, resize, rest.
       bytes_per_batch: of a batch as it goes to the device, on average.
-      padding: share of the pixels in those batches that no picture covers.
+      padding: share of the pixels in those batches that no image covers.
       colour_seconds: that the device takes to jitter the colours of one image, which is done in the training step and not
         counted above; None: there is no colour jitter.
     """
@@ -138,7 +138,7 @@ def measure(
         images_per_second=images / wall["rest"],
         cpu_seconds={name: max(b - a, 0.0) for name, (a, b) in zip(parts, itertools.pairwise(until), strict=True)},
         bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
-        padding=1 - sum(contents.picture_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
+        padding=1 - sum(contents.image_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
         colour_seconds=_colour_seconds(batches, config),
     )
 
@@ -218,7 +218,7 @@ class _Contents:
     images: int
     nbytes: int
     pixels: int
-    picture_pixels: int
+    image_pixels: int
 
     @staticmethod
     def of(batch: Batch) -> _Contents:
@@ -227,5 +227,5 @@ class _Contents:
             images=int((batch["image_id"].numpy() >= 0).sum()),
             nbytes=sum(value.numpy().nbytes for value in batch.values()),
             pixels=shape[0] * shape[1] * shape[2],
-            picture_pixels=int(size.prod(axis=1).sum()),
+            image_pixels=int(size.prod(axis=1).sum()),
         )

@@ -1,4 +1,4 @@
-"""A record by its place in the shards, and its picture; both kept in memory where that is wanted.
+"""A record by its place in the shards, and its image; both kept in memory where that is wanted.
 
 All in TensorFlow, for the parallel map of `batches.py`.
 """
@@ -22,19 +22,19 @@ class Reader:
 
     Attributes:
       shards: paths of the files.
-      records, pictures: what is kept of images that have been read, by image id; None: nothing.
+      records, images: what is kept of images that have been read, by image id; None: nothing.
     """
 
     shards: tuple[str, ...]
     records: Any = None
-    pictures: Any = None
+    images: Any = None
 
     @staticmethod
     def of(shards: Sequence[str], cache: Cache = "none") -> Reader:
         return Reader(
             shards=tuple(shards),
             records=None if cache == "none" else _table(),
-            pictures=_table() if cache == "decoded" else None,
+            images=_table() if cache == "decoded" else None,
         )
 
     def record(self, row: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -53,7 +53,7 @@ class Reader:
         return _kept(self.records, row["image_id"], read)
 
     def pixels(self, row: dict[str, tf.Tensor], record: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The picture: uint8 [h, w, 3].
+        """The image: uint8 [h, w, 3].
 
         Args:
           row: as above.
@@ -62,18 +62,18 @@ class Reader:
         Raises:
           tf.errors.InvalidArgumentError: no JPEG or PNG, a broken one, or one of another size than the record says.
         """
-        if self.pictures is None:
+        if self.images is None:
             return decode(record)
-        kept = _kept(self.pictures, row["image_id"], lambda: tf.io.serialize_tensor(decode(record)))
+        kept = _kept(self.images, row["image_id"], lambda: tf.io.serialize_tensor(decode(record)))
         return tf.ensure_shape(tf.io.parse_tensor(kept, tf.uint8), [None, None, 3])
 
 
 def decode(record: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The picture of a parsed record, uint8 [h, w, 3]; raises tf.errors.InvalidArgumentError as `Reader.pixels`."""
+    """The image of a parsed record, uint8 [h, w, 3]; raises tf.errors.InvalidArgumentError as `Reader.pixels`."""
     pixels = image.decode(record["image/encoded"])
     recorded = tf.stack([record["image/height"], record["image/width"]])
     same = tf.debugging.Assert(
-        tf.reduce_all(tf.shape(pixels, tf.int64)[:2] == recorded), ["picture of another size than recorded", recorded]
+        tf.reduce_all(tf.shape(pixels, tf.int64)[:2] == recorded), ["image of another size than recorded", recorded]
     )
     with tf.control_dependencies([same]):
         return tf.identity(pixels)

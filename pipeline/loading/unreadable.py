@@ -33,7 +33,7 @@ def describe(data_set: DataSet, split: str, image: np.void) -> str | None:
     steps: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("the record is damaged or cut short", lambda: read_payload(path, offset, length)),
         ("the record does not hold what a record holds", lambda: records.parse(result)),
-        ("the picture is damaged, cut short, or not of the size that the record says", lambda: _decode(result)),
+        ("the image is damaged, cut short, or not of the size that the record says", lambda: _decode(result)),
     )
     for wrong, step in steps:
         try:

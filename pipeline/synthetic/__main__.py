@@ -1,8 +1,8 @@
-"""Renders articulated people as a COCO keypoint data set: JPEG pictures and a person_keypoints JSON.
+"""Renders articulated people as a COCO keypoint data set: JPEG images and a person_keypoints JSON.
 
 People of many sizes, poses, skin and clothing tones stand, walk, sit, bend and lie over varied backgrounds with limb-like
 clutter; some are hidden in part, cut by the frame, in a crowd, too far away for keypoints. Left limbs are of warm colours,
-right ones of cold colours, so train with data.flip=false. The same arguments give the same bytes, and the first N pictures
+right ones of cold colours, so train with data.flip=false. The same arguments give the same bytes, and the first N images
 do not depend on how many follow.
 
   python -m pipeline.synthetic --output_dir=data/synthetic --num_images=1000 --seed=0 --split=train
@@ -21,11 +21,11 @@ from pipeline import command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output_dir", None, "folder for annotations/ and <split>/; made if missing", flag_values=FLAGS)
-flags.DEFINE_integer("num_images", None, "number of pictures", flag_values=FLAGS)
-flags.DEFINE_integer("seed", None, "pictures are a function of seed, split and their number", flag_values=FLAGS)
-flags.DEFINE_string("split", "train", "name of the split; different splits have different pictures", flag_values=FLAGS)
-flags.DEFINE_integer("width", 320, "width of all pictures in pixels", flag_values=FLAGS)
-flags.DEFINE_integer("height", 240, "height of all pictures in pixels", flag_values=FLAGS)
+flags.DEFINE_integer("num_images", None, "number of images", flag_values=FLAGS)
+flags.DEFINE_integer("seed", None, "images are a function of seed, split and their number", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "name of the split; different splits have different images", flag_values=FLAGS)
+flags.DEFINE_integer("width", 320, "width of all images in pixels", flag_values=FLAGS)
+flags.DEFINE_integer("height", 240, "height of all images in pixels", flag_values=FLAGS)
 flags.DEFINE_integer("num_workers", None, "processes that render; by default one for each core", flag_values=FLAGS)
 flags.DEFINE_boolean("overwrite", False, "replace the split if it is there with other arguments", flag_values=FLAGS)
 flags.mark_flags_as_required(["output_dir", "num_images", "seed"], flag_values=FLAGS)
@@ -39,7 +39,7 @@ def main(rest: list[str]) -> None:
     workers = FLAGS.num_workers if FLAGS.num_workers is not None else len(os.sched_getaffinity(0))
     summary = dataset.write_dataset(FLAGS.output_dir, arguments, num_workers=workers, overwrite=FLAGS.overwrite)
     print(f"{'found finished, rendered with the same arguments' if summary.reused else 'rendered'}: {summary}")
-    print(f"  pictures     {summary.pictures}{os.sep}\n  annotations  {summary.annotations}")
+    print(f"  images     {summary.images}{os.sep}\n  annotations  {summary.annotations}")
 
 
 if __name__ == "__main__":

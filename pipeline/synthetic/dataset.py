@@ -1,4 +1,4 @@
-"""Writes a rendered data set in COCO's layout: `annotations/person_keypoints_<split>.json` and the pictures in `<split>/`.
+"""Writes a rendered data set in COCO's layout: `annotations/person_keypoints_<split>.json` and the images in `<split>/`.
 
 The JSON is the last thing to get its final name: where it stands, everything is there.
 """
@@ -19,11 +19,11 @@ from typing import Any
 
 from pipeline.command import Progress, UserError
 from pipeline.synthetic.poses import PERSON_CATEGORY
-from pipeline.synthetic.rendering import MAX_SIDE, MIN_SIDE, render_picture
+from pipeline.synthetic.rendering import MAX_SIDE, MIN_SIDE, render_image
 
 GENERATOR = "pipeline.synthetic"
-VERSION = 1  # of the rendering: count up when the same arguments give other pictures
-_CHUNK = 16  # pictures that a worker renders before it answers
+VERSION = 1  # of the rendering: count up when the same arguments give other images
+_CHUNK = 16  # images that a worker renders before it answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         if self.num_images <= 0:
-            raise UserError(f"--num_images={self.num_images}: at least 1 picture must be rendered")
+            raise UserError(f"--num_images={self.num_images}: at least 1 image must be rendered")
         if self.seed < 0:
             raise UserError(f"--seed={self.seed}: the seed is a number from 0 up")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.split) or self.split == "annotations":
@@ -53,7 +53,7 @@ class Summary:
     """What a data set holds, and where. `reused` tells that it was found finished."""
 
     annotations: Path
-    pictures: Path
+    image_folder: Path
     images: int
     persons: int
     persons_with_keypoints: int
@@ -86,10 +86,10 @@ def write_dataset(output_dir: str | Path, arguments: Arguments, *, num_workers: 
     if num_workers <= 0:
         raise UserError(f"--num_workers={num_workers}: at least 1 process must render")
     folder = Path(output_dir)
-    annotations, pictures = folder / "annotations" / f"person_keypoints_{arguments.split}.json", folder / arguments.split
-    finished = _find_finished(annotations, pictures, arguments, overwrite)
+    annotations, image_folder = folder / "annotations" / f"person_keypoints_{arguments.split}.json", folder / arguments.split
+    finished = _find_finished(annotations, image_folder, arguments, overwrite)
     if finished is not None:
-        return _summarize(finished, annotations, pictures, reused=True)
+        return _summarize(finished, annotations, image_folder, reused=True)
 
     partial, partial_json = folder / f".{arguments.split}.partial", annotations.with_name(f".{annotations.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off
@@ -99,28 +99,28 @@ def write_dataset(output_dir: str | Path, arguments: Arguments, *, num_workers: 
         dataset = _render_all(partial, arguments, num_workers)
         partial_json.write_text(json.dumps(dataset, separators=(",", ":")), encoding="utf-8")
         annotations.unlink(missing_ok=True)
-        if pictures.exists():
-            shutil.rmtree(pictures)
-        partial.rename(pictures)
+        if image_folder.exists():
+            shutil.rmtree(image_folder)
+        partial.rename(image_folder)
         partial_json.rename(annotations)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         partial_json.unlink(missing_ok=True)
         raise
-    return _summarize(dataset, annotations, pictures, reused=False)
+    return _summarize(dataset, annotations, image_folder, reused=False)
 
 
-def _find_finished(annotations: Path, pictures: Path, arguments: Arguments, overwrite: bool) -> dict[str, Any] | None:
+def _find_finished(annotations: Path, image_folder: Path, arguments: Arguments, overwrite: bool) -> dict[str, Any] | None:
     """The finished data set with these arguments; None where it is to be rendered. Refuses what must not be replaced."""
-    for path in (annotations.parent.parent, annotations.parent, pictures):
+    for path in (annotations.parent.parent, annotations.parent, image_folder):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: must be a folder or not exist; choose another --output_dir")
-    if any(not re.fullmatch(r"\d{12}\.jpg", name) for name in _names_in(pictures)):
-        raise UserError(f"{pictures}: holds files that {GENERATOR} has not written; choose another --output_dir or --split")
+    if any(not re.fullmatch(r"\d{12}\.jpg", name) for name in _names_in(image_folder)):
+        raise UserError(f"{image_folder}: holds files that {GENERATOR} has not written; choose another --output_dir or --split")
     if not annotations.exists():
-        # Without its JSON a folder of rendered pictures may be what a crash left in the middle of the two renames.
-        if _names_in(pictures) and not overwrite:
-            raise UserError(f"{pictures}: holds pictures without {annotations.name}; --overwrite replaces them")
+        # Without its JSON a folder of rendered images may be what a crash left in the middle of the two renames.
+        if _names_in(image_folder) and not overwrite:
+            raise UserError(f"{image_folder}: holds images without {annotations.name}; --overwrite replaces them")
         return None
     try:
         dataset = json.loads(annotations.read_text(encoding="utf-8"))
@@ -131,8 +131,8 @@ def _find_finished(annotations: Path, pictures: Path, arguments: Arguments, over
         raise UserError(f"{annotations}: was not written by {GENERATOR}; choose another --output_dir or --split")
     wanted = _recorded(arguments)
     if made_with == wanted:
-        present = _names_in(pictures)
-        # Deleted pictures are rendered again: the same arguments give the same bytes.
+        present = _names_in(image_folder)
+        # Deleted images are rendered again: the same arguments give the same bytes.
         return dataset if present == {image["file_name"] for image in dataset["images"]} else None
     if not overwrite:
         other = ", ".join(
@@ -156,7 +156,7 @@ def _recorded(arguments: Arguments) -> dict[str, Any]:
 def _render_all(folder: Path, arguments: Arguments, num_workers: int) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    with Progress(arguments.num_images, f"{arguments.split} pictures", "picture") as progress:
+    with Progress(arguments.num_images, f"{arguments.split} images", "image") as progress:
         for chunk in _rendered_chunks(folder, arguments, num_workers):
             for persons in chunk:
                 image_id = len(images) + 1
@@ -186,7 +186,7 @@ def _render_all(folder: Path, arguments: Arguments, num_workers: int) -> dict[st
 
 
 def _rendered_chunks(folder: Path, arguments: Arguments, num_workers: int) -> Iterator[list[tuple[dict[str, Any], ...]]]:
-    """The annotations of all pictures, in order, as the pictures get written."""
+    """The annotations of all images, in order, as the images get written."""
     starts = range(0, arguments.num_images, _CHUNK)
     num_workers = min(num_workers, len(starts))
     jobs = [(folder, arguments, start) for start in starts]
@@ -210,9 +210,9 @@ def _render_chunk(job: tuple[Path, Arguments, int]) -> list[tuple[dict[str, Any]
     folder, arguments, start = job
     chunk = []
     for index in range(start, min(start + _CHUNK, arguments.num_images)):
-        picture = render_picture(arguments.seed, arguments.split, index, arguments.width, arguments.height)
-        (folder / _file_name(index + 1)).write_bytes(picture.jpeg)
-        chunk.append(picture.annotations)
+        rendered = render_image(arguments.seed, arguments.split, index, arguments.width, arguments.height)
+        (folder / _file_name(index + 1)).write_bytes(rendered.jpeg)
+        chunk.append(rendered.annotations)
     return chunk
 
 
@@ -220,12 +220,12 @@ def _file_name(image_id: int) -> str:
     return f"{image_id:012d}.jpg"
 
 
-def _summarize(dataset: dict[str, Any], annotations: Path, pictures: Path, *, reused: bool) -> Summary:
+def _summarize(dataset: dict[str, Any], annotations: Path, image_folder: Path, *, reused: bool) -> Summary:
     persons = [a for a in dataset["annotations"] if not a["iscrowd"]]
     occupied = {a["image_id"] for a in dataset["annotations"]}
     return Summary(
         annotations=annotations,
-        pictures=pictures,
+        image_folder=image_folder,
         images=len(dataset["images"]),
         persons=len(persons),
         persons_with_keypoints=sum(a["num_keypoints"] > 0 for a in persons),

@@ -34,7 +34,7 @@ class Look:
     """Colours of a person and the clothes.
 
     Everybody wears a suit like those of motion capture: the left limbs are of warm colours, the right ones of cold colours, and
-    the upper half of a limb differs from the lower in lightness. So a picture must not be mirrored for training: left and right
+    the upper half of a limb differs from the lower in lightness. So an image must not be mirrored for training: left and right
     would change places in the labels, but not in the colours.
     """
 

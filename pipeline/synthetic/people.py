@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.synthetic.looks import Color, Look, luminance, shade
 from pipeline.synthetic.poses import FACE_POINTS, KEYPOINTS, SIDES, Floats, Pose
 
-# Parts of the body, as they are told apart in a label picture.
+# Parts of the body, as they are told apart in a label image.
 PARTS = (
     "torso",
     "skirt",
@@ -203,7 +203,7 @@ class _Head:
         self.view = view / np.linalg.norm(view)
 
     def project(self, directions: Floats, grow: float = 0.0) -> Floats:
-        """[N,3] on the unit sphere of the head's frame → [N,2] in the picture."""
+        """[N,3] on the unit sphere of the head's frame → [N,2] in the image."""
         return self._center + (directions * (self._half_axes + grow)) @ self._turn[:2].T
 
     def rim(self, grow: float) -> Floats:

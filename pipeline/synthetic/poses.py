@@ -3,7 +3,7 @@
 Left and right, near and far, and what hides what then follow from geometry instead of being drawn case by case.
 
 Body frame: x to the person's own left, y up, z to the front, origin between the hips, unit = standing height.
-Camera frame (all results): x to the right of the picture, y down, z towards the viewer; orthographic.
+Camera frame (all results): x to the right of the image, y down, z towards the viewer; orthographic.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def random_pose(rng: np.random.Generator, *, calm: bool = False, yaw: float | No
     Args:
       rng: source of all draws.
       calm: upright standing and walking only, for people far away.
-      yaw: degrees about the vertical, 0 = facing the viewer, 90 = facing the right of the picture; by default
+      yaw: degrees about the vertical, 0 = facing the viewer, 90 = facing the right of the image; by default
         72 % near 0, 21 % from behind, 7 % between the front and a profile (more of these who sit, bend or run).
     """
     body = random_proportions(rng)

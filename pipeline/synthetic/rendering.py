@@ -1,7 +1,7 @@
-"""One rendered picture and its annotations: who stands where, what is seen of each, and what COCO would write down.
+"""One rendered image and its annotations: who stands where, what is seen of each, and what COCO would write down.
 
-A label picture is painted along with the people: each of its pixels names the person and the part of the body on top. It
-gives silhouettes, boxes, areas, and whether a joint is hidden. A picture is a function of (seed, split, index) and its size.
+A label image is painted along with the people: each of its pixels names the person and the part of the body on top. It
+gives silhouettes, boxes, areas, and whether a joint is hidden. An image is a function of (seed, split, index) and its size.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pipeline.synthetic.scenes import SUPERSAMPLING, fill, random_background, ra
 MIN_SIDE = 96  # below it the smallest people would be a few pixels high
 MAX_SIDE = 4096
 
-# Standing heights as shares of the picture's height. Between the far and the near people lies no gap and no overlap:
+# Standing heights as shares of the image's height. Between the far and the near people lies no gap and no overlap:
 # whoever is smaller than the second range's start never has keypoints, whoever is larger always has.
 _FAR = (0.08, 0.17)
 _CROWD = (0.08, 0.14)
 _NEAR = (0.23, 0.95)
 
-_LEAST_VISIBLE = 0.3  # share of a silhouette inside the picture below which a person is left out
+_LEAST_VISIBLE = 0.3  # share of a silhouette inside the image below which a person is left out
 _LEAST_AREA = 12  # pixels
 _LABELS_PER_LAYER = 64
 assert len(PARTS) < _LABELS_PER_LAYER
@@ -43,21 +43,21 @@ Box = tuple[float, float, float, float]
 class Layer:
     """What is painted in one go and annotated as one: a person, a crowd, or an object (no figures, its own polygons)."""
 
-    figures: tuple[tuple[Figure, Floats], ...]  # with the place of the middle of the hips in the picture
+    figures: tuple[tuple[Figure, Floats], ...]  # with the place of the middle of the hips in the image
     kind: str  # "person", "far", "crowd", "object"
     polygons: tuple[tuple[Floats, Color], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderedPicture:
+class RenderedImage:
     """`annotations` are COCO's, without `id` and `image_id`, which only the whole data set can give."""
 
     jpeg: bytes
     annotations: tuple[dict[str, Any], ...]
 
 
-def render_picture(seed: int, split: str, index: int, width: int, height: int) -> RenderedPicture:
-    """Renders picture `index` of a split; the same arguments give the same bytes, whatever else is rendered."""
+def render_image(seed: int, split: str, index: int, width: int, height: int) -> RenderedImage:
+    """Renders image `index` of a split; the same arguments give the same bytes, whatever else is rendered."""
     split_key = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "little")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, split_key, index])))
     layers, annotations = annotate(_random_layers(rng, width, height), width, height)
@@ -65,7 +65,7 @@ def render_picture(seed: int, split: str, index: int, width: int, height: int) -
     draw = ImageDraw.Draw(image)
     for layer in layers:
         _paint(draw, layer)
-    return RenderedPicture(_photograph(rng, image), annotations)
+    return RenderedImage(_photograph(rng, image), annotations)
 
 
 def annotate(layers: Sequence[Layer], width: int, height: int) -> tuple[list[Layer], tuple[dict[str, Any], ...]]:
@@ -73,7 +73,7 @@ def annotate(layers: Sequence[Layer], width: int, height: int) -> tuple[list[Lay
 
     Args:
       layers: from the farthest to the nearest.
-      width, height: size of the picture in pixels.
+      width, height: size of the image in pixels.
 
     Returns: the layers to paint, and COCO's annotations of those that are no objects, without `id` and `image_id`.
     """
@@ -94,7 +94,7 @@ def _random_layers(rng: np.random.Generator, width: int, height: int) -> list[La
         layers.append(_random_crowd(rng, width, height, taken))
     near = int(rng.choice([1, 2, 3, 4, 5], p=[0.42, 0.32, 0.16, 0.07, 0.03]))
     low, high = np.log(_NEAR)
-    # Half of the people are higher than half of the picture.
+    # Half of the people are higher than half of the image.
     scales = sorted(float(np.exp(low + (high - low) * rng.random() ** 0.75)) * height for _ in range(near))
     people: list[Layer] = []
     for scale in scales:
@@ -130,7 +130,7 @@ def _place(
     """Finds a place for a figure, mostly with room around it, sometimes close to somebody or across the frame."""
     x0, y0, x1, y1 = figure.extent
     w, h = x1 - x0, y1 - y0
-    low = np.array([min(0.0, width - w), min(0.0, height - h)])  # of the upper left corner, all in the picture
+    low = np.array([min(0.0, width - w), min(0.0, height - h)])  # of the upper left corner, all in the image
     high = np.array([max(0.0, width - w), max(0.0, height - h)])
     cut, close = (not inside and rng.random() < 0.12), (not inside and taken and rng.random() < 0.2)
     candidates = rng.uniform(low, high, (6, 2))
@@ -197,7 +197,7 @@ def _paint_labels(draw: ImageDraw.ImageDraw, layer: Layer, number: int) -> None:
                 fill(draw, shape.outline + at, first + shape.part)
 
 
-def _label_picture(layers: list[Layer], width: int, height: int) -> tuple[NDArray[np.int32], list[int]]:
+def _label_image(layers: list[Layer], width: int, height: int) -> tuple[NDArray[np.int32], list[int]]:
     """Labels int32 [2H,2W], 0 for the background; and the area of each layer before the next ones cover it."""
     image = Image.new("I", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
@@ -211,7 +211,7 @@ def _label_picture(layers: list[Layer], width: int, height: int) -> tuple[NDArra
 
 
 def _reach(layer: Layer, width: int, height: int) -> tuple[int, int, int, int]:
-    """A window x0, y0, x1, y1 of whole pixels in the picture that holds all of a layer; work outside it is saved."""
+    """A window x0, y0, x1, y1 of whole pixels in the image that holds all of a layer; work outside it is saved."""
     boxes = np.array([_box_of(*figure) for figure in layer.figures] or [(0, 0, 1, 1)])
     low = np.floor(boxes[:, :2].min(0)).astype(int) - 1
     high = np.ceil(boxes[:, 2:].max(0)).astype(int) + 1
@@ -233,7 +233,7 @@ def _window(labels: NDArray[np.int32], reach: tuple[int, int, int, int]) -> NDAr
 def _leave_out_the_hidden(layers: list[Layer], width: int, height: int) -> tuple[list[Layer], NDArray[np.int32]]:
     """Removes people of whom hardly anything can be seen, so that nobody is visible without an annotation."""
     while True:
-        labels, areas = _label_picture(layers, width, height)
+        labels, areas = _label_image(layers, width, height)
         keep = []
         for number, layer in enumerate(layers):
             seen = int(_silhouette(_window(labels, _reach(layer, width, height)), number).sum())
@@ -293,7 +293,7 @@ def _label_keypoints(
 ) -> Floats:
     """Visible, hidden, or not labelled, as COCO's annotators would have it: [K,3].
 
-    Not labelled are points outside the picture, those of a face that is turned away, and hidden ones so far outside
+    Not labelled are points outside the image, those of a face that is turned away, and hidden ones so far outside
     what is seen of the person that nobody would guess them.
     """
     height, width = labels.shape[0] / SUPERSAMPLING, labels.shape[1] / SUPERSAMPLING

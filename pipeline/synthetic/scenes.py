@@ -1,9 +1,9 @@
-"""Backgrounds, limb-like clutter and objects that stand in the way, for rendered pictures.
+"""Backgrounds, limb-like clutter and objects that stand in the way, for rendered images.
 
 Clutter is made of what people are made of — rods in the colours of skin and clothes, balls like heads, branches, posts —
 so that a detector has to look at how the pieces hang together.
 
-Everything is drawn at `SUPERSAMPLING` times the picture's size and reduced once at the end.
+Everything is drawn at `SUPERSAMPLING` times the image's size and reduced once at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUPERSAMPLING = 2
 
 
 def fill(draw: ImageDraw.ImageDraw, polygon: Floats, color: Color | int) -> None:
-    """Fills a polygon [N,2] given in continuous pixels of the picture.
+    """Fills a polygon [N,2] given in continuous pixels of the image.
 
     Pillow cuts coordinates to whole pixels, and a pixel i of its grid covers i…i+1: the floor is the right one.
     """
@@ -128,7 +128,7 @@ def _hills(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, heig
 
 
 def _panels(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int) -> None:
-    """Doors, pictures, boxes."""
+    """Doors, images, boxes."""
     for _ in range(int(rng.integers(2, 9))):
         x, y, w, h = rng.uniform(-20, width), rng.uniform(-20, height), rng.uniform(10, 110), rng.uniform(10, 110)
         color = random_color(rng, (0.0, 0.8), (0.1, 0.95))
@@ -243,7 +243,7 @@ _CLUTTER: tuple[tuple[_Painter, float], ...] = ((_tree, 0.3), (_posts, 0.35), (_
 
 
 def random_background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """An RGB picture of SUPERSAMPLING times the given size, with clutter but with nobody in it."""
+    """An RGB image of SUPERSAMPLING times the given size, with clutter but with nobody in it."""
     image = _base(rng, width, height)
     draw = ImageDraw.Draw(image)
     for painter, share in (*_SETTINGS, *_CLUTTER):
@@ -259,9 +259,9 @@ def random_obstacle(rng: np.random.Generator, box: tuple[float, float, float, fl
     """Something that hides a part of a person.
 
     Args:
-      box: x0, y0, x1, y1 of the person in the picture.
+      box: x0, y0, x1, y1 of the person in the image.
 
-    Returns: polygons [N,2] in pixels of the picture, with their colours, in the order of drawing.
+    Returns: polygons [N,2] in pixels of the image, with their colours, in the order of drawing.
     """
     x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0

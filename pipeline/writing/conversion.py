@@ -1,4 +1,4 @@
-"""COCO JSON and pictures → a folder of records: plan the shards, let Beam write them, then write the metadata.
+"""COCO JSON and images → a folder of records: plan the shards, let Beam write them, then write the metadata.
 
 The order is what makes it safe to interrupt. A work folder notes the arguments; each shard appears whole under its final name;
 `pipeline.json`, without which nobody reads the folder, comes last; then the work folder goes. Started again, the same
@@ -28,11 +28,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import storage
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import CocoData, Picture, read_coco
+from pipeline.coco import CocoData, CocoImage, read_coco
 from pipeline.command import Progress, UserError
 from pipeline.record_folder import FORMAT_VERSION
 from pipeline.writing.beam_job import beam_options, quiet_workers, run_job
-from pipeline.writing.image_files import LocatedPicture, bytes_of, check_images, locate
+from pipeline.writing.image_files import LocatedImage, bytes_of, check_images, locate
 from pipeline.writing.metadata import (
     ConversionResult,
     check_same,
@@ -44,22 +44,22 @@ from pipeline.writing.metadata import (
     write_metadata,
     write_summary,
 )
-from pipeline.writing.shard_writer import ShardSettings, finished_shards, picture_message, start_run, stop_reason, stop_run
+from pipeline.writing.shard_writer import ShardSettings, finished_shards, image_message, start_run, stop_reason, stop_run
 
-PICTURES_PER_SHARD = 512  # about 75 MB
+IMAGES_PER_SHARD = 512  # about 75 MB
 CTRL_C = "Ctrl-C"
-SECONDS_BETWEEN_COUNTS = 0.5  # of the pictures done; of the shards done in an object store, where it takes a request, 10
+SECONDS_BETWEEN_COUNTS = 0.5  # of the images done; of the shards done in an object store, where it takes a request, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversionConfig:
-    """What determines the records, apart from the pictures and annotations.
+    """What determines the records, apart from the images and annotations.
 
     Attributes:
-      num_shards: by default a function of the number of pictures alone.
-      short_edges, max_edge: the sizes at which training will see the pictures; each plain and flipped. Without a short edge
+      num_shards: by default a function of the number of images alone.
+      short_edges, max_edge: the sizes at which training will see the images; each plain and flipped. Without a short edge
         the records hold no anchors.
-      limit: takes only so many pictures, in the order of the records; 0 takes all.
+      limit: takes only so many images, in the order of the records; 0 takes all.
       flip_pairs, sigmas: of the keypoint set, as for `Skeleton.from_category`.
     """
 
@@ -83,7 +83,7 @@ class ConversionConfig:
         if len(set(edges)) != len(edges) or not all(32 <= edge <= self.max_edge for edge in edges):
             raise UserError(f"short edges {list(edges)}: each once, in 32…{self.max_edge} (the long edge's limit)")
         if self.limit < 0:
-            raise UserError(f"limit {self.limit}: a number of pictures, or 0 for all")
+            raise UserError(f"limit {self.limit}: a number of images, or 0 for all")
 
 
 def convert(
@@ -104,12 +104,12 @@ def convert(
       images: the folder that the file names are relative to, or a zip file that holds it.
       output_dir: the data set; other splits in it stay as they are.
       split: its name.
-      on_error: "skip" leaves pictures out that cannot be used, and lists them in errors-<split>.jsonl.
+      on_error: "skip" leaves images out that cannot be used, and lists them in errors-<split>.jsonl.
       overwrite: replaces an existing split of other arguments.
       beam_flags: of Beam's runners.
 
     Raises:
-      UserError: a wrong argument or input; a picture that cannot be used; no room on the disk.
+      UserError: a wrong argument or input; an image that cannot be used; no room on the disk.
     """
     options = beam_options(beam_flags)
     FileSystems.set_options(options)
@@ -120,8 +120,8 @@ def convert(
     storage.check(output)
     check_images(images)
     coco = read_coco(annotations, flip_pairs=config.flip_pairs, sigmas=config.sigmas)
-    pictures = in_record_order(coco.pictures)[: config.limit or None]
-    num_shards = config.num_shards or max(1, round(len(pictures) / PICTURES_PER_SHARD))
+    entries = in_record_order(coco.images)[: config.limit or None]
+    num_shards = config.num_shards or max(1, round(len(entries) / IMAGES_PER_SHARD))
     arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}
     try:
         storage.make_folder(output)
@@ -156,7 +156,7 @@ def convert(
             on_error=on_error,
         )
         start = time.monotonic()
-        converted = _write_shards(settings, split, pictures, options)
+        converted = _write_shards(settings, split, entries, options)
         seconds = time.monotonic() - start
         summary = write_metadata(settings, split, metadata, arguments, coco.counts)
         result = ConversionResult(summary, skipped_by_reason(output, split), converted, seconds)
@@ -177,27 +177,27 @@ def _shared_metadata(config: ConversionConfig, coco: CocoData) -> dict[str, Any]
     }
 
 
-def in_record_order(pictures: Sequence[Picture]) -> list[Picture]:
-    """Sorts pictures by a hash of their id, which spreads them evenly and does not depend on anything else."""
-    return sorted(pictures, key=lambda picture: (hashlib.sha256(str(picture.id).encode()).digest(), picture.id))
+def in_record_order(entries: Sequence[CocoImage]) -> list[CocoImage]:
+    """Sorts images by a hash of their id, which spreads them evenly and does not depend on anything else."""
+    return sorted(entries, key=lambda entry: (hashlib.sha256(str(entry.id).encode()).digest(), entry.id))
 
 
-def _write_shards(settings: ShardSettings, split: str, pictures: Sequence[Picture], options: PipelineOptions) -> int:
-    """Writes the shards that are missing; returns the number of their pictures."""
-    bounds = [len(pictures) * i // settings.num_shards for i in range(settings.num_shards + 1)]
+def _write_shards(settings: ShardSettings, split: str, entries: Sequence[CocoImage], options: PipelineOptions) -> int:
+    """Writes the shards that are missing; returns the number of their images."""
+    bounds = [len(entries) * i // settings.num_shards for i in range(settings.num_shards + 1)]
     finished = finished_shards(settings, range(settings.num_shards))
     sizes = {n: bounds[n + 1] - bounds[n] for n in range(settings.num_shards) if n not in finished}
     if not sizes:
         return 0
-    located = locate(settings.images, pictures)
+    located = locate(settings.images, entries)
     if settings.on_error == "fail":
-        for picture, member in located:
-            if why := picture.error or (member if isinstance(member, str) else ""):
-                raise UserError(picture_message(settings.images, picture, why))
+        for entry, member in located:
+            if why := entry.error or (member if isinstance(member, str) else ""):
+                raise UserError(image_message(settings.images, entry, why))
     missing = {number: located[bounds[number] : bounds[number + 1]] for number in sizes}
-    _check_disk(settings, [picture for shard in missing.values() for picture in shard])
+    _check_disk(settings, [entry for shard in missing.values() for entry in shard])
     for number, shard in missing.items():
-        storage.write(settings.pictures_path(number), pickle.dumps(shard, protocol=5))
+        storage.write(settings.images_path(number), pickle.dumps(shard, protocol=5))
     del located, missing  # workers have them; for all of COCO they are large
     start_run(settings)
     todo = sum(sizes.values())
@@ -205,7 +205,7 @@ def _write_shards(settings: ShardSettings, split: str, pictures: Sequence[Pictur
         with (
             quiet_workers(options),
             _progress_of_workers(
-                settings, sizes, Progress(len(pictures), f"convert {split}", "image", done=len(pictures) - todo)
+                settings, sizes, Progress(len(entries), f"convert {split}", "image", done=len(entries) - todo)
             ),
             _stop_on_ctrl_c(settings),
         ):
@@ -220,7 +220,7 @@ def _write_shards(settings: ShardSettings, split: str, pictures: Sequence[Pictur
 
 @contextlib.contextmanager
 def _stop_on_ctrl_c(settings: ShardSettings) -> Iterator[None]:
-    """Lets Ctrl-C stop the workers before their next picture; an exception amid Beam would end in a traceback."""
+    """Lets Ctrl-C stop the workers before their next image; an exception amid Beam would end in a traceback."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -240,10 +240,10 @@ def _stop_on_ctrl_c(settings: ShardSettings) -> Iterator[None]:
 def _progress_of_workers(settings: ShardSettings, sizes: Mapping[int, int], progress: Progress) -> Iterator[None]:
     """Shows how far all workers are, whichever processes and machines they are.
 
-    On a disk they write one byte for each picture done; in an object store the finished shards are counted.
+    On a disk they write one byte for each image done; in an object store the finished shards are counted.
 
     Args:
-      sizes: number of pictures in each shard that they write.
+      sizes: number of images in each shard that they write.
     """
     ended = threading.Event()
     in_store = storage.is_url(settings.work)
@@ -274,14 +274,14 @@ def _progress_of_workers(settings: ShardSettings, sizes: Mapping[int, int], prog
             show()
 
 
-def _check_disk(settings: ShardSettings, pictures: Sequence[LocatedPicture]) -> None:
-    """Refuses to begin what the disk cannot hold, by the mean size of some of the pictures."""
+def _check_disk(settings: ShardSettings, entries: Sequence[LocatedImage]) -> None:
+    """Refuses to begin what the disk cannot hold, by the mean size of some of the images."""
     if storage.is_url(settings.output):
         return
     samples = 20 if storage.is_url(settings.images) else 500
-    sizes = [bytes_of(settings.images, picture) for picture in pictures[:: max(1, len(pictures) // samples)]]
-    # Anchors, annotations and the rest take about 10 kB a picture.
-    needed = int(len(pictures) * (sum(sizes) / max(1, len(sizes)) + 10_000))
+    sizes = [bytes_of(settings.images, entry) for entry in entries[:: max(1, len(entries) // samples)]]
+    # Anchors, annotations and the rest take about 10 kB an image.
+    needed = int(len(entries) * (sum(sizes) / max(1, len(sizes)) + 10_000))
     free = shutil.disk_usage(settings.output).free
     if needed > free:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The files of pictures: where they lie (a folder, a zip, an object store), reading them, and whether they are sound."""
+"""The files of images: where they lie (a folder, a zip, an object store), reading them, and whether they are sound."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from typing import BinaryIO, Literal
 from PIL import Image, ImageOps
 
 from pipeline import storage
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.command import UserError
 
 # A header may announce any size; 2^26 pixels are 200 MB once decoded.
 MAX_PIXELS = 1 << 26
 _EXIF_ORIENTATION = 0x0112
-# An object store answers after some 50 ms and a picture takes 3 ms of work: so many requests are under way at once.
+# An object store answers after some 50 ms and an image takes 3 ms of work: so many requests are under way at once.
 REQUESTS_AT_ONCE = 24
 
-# Errors of a disk, a network or this process, which may be gone at the next attempt. To leave a picture out for them would be
+# Errors of a disk, a network or this process, which may be gone at the next attempt. To leave an image out for them would be
 # wrong.
 _PASSING_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
-class PictureError(Exception):
-    """Why a picture cannot become a record."""
+class ImageError(Exception):
+    """Why an image cannot become a record."""
 
 
 class UnreadableError(Exception):
-    """The place of the pictures cannot be read, which is no fault of a picture: what, and why."""
+    """The place of the images cannot be read, which is no fault of an image: what, and why."""
 
 
 def check_images(images: str) -> None:
-    """Refuses what is neither a folder of pictures nor a zip.
+    """Refuses what is neither a folder of images nor a zip.
 
     Raises:
       UserError: it is not there or cannot be read.
@@ -51,68 +51,68 @@ def check_images(images: str) -> None:
     storage.check(images)
     if storage.is_url(images):
         if not is_zip(images) and not storage.listing(images, limit=1):
-            raise UserError(f"{images}: no pictures there; give the folder that the file names are relative to, or a zip file")
+            raise UserError(f"{images}: no images there; give the folder that the file names are relative to, or a zip file")
     elif not Path(images).exists():
-        raise UserError(f"{images}: no such folder of pictures or zip file")
+        raise UserError(f"{images}: no such folder of images or zip file")
     elif not is_zip(images) and not Path(images).is_dir():
-        raise UserError(f"{images}: neither a folder of pictures nor a .zip file")
+        raise UserError(f"{images}: neither a folder of images nor a .zip file")
 
 
 def is_zip(images: str) -> bool:
     return images.lower().endswith(".zip") and (storage.is_url(images) or Path(images).is_file())
 
 
-def locate(images: str, pictures: Sequence[Picture]) -> list[LocatedPicture]:
-    """Adds where each picture lies.
+def locate(images: str, entries: Sequence[CocoImage]) -> list[LocatedImage]:
+    """Adds where each image lies.
 
     Raises:
       UserError: the zip cannot be read.
     """
     if not is_zip(images):
-        return [(picture, None) for picture in pictures]
-    members = find_members(images, (picture.file_name for picture in pictures if not picture.error))
-    return [(picture, members.get(picture.file_name)) for picture in pictures]
+        return [(entry, None) for entry in entries]
+    members = find_members(images, (entry.file_name for entry in entries if not entry.error))
+    return [(entry, members.get(entry.file_name)) for entry in entries]
 
 
-def bytes_of(images: str, located: LocatedPicture) -> int:
-    """Of a picture's file; 0 where it cannot be found."""
-    picture, member = located
+def bytes_of(images: str, located: LocatedImage) -> int:
+    """Of an image's file; 0 where it cannot be found."""
+    entry, member = located
     if isinstance(member, ZipMember):
         return member.content_bytes
     with contextlib.suppress(OSError):
-        if picture.file_name and member is None:
-            return storage.size(storage.join(images, picture.file_name)) or 0
+        if entry.file_name and member is None:
+            return storage.size(storage.join(images, entry.file_name)) or 0
     return 0
 
 
-def read_all(images: str, pictures: Sequence[LocatedPicture]) -> Generator[tuple[Picture, bytes | PictureError]]:
-    """Reads the files of pictures, in their order; from an object store, many at a time.
+def read_all(images: str, entries: Sequence[LocatedImage]) -> Generator[tuple[CocoImage, bytes | ImageError]]:
+    """Reads the files of images, in their order; from an object store, many at a time.
 
     Raises:
-      UnreadableError: the place where the pictures lie does not answer as it should.
+      UnreadableError: the place where the images lie does not answer as it should.
     """
     with _Reader(images) as reader:
         if not storage.is_url(images):
-            for located in pictures:
+            for located in entries:
                 yield located[0], reader.read(located)
             return
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            rest = iter(pictures)
-            under_way: deque[tuple[Picture, Future[bytes | PictureError]]] = deque()
+            rest = iter(entries)
+            under_way: deque[tuple[CocoImage, Future[bytes | ImageError]]] = deque()
             try:
                 while True:
                     for located in itertools.islice(rest, REQUESTS_AT_ONCE - len(under_way)):
                         under_way.append((located[0], pool.submit(reader.read, located)))
                     if not under_way:
                         return
-                    picture, future = under_way.popleft()
-                    yield picture, future.result()
+                    entry, future = under_way.popleft()
+                    yield entry, future.result()
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
 class _Reader:
-    """Reads pictures from one place, in any thread; a zip is opened once in each."""
+    """Reads images from one place, in any thread; a zip is opened once in each."""
 
     def __init__(self, images: str) -> None:
         self._images = images
@@ -125,26 +125,26 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._archives.close()
 
-    def read(self, located: LocatedPicture) -> bytes | PictureError:
-        picture, member = located
-        if picture.error or isinstance(member, str):
-            return PictureError(picture.error or member)
+    def read(self, located: LocatedImage) -> bytes | ImageError:
+        entry, member = located
+        if entry.error or isinstance(member, str):
+            return ImageError(entry.error or member)
         try:
             if member is not None:
                 content = read_member(self._archive(), member)
             else:
-                content = storage.read(storage.join(self._images, picture.file_name))
+                content = storage.read(storage.join(self._images, entry.file_name))
         except FileNotFoundError:
-            return PictureError("no such file")
+            return ImageError("no such file")
         except (IsADirectoryError, NotADirectoryError):
-            return PictureError("not a file")
+            return ImageError("not a file")
         except OSError as error:
             if error.errno in _PASSING_ERRORS:
-                raise UnreadableError(f"{picture.file_name} in {self._images}: {storage.reason(error)}") from None
-            return PictureError(f"cannot be read ({storage.reason(error)})")
+                raise UnreadableError(f"{entry.file_name} in {self._images}: {storage.reason(error)}") from None
+            return ImageError(f"cannot be read ({storage.reason(error)})")
         except ValueError as error:
-            return PictureError(str(error))
-        return content or PictureError("the file is empty")
+            return ImageError(str(error))
+        return content or ImageError("the file is empty")
 
     def _archive(self) -> BinaryIO:
         if not hasattr(self._of_thread, "archive"):
@@ -156,39 +156,39 @@ class _Reader:
         return archive
 
 
-def check_image(content: bytes, picture: Picture) -> tuple[bytes, Literal["jpeg", "png"], bool]:
-    """Checks the file of a picture against its entry.
+def check_image(content: bytes, entry: CocoImage) -> tuple[bytes, Literal["jpeg", "png"], bool]:
+    """Checks the file of an image against its entry.
 
     What costs nearly nothing is always checked (header, size, the mark at a JPEG's end, a PNG's checksums). Pixels are decoded
     only where a JPEG does not end as it should: decoding takes 2 ms, as long as all else together, and finds nothing more,
     since decoders accept damaged data between sound ends.
 
     Returns:
-      The encoded bytes, their format, and whether a stored rotation had to be applied: the entry's size is that of the picture
+      The encoded bytes, their format, and whether a stored rotation had to be applied: the entry's size is that of the image
       upright. A rotation that does not change the size is not applied.
 
     Raises:
-      PictureError: with the reason in words.
+      ImageError: with the reason in words.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             image_format: Literal["jpeg", "png"]
-            if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with further pictures behind it
+            if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with further images behind it
                 image_format = "jpeg"
             elif image.format == "PNG":
                 image_format = "png"
             else:
-                raise PictureError(f"a {image.format} file; JPEG and PNG are read")
+                raise ImageError(f"a {image.format} file; JPEG and PNG are read")
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise PictureError(f"{width}×{height} pixels in the header, at most {MAX_PIXELS} are decoded")
+                raise ImageError(f"{width}×{height} pixels in the header, at most {MAX_PIXELS} are decoded")
             rotated = False
-            if (width, height) != (picture.width, picture.height):
-                rotated = (height, width) == (picture.width, picture.height) and image.getexif().get(
-                    _EXIF_ORIENTATION
-                ) in range(5, 9)
+            if (width, height) != (entry.width, entry.height):
+                rotated = (height, width) == (entry.width, entry.height) and image.getexif().get(_EXIF_ORIENTATION) in range(
+                    5, 9
+                )
                 if not rotated:
-                    raise PictureError(f"{width}×{height} pixels, the annotations say {picture.width}×{picture.height}")
+                    raise ImageError(f"{width}×{height} pixels, the annotations say {entry.width}×{entry.height}")
             if rotated:
                 upright = io.BytesIO()
                 ImageOps.exif_transpose(image).convert("RGB").save(upright, "JPEG", quality=95, subsampling=0)
@@ -198,18 +198,18 @@ def check_image(content: bytes, picture: Picture) -> tuple[bytes, Literal["jpeg"
             elif not content.endswith(b"\xff\xd9"):
                 image.load()
     except Image.DecompressionBombError:
-        raise PictureError(f"far more pixels in the header than the {MAX_PIXELS} that are decoded") from None
+        raise ImageError(f"far more pixels in the header than the {MAX_PIXELS} that are decoded") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = str(error).partition(" <")[0]  # (without the address of a buffer)
-        raise PictureError(f"truncated or no picture ({reason})") from None
+        raise ImageError(f"truncated or no image ({reason})") from None
     return content, image_format, False
 
 
-# Pictures in a zip file, such as COCO's train2017.zip, read in place.
+# Images in a zip file, such as COCO's train2017.zip, read in place.
 #
-# The main process reads the zip's directory once, and tells every shard where its pictures lie; workers read only those bytes.
+# The main process reads the zip's directory once, and tells every shard where its images lie; workers read only those bytes.
 
-# No picture is larger; a damaged directory or a malicious one may say anything.
+# No image is larger; a damaged directory or a malicious one may say anything.
 MAX_MEMBER_BYTES = 1 << 28
 _ENCRYPTED = 1  # bit of a member's flags
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field that follow
@@ -233,8 +233,8 @@ class ZipMember:
     deflated: bool
 
 
-# A picture, and where it lies if in a zip. Not to be found there: the reason.
-LocatedPicture = tuple[Picture, ZipMember | str | None]
+# An image, and where it lies if in a zip. Not to be found there: the reason.
+LocatedImage = tuple[CocoImage, ZipMember | str | None]
 
 
 def find_members(location: str, file_names: Iterable[str]) -> dict[str, ZipMember | str]:

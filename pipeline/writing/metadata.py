@@ -162,8 +162,8 @@ class ConversionResult:
 
     Attributes:
       summary: counts, as saved in `pipeline.json`.
-      skipped: number of the pictures left out by the kind of reason.
-      converted: pictures converted now, not in an earlier run.
+      skipped: number of the images left out by the kind of reason.
+      converted: images converted now, not in an earlier run.
       seconds: that it took to convert them.
     """
 
@@ -215,7 +215,7 @@ def summary_table(result: ConversionResult, output: str, split: str) -> str:
     else:
         lines.append(f"split {split!r} was finished already in {output}; nothing to do")
     if result.summary["images_skipped"]:
-        lines.append(f"pictures left out are listed in {storage.join(output, f'errors-{split}.jsonl')}")
+        lines.append(f"images left out are listed in {storage.join(output, f'errors-{split}.jsonl')}")
         if not result.summary["images"]:
-            lines.append("no picture was left: if --images is the reason, correct it and convert again with --overwrite")
+            lines.append("no image was left: if --images is the reason, correct it and convert again with --overwrite")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""One shard of a conversion: reads its own pictures, writes its records, and notes what it wrote.
+"""One shard of a conversion: reads its own images, writes its records, and notes what it wrote.
 
 This is the work that a Beam worker does. Workers share the output folder with the main process, and talk to it through small
-files in the work folder of the split, so that no picture travels through Beam and a restart knows what is finished:
+files in the work folder of the split, so that no image travels through Beam and a restart knows what is finished:
 
-    pictures-00003    the pictures of the shard (pickle), from the main process
+    images-00003    the images of the shard (pickle), from the main process
     records-00003-*   the shard while it is being written; of each attempt, since an engine may make two at once
-    progress-00003    one byte for each picture done; not in an object store, which cannot append
+    progress-00003    one byte for each image done; not in an object store, which cannot append
     facts-00003.json  what the finished shard holds; written before the shard gets its final name
     run-*             there as long as the workers of this run of the main process shall go on
     stop-*            why they shall not, from whoever met it first
@@ -32,9 +32,9 @@ import tensorflow as tf
 
 from pipeline import records, storage
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.record_folder import RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
-from pipeline.writing.image_files import LocatedPicture, PictureError, UnreadableError, check_image, read_all
+from pipeline.writing.image_files import ImageError, LocatedImage, UnreadableError, check_image, read_all
 
 # Seconds between two looks whether to go on, each of which is a request if the output is an object store.
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -52,7 +52,7 @@ class ShardSettings:
     """What all shards of a split have in common.
 
     Attributes:
-      images: where the pictures lie: a folder or a zip, as a path or a URL.
+      images: where the images lie: a folder or a zip, as a path or a URL.
       output: the folder of the data set, as a path or a URL.
       prefix: of the shards' names, <dataset_name>-<split>.
       work: the work folder of the split, beside the shards.
@@ -78,8 +78,8 @@ class ShardSettings:
     def shard_path(self, number: int) -> str:
         return storage.join(self.output, self.shard_file(number))
 
-    def pictures_path(self, number: int) -> str:
-        return storage.join(self.work, f"pictures-{number:05d}")
+    def images_path(self, number: int) -> str:
+        return storage.join(self.work, f"images-{number:05d}")
 
     def progress_path(self, number: int) -> str:
         return storage.join(self.work, f"progress-{number:05d}")
@@ -119,7 +119,7 @@ def write_shard(settings: ShardSettings, number: int) -> None:
     """Writes one shard and its facts. On a failure nothing has the final name, and the run is told to stop.
 
     Raises:
-      MachineError: this machine does not see the output folder or the pictures.
+      MachineError: this machine does not see the output folder or the images.
     """
     try:
         if not _shall_go_on(settings):
@@ -130,9 +130,9 @@ def write_shard(settings: ShardSettings, number: int) -> None:
             raise MachineError(f"{settings.images} is not there on {socket.gethostname()}")
         if number in finished_shards(settings, [number]):
             return  # another attempt was faster
-        pictures: list[LocatedPicture] = pickle.loads(storage.read(settings.pictures_path(number)))
+        entries: list[LocatedImage] = pickle.loads(storage.read(settings.images_path(number)))
         with _temporary_file(settings, number) as temporary:
-            facts = _write_records(settings, pictures, temporary, number)
+            facts = _write_records(settings, entries, temporary, number)
             if facts is None:
                 return
             facts |= {"file": settings.shard_file(number), "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
@@ -160,7 +160,7 @@ def _temporary_file(settings: ShardSettings, number: int) -> Iterator[Path]:
         yield path
 
 
-def _write_records(settings: ShardSettings, pictures: list[LocatedPicture], path: Path, number: int) -> dict[str, Any] | None:
+def _write_records(settings: ShardSettings, entries: list[LocatedImage], path: Path, number: int) -> dict[str, Any] | None:
     """Writes the records to `path`; returns what it wrote, or None if it was told to stop."""
     index: list[list[int]] = []
     errors: list[dict[str, Any]] = []
@@ -171,49 +171,49 @@ def _write_records(settings: ShardSettings, pictures: list[LocatedPicture], path
     with (
         tf.io.TFRecordWriter(str(path)) as writer,
         Path(progress).open("wb", buffering=0) as done,
-        contextlib.closing(read_all(settings.images, pictures)) as files,
+        contextlib.closing(read_all(settings.images, entries)) as files,
     ):
-        for picture, file in files:
+        for entry, file in files:
             if time.monotonic() >= next_look:
                 if not _shall_go_on(settings):
                     return None
                 next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
             try:
-                if isinstance(file, PictureError):
+                if isinstance(file, ImageError):
                     raise file
-                content, image_format, rotated = check_image(file, picture)
-            except PictureError as error:
+                content, image_format, rotated = check_image(file, entry)
+            except ImageError as error:
                 if settings.on_error == "fail":
-                    stop_run(settings, picture_message(settings.images, picture, str(error)))
+                    stop_run(settings, image_message(settings.images, entry, str(error)))
                     return None
-                errors.append({"image_id": picture.id, "file": picture.file_name, "reason": str(error)})
+                errors.append({"image_id": entry.id, "file": entry.file_name, "reason": str(error)})
                 done.write(b".")
                 continue
-            matchings = records.match_picture(picture, settings.anchors, settings.short_edges, settings.max_edge)
-            record = records.encode(picture, content, image_format, settings.category, matchings)
+            matchings = records.match_image(entry, settings.anchors, settings.short_edges, settings.max_edge)
+            record = records.encode(entry, content, image_format, settings.category, matchings)
             writer.write(record)
             done.write(b".")
-            crowds = sum(person.is_crowd for person in picture.persons)
-            persons = len(picture.persons) - crowds
-            labelled = sum(person.num_labelled > 0 and not person.is_crowd for person in picture.persons)
-            row = [offset, len(record), picture.id, picture.height, picture.width, persons, crowds, labelled]
+            crowds = sum(person.is_crowd for person in entry.persons)
+            persons = len(entry.persons) - crowds
+            labelled = sum(person.num_labelled > 0 and not person.is_crowd for person in entry.persons)
+            row = [offset, len(record), entry.id, entry.height, entry.width, persons, crowds, labelled]
             index.append(row)
             offset += RECORD_HEADER_BYTES + len(record) + RECORD_FOOTER_BYTES
             counts.update(
                 persons=persons,
                 crowds=crowds,
                 labelled_persons=labelled,
-                labelled_keypoints=sum(person.num_labelled for person in picture.persons),
+                labelled_keypoints=sum(person.num_labelled for person in entry.persons),
                 image_bytes=len(content),
                 images_rotated=int(rotated),
             )
     return {"records": len(index), "index": index, "errors": errors, "counts": dict(counts)}
 
 
-def picture_message(images: str, picture: Picture, reason: str) -> str:
-    """One line that says which picture cannot be used, why, and the way out."""
-    file = storage.join(images, picture.file_name) if picture.file_name else "(no file)"
-    return f"image {picture.id}, {file}: {reason}; put it right, or leave such pictures out with --on_error=skip"
+def image_message(images: str, entry: CocoImage, reason: str) -> str:
+    """One line that says which image cannot be used, why, and the way out."""
+    file = storage.join(images, entry.file_name) if entry.file_name else "(no file)"
+    return f"image {entry.id}, {file}: {reason}; put it right, or leave such images out with --on_error=skip"
 
 
 def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Every command as people meet it: help, mistakes, and the whole path on a handful of pictures."""
+"""Every command as people meet it: help, mistakes, and the whole path on a handful of images."""
 
 from __future__ import annotations
 
@@ -111,15 +111,15 @@ def test_missing_flag(module: str, tmp_path: Path) -> None:
 
 
 WRONG_INPUTS = {
-    "synthetic: no pictures": ("pipeline.synthetic", ("--output_dir=out", "--num_images=0", "--seed=0"), "--num_images=0"),
+    "synthetic: no images": ("pipeline.synthetic", ("--output_dir=out", "--num_images=0", "--seed=0"), "--num_images=0"),
     "make_tfrecords: missing file": (
         "pipeline.make_tfrecords", ("--annotations=nowhere.json", "--images=empty", "--output_dir=out"), "nowhere.json",
     ),
     "make_tfrecords: not COCO": (
         "pipeline.make_tfrecords", ("--annotations=a_list.json", "--images=empty", "--output_dir=out"), "a_list.json",
     ),
-    "make_tfrecords: no pictures": (
-        "pipeline.make_tfrecords", ("--annotations=one_picture.json", "--images=empty", "--output_dir=out"), "1.jpg",
+    "make_tfrecords: no images": (
+        "pipeline.make_tfrecords", ("--annotations=one_image.json", "--images=empty", "--output_dir=out"), "1.jpg",
     ),
     "inspect_records: missing folder": ("pipeline.inspect_records", ("--data_dir=nowhere", "--verify"), "nowhere"),
     "inspect_records: empty folder": ("pipeline.inspect_records", ("--data_dir=empty", "--output=out/a.png"), "empty"),
@@ -141,16 +141,16 @@ WRONG_INPUTS = {
         "model.evaluate", ("--model=empty", "--data_dir=empty", "--annotations=nowhere.json"), "",
     ),
     "evaluate: empty folder": (
-        "model.evaluate", ("--model=empty", "--data_dir=empty", "--annotations=one_picture.json"), "empty",
+        "model.evaluate", ("--model=empty", "--data_dir=empty", "--annotations=one_image.json"), "empty",
     ),
     "evaluate: results that are none": (
-        "model.evaluate", ("--annotations=one_picture.json", "--results=one_picture.json"), "must be a JSON list",
+        "model.evaluate", ("--annotations=one_image.json", "--results=one_image.json"), "must be a JSON list",
     ),
     "evaluate: missing results": (
-        "model.evaluate", ("--annotations=one_picture.json", "--results=nowhere.json"), "nowhere.json",
+        "model.evaluate", ("--annotations=one_image.json", "--results=nowhere.json"), "nowhere.json",
     ),
     "evaluate: sigmas that are none": (
-        "model.evaluate", ("--annotations=one_picture.json", "--results=a_list.json", "--sigmas=0.1,x"), "--sigmas=0.1,x",
+        "model.evaluate", ("--annotations=one_image.json", "--results=a_list.json", "--sigmas=0.1,x"), "--sigmas=0.1,x",
     ),
     "predict: missing model": ("model.predict", ("--model=nowhere", "--input=one.png", "--output_dir=out"), "nowhere"),
     "predict: no such decoder": (
@@ -174,7 +174,7 @@ def test_wrong_input(case: str, tmp_path: Path) -> None:
         "keypoints": [5, 5, 2],
     }  # fmt: skip
     content = {"images": [image], "annotations": [person], "categories": [category]}
-    (tmp_path / "one_picture.json").write_text(json.dumps(content))
+    (tmp_path / "one_image.json").write_text(json.dumps(content))
 
     module, arguments, word = WRONG_INPUTS[case]
     assert_one_line(run(module, *arguments, cwd=tmp_path), word)
@@ -185,7 +185,7 @@ def test_wrong_input(case: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_whole_path(tmp_path: Path) -> None:
-    """Pictures → records → training → evaluation → export → prediction; a second run finds what is finished."""
+    """Images → records → training → evaluation → export → prediction; a second run finds what is finished."""
 
     def done(module: str, *arguments: str) -> str:
         ended = run(module, *arguments, cwd=tmp_path)

@@ -12,7 +12,7 @@ from tests.end_to_end.test_commands import run
 from tests.model.network.test_parity_inference import BOX, KEYPOINT, KEYPOINT_SCORE, KEYPOINT_SHARE, NUMBERS, SCORE
 from tests.model.oracles import FAMILIES, WEIGHTS
 
-ROUNDING = 1e-3  # pixels of the picture, twice the half of the last digit written
+ROUNDING = 1e-3  # pixels of the image, twice the half of the last digit written
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_people_of_a_folder(family: str, oracles: Path, tmp_path: Path) -> None:
     assert imported.status == 0 and "model in model" in imported.output, imported
     predicted = run(
         "model.predict",
-        *("--model=model", f"--input={oracles / 'pictures'}", "--output_dir=out", "--score_threshold=0.05"),
+        *("--model=model", f"--input={oracles / 'images'}", "--output_dir=out", "--score_threshold=0.05"),
         *("--short_edge=256", "--max_edge=448", "--decoder=reference"),
         cwd=tmp_path,
     )

@@ -61,7 +61,7 @@ def served(saved_model: typing.Any, encoded: bytes, size: tuple[int, int]) -> Pi
     return typing.cast(Pixels, canvas[:height, :width])
 
 
-def pictures_of(batches: tf.data.Dataset) -> dict[int, Pixels]:
+def images_of(batches: tf.data.Dataset) -> dict[int, Pixels]:
     found: dict[int, Pixels] = {}
     for batch in batches:
         for image_id, (height, width), canvas in zip(
@@ -77,10 +77,10 @@ def test_training_evaluation_and_saved_model_see_the_same_pixels(
     coco_sample: Path, coco_sample_records: DataSet, tmp_path: Path, rule: ResizeRule
 ) -> None:
     config = DataConfig(short_edges=(SHORT_EDGE,), flip=False, num_canvases=2, resize=rule, anchors="online")
-    evaluated = pictures_of(
+    evaluated = images_of(
         evaluation_batches(coco_sample_records, "val", config, batch_size=4, short_edge=SHORT_EDGE, max_edge=MAX_EDGE)
     )
-    trained = pictures_of(training_batches(coco_sample_records, "val", config, global_batch_size=4, seed=0, num_steps=2))
+    trained = images_of(training_batches(coco_sample_records, "val", config, global_batch_size=4, seed=0, num_steps=2))
     module = ServingModule(typing.cast(KeypointRCNN, EchoesPixels(rule)))
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.serving_default})
     saved_model = tf.saved_model.load(str(tmp_path))
@@ -94,7 +94,7 @@ def test_training_evaluation_and_saved_model_see_the_same_pixels(
 
 # Other people's answers ---------------------------------------------------------------------------------------------
 
-PICTURES = ("000000434204.jpg", "000000549055.jpg", "000000536038.jpg")
+IMAGES = ("000000434204.jpg", "000000549055.jpg", "000000536038.jpg")
 
 
 def resized(pixels: NDArray[np.uint8], rule: ResizeRule) -> Pixels:
@@ -104,15 +104,15 @@ def resized(pixels: NDArray[np.uint8], rule: ResizeRule) -> Pixels:
 
 
 def originals(oracles: Path, name: str) -> list[NDArray[np.uint8]]:
-    """The picture as the oracle decoded it, and as we do."""
+    """The image as the oracle decoded it, and as we do."""
     decoded = image.decode(tf.constant((oracles / "pictures" / name).read_bytes())).numpy()
-    return [np.load(oracles / "pictures" / "pictures.npz")[name], decoded]
+    return [np.load(oracles / "pictures" / "images.npz")[name], decoded]
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_detectron2s_pixels_to_the_bit(oracles: Path, number: int) -> None:
     oracle = np.load(oracles / "detectron2" / f"inference_{number}.npz")
-    for pixels in originals(oracles, PICTURES[number]):
+    for pixels in originals(oracles, IMAGES[number]):
         np.testing.assert_array_equal(resized(pixels, "detectron2")[..., ::-1], oracle["resized"])  # BGR there
 
 
@@ -122,7 +122,7 @@ def test_torchvisions_input(oracles: Path, number: int) -> None:
     every = 1 if "input" in oracle else 2
     expected = oracle["input" if every == 1 else "input_stride2"][0].transpose(1, 2, 0)
     height, width = oracle["input_size"]
-    for pixels in originals(oracles, PICTURES[number]):
+    for pixels in originals(oracles, IMAGES[number]):
         ours = resized(pixels, "torchvision")
         assert ours.shape[:2] == (height, width)
         normalised = (ours / 255 - TINY.backbone.pixel_mean) / TINY.backbone.pixel_std

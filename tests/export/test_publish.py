@@ -15,7 +15,7 @@ import tensorflow as tf
 from export.compare import ConversionError
 from export.publish import export_model
 from export.saved_model import choose_version, temporary_folder
-from export.tflite import check_size, default_size, random_pictures, verify
+from export.tflite import check_size, default_size, random_images, verify
 from model import config
 from model.config import PRESETS, TINY
 from model.inference.predictor import People, open_model
@@ -26,8 +26,8 @@ from pipeline.skeleton import Skeleton
 ROOT = Path(__file__).parents[2]
 
 
-def pictures() -> list[bytes]:
-    return [tf.io.encode_png(pixels).numpy() for pixels in random_pictures(96, 128, 2)]
+def images() -> list[bytes]:
+    return [tf.io.encode_png(pixels).numpy() for pixels in random_images(96, 128, 2)]
 
 
 def assert_same_people(one: People, other: People) -> None:
@@ -57,18 +57,18 @@ def test_layout(exported: Path, model_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def expected(model_dir: Path) -> list[People]:
-    return open_model(model_dir).predict(pictures())
+    return open_model(model_dir).predict(images())
 
 
 @pytest.mark.parametrize("path", ["keypoint_rcnn", "keypoint_rcnn.tflite"])
 def test_an_export_finds_whom_the_model_finds(exported: Path, expected: list[People], path: str) -> None:
-    found = open_model(exported / path).predict(pictures())
+    found = open_model(exported / path).predict(images())
     for one, other in zip(expected, found, strict=True):
         assert_same_people(one, other)
 
 
-def test_tflite_answers_in_the_pictures_own_pixels(exported: Path) -> None:
-    (small,) = random_pictures(96, 128, 1)
+def test_tflite_answers_in_the_images_own_pixels(exported: Path) -> None:
+    (small,) = random_images(96, 128, 1)
     large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
     predictor = open_model(exported / "keypoint_rcnn.tflite")
     found = predictor.predict([tf.io.encode_png(large).numpy(), tf.io.encode_png(small[:60, :128]).numpy()])
@@ -110,7 +110,7 @@ def test_a_version_is_never_overwritten(exported: Path, model_dir: Path, tmp_pat
 def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "text.jpg").write_text("text")
-    (tmp_path / "cut.png").write_bytes(pictures()[0][:500])
+    (tmp_path / "cut.png").write_bytes(images()[0][:500])
     for arguments, message in (
         ({"formats": ["onnx"]}, "--formats=onnx"),
         ({"formats": []}, "--formats="),
@@ -118,8 +118,8 @@ def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
         ({"tflite_height": 100}, "--tflite_height=100: must be a multiple of 32; the next is 128"),
         ({"tflite_height": 0}, "--tflite_height=0: must be a multiple of 32; the next is 32"),
         ({"tflite_width": -32}, "--tflite_width=-32: must be a multiple of 32"),
-        ({"check_images": tmp_path / "in"}, "--check_images=.*: no pictures in it"),
-        ({"check_images": tmp_path / "text.jpg"}, r"text\.jpg: not a JPEG or PNG picture \(4 bytes\); replace or remove it"),
+        ({"check_images": tmp_path / "in"}, "--check_images=.*: no images in it"),
+        ({"check_images": tmp_path / "text.jpg"}, r"text\.jpg: not a JPEG or PNG image \(4 bytes\); replace or remove it"),
         ({"check_images": tmp_path / "cut.png"}, r"cut\.png: cannot be decoded \(.+\); replace or remove it"),
     ):
         with pytest.raises(UserError, match=message):
@@ -140,7 +140,7 @@ def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Pat
     model, content = load_model(model_dir), (exported / "keypoint_rcnn.tflite").read_bytes()
     with pytest.raises(ConversionError, match="bytes of weights"):
         verify(content[:5000], model, [], [])  # what a converter writes that has lost the variables
-    (picture,) = random_pictures(96, 128, 1)
+    (image,) = random_images(96, 128, 1)
     count, points = model.config.inference.max_detections, model.skeleton.num_keypoints
     others = {
         "num_detections": np.array([count], np.int32),
@@ -150,7 +150,7 @@ def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Pat
         "keypoint_scores": np.zeros((1, count, points), np.float32),
     }
     with pytest.raises(ConversionError, match="gives 0 of the model's 5 detections"):
-        verify(content, model, [picture], [others])
+        verify(content, model, [image], [others])
 
 
 def test_default_sizes_suit_four_by_three() -> None:
@@ -160,13 +160,13 @@ def test_default_sizes_suit_four_by_three() -> None:
 
 
 def test_examples_need_nothing_of_this_project(exported: Path, expected: list[People], tmp_path: Path) -> None:
-    picture = tmp_path / "x.png"
-    picture.write_bytes(pictures()[0])
+    image = tmp_path / "x.png"
+    image.write_bytes(images()[0])
     for script, model in (
         ("detect_with_saved_model.py", exported / "keypoint_rcnn" / "1"),
         ("detect_with_tflite.py", exported / "keypoint_rcnn.tflite"),
     ):
-        command = [sys.executable, "-I", str(ROOT / "examples" / script), f"--model={model}", "--min_score=0.05", str(picture)]
+        command = [sys.executable, "-I", str(ROOT / "examples" / script), f"--model={model}", "--min_score=0.05", str(image)]
         ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         people = json.loads(ended.stdout)["people"]
         np.testing.assert_allclose([person["box"] for person in people], expected[0].boxes, atol=0.05)

@@ -74,7 +74,7 @@ def two_replicas() -> tf.distribute.Strategy:
 
 
 def random_batch(config: Config, skeleton: Skeleton, size: int, *, seed: int = 0) -> dict[str, tf.Tensor]:
-    """A batch as `pipeline.loading.batches` yields it: noise, two people a picture (one in the last), 128 × 160."""
+    """A batch as `pipeline.loading.batches` yields it: noise, two people an image (one in the last), 128 × 160."""
     random = np.random.default_rng(seed)
     height, width, sampled = 128, 160, config.data.sampled_anchors
     boxes = np.zeros((size, config.data.max_boxes, 4), np.float32)

@@ -1,6 +1,6 @@
 """Answers of torchvision and Detectron2 themselves, for a small model of each family: `oracles/<family>` of KEYPOINT_SHARED.
 
-The README there explains every array. Feature maps are NCHW; the "input frame" is the resized picture, which is our canvas.
+The README there explains every array. Feature maps are NCHW; the "input frame" is the resized image, which is our canvas.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Oracle:
         return content
 
     @functools.cached_property
-    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+    def images(self) -> dict[str, NDArray[np.uint8]]:
         """Decoded pixels by file name, uint8 [h, w, 3], RGB."""
-        with np.load(self.folder.parent / "pictures" / "pictures.npz") as file:
+        with np.load(self.folder.parent / "pictures" / "images.npz") as file:
             return dict(file)
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
@@ -53,8 +53,8 @@ class Oracle:
         return value[tuple(slice(*(int(n) if n else None for n in step.split(":"))) for step in steps)]
 
     def canvas(self, file: str, size: tuple[int, int], padded: tuple[int, int]) -> tf.Tensor:
-        """A picture's decoded pixels, resized by the family's rule, at the top left of a canvas: [H, W, 3]."""
-        return image.place(image.resize(tf.constant(self.pictures[file]), *size, self.model.config.data.resize), *padded)
+        """An image's decoded pixels, resized by the family's rule, at the top left of a canvas: [H, W, 3]."""
+        return image.place(image.resize(tf.constant(self.images[file]), *size, self.model.config.data.resize), *padded)
 
 
 def relative_error(value: Any, reference: NDArray[Any]) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.coco import Person, Picture
+from pipeline.coco import CocoImage, Person
 from tests.conftest import SKELETON, draw
 
 
@@ -27,12 +27,12 @@ def _annotation(person: Person, image_id: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def small_coco(pictures: dict[int, Picture], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures as a COCO data set: annotations.json and images/."""
+def small_coco(entries: dict[int, CocoImage], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images as a COCO data set: annotations.json and images/."""
     folder = tmp_path_factory.mktemp("small_coco")
     (folder / "images").mkdir()
-    for picture in pictures.values():
-        (folder / "images" / picture.file_name).write_bytes(draw(picture))
+    for entry in entries.values():
+        (folder / "images" / entry.file_name).write_bytes(draw(entry))
     category = {
         "id": 1,
         "name": "person",
@@ -40,8 +40,8 @@ def small_coco(pictures: dict[int, Picture], tmp_path_factory: pytest.TempPathFa
         "skeleton": [[a + 1, b + 1] for a, b in SKELETON.limbs],
     }
     content = {
-        "images": [{"id": p.id, "file_name": p.file_name, "height": p.height, "width": p.width} for p in pictures.values()],
-        "annotations": [_annotation(person, p.id) for p in pictures.values() for person in p.persons],
+        "images": [{"id": p.id, "file_name": p.file_name, "height": p.height, "width": p.width} for p in entries.values()],
+        "annotations": [_annotation(person, p.id) for p in entries.values() for person in p.persons],
         "categories": [category],
     }
     (folder / "annotations.json").write_text(json.dumps(content))
@@ -50,7 +50,7 @@ def small_coco(pictures: dict[int, Picture], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def small_records(small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those pictures as split `train`, in two shards, for short edges 96 and 128. Not to be changed."""
+    """Those images as split `train`, in two shards, for short edges 96 and 128. Not to be changed."""
     from pipeline.writing.conversion import ConversionConfig, convert  # Beam takes seconds to import
 
     folder = tmp_path_factory.mktemp("small_records")
@@ -60,9 +60,9 @@ def small_records(small_coco: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def forty_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO data set: a.json and images/ with 40 small pictures, one person each except for every fifth."""
-    folder = tmp_path_factory.mktemp("forty_pictures")
+def forty_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO data set: a.json and images/ with 40 small images, one person each except for every fifth."""
+    folder = tmp_path_factory.mktemp("forty_images")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
     images, annotations = [], []

@@ -13,7 +13,7 @@ from pipeline import anchors, data_config
 from pipeline.anchors import AnchorConfig, Matching
 from pipeline.coco import read_coco
 from pipeline.command import UserError
-from pipeline.records import match_picture, normalised_boxes
+from pipeline.records import match_image, normalised_boxes
 
 CONFIG = AnchorConfig()
 SHORT_EDGES = (640, 672, 704, 736, 768, 800)
@@ -91,7 +91,7 @@ def test_an_iou_equal_to_a_threshold_reaches_it(positive_iou: float, negative_io
         boxes_of(),
         boxes_of((10, 10, 10, 50)),  # no area
         boxes_of((10.25, 10.5, 10.75, 11)),  # tiny: many anchors enclose it and are equally good
-        boxes_of((0, 0, 640, 480)),  # all of the picture
+        boxes_of((0, 0, 640, 480)),  # all of the image
         boxes_of((16, 16, 48, 48), (16, 16, 48, 48)),  # twice the same: the first is the match
         boxes_of((20, 20, 24, 24), (10, 10, 60, 60)),  # best for the tiny box, but overlaps the other more
         boxes_of((632, 472, 640, 480)),  # in the last corner
@@ -143,22 +143,22 @@ def test_match_equals_the_definition_for_any_boxes(
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_match_equals_the_definition_on_real_pictures(coco_sample: Path, split: str, every: int) -> None:
-    """Every variant of every picture; without the slow tests, one variant of every third, for brute force takes 20 ms each."""
-    pictures = read_coco(coco_sample / "annotations" / f"person_keypoints_{split}2017.json").pictures
+def test_match_equals_the_definition_on_real_images(coco_sample: Path, split: str, every: int) -> None:
+    """Every variant of every image; without the slow tests, one variant of every third, for brute force takes 20 ms each."""
+    entries = read_coco(coco_sample / "annotations" / f"person_keypoints_{split}2017.json").images
     variants = list(itertools.product(SHORT_EDGES, (False, True)))
     compared = 0
-    for number, picture in enumerate(pictures[::every]):
-        matchings = match_picture(picture, CONFIG, SHORT_EDGES, 1333)
-        persons = np.array([i for i, person in enumerate(picture.persons) if not person.is_crowd], np.int64)
+    for number, entry in enumerate(entries[::every]):
+        matchings = match_image(entry, CONFIG, SHORT_EDGES, 1333)
+        persons = np.array([i for i, person in enumerate(entry.persons) if not person.is_crowd], np.int64)
         for variant in range(len(variants)) if every == 1 else [number % len(variants)]:
             short_edge, flipped = variants[variant]
-            size = data_config.resized_size(picture.height, picture.width, short_edge, 1333)
-            boxes = anchors.variant_boxes(normalised_boxes(picture)[persons], *size, flipped=flipped)
+            size = data_config.resized_size(entry.height, entry.width, short_edge, 1333)
+            boxes = anchors.variant_boxes(normalised_boxes(entry)[persons], *size, flipped=flipped)
             dense = anchors.match_dense(CONFIG, boxes, *size)
             assert_same(matchings[variant], Matching(dense.positive, persons[dense.positive_box], dense.ignored))
             compared += 1
-    assert compared == (len(pictures) * len(variants) if every == 1 else -(-len(pictures) // every)) >= 12
+    assert compared == (len(entries) * len(variants) if every == 1 else -(-len(entries) // every)) >= 12
 
 
 def test_tensorflow_computes_the_same_bits() -> None:

@@ -41,13 +41,13 @@ def read(folder: Path, images: list[Any], annotations: list[Any], categories: li
 
 def test_persons_are_typed_and_sorted(tmp_path: Path) -> None:
     data = read(tmp_path, [image(2), image(1)], [annotation(9), annotation(7, iscrowd=1, keypoints=[0] * 9)])
-    assert [p.id for p in data.pictures] == [1, 2]
+    assert [p.id for p in data.images] == [1, 2]
     assert data.skeleton.keypoints == ("nose", "left_eye", "right_eye") and data.category_id == 1
-    crowd, person = data.pictures[0].persons
+    crowd, person = data.images[0].persons
     assert (crowd.id, crowd.is_crowd, person.id, person.is_crowd) == (7, True, 9, False)
     assert person.box == (10, 20, 40, 60) and person.area == 500 and person.num_labelled == 2
     np.testing.assert_array_equal(person.keypoints, [[12, 22, 2], [14.5, 24, 1], [0, 0, 0]])
-    assert data.pictures[1].persons == () and not any(data.counts.values())
+    assert data.images[1].persons == () and not any(data.counts.values())
 
 
 def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
             annotation(10, keypoints=[]),
         ],
     )
-    persons = {person.id: person for person in data.pictures[0].persons}
-    assert [person.id for person in data.pictures[0].persons] == [1, 5, 6, 6, 9, 10]
+    persons = {person.id: person for person in data.images[0].persons}
+    assert [person.id for person in data.images[0].persons] == [1, 5, 6, 6, 9, 10]
     assert persons[1].box == (0, 90, 25, 100)
     np.testing.assert_array_equal(persons[5].keypoints, [[0, 0, 0], [200, 100, 1], [0, 0, 0]])
     assert persons[9].area == 1200 and persons[9].num_labelled == 0 and persons[10].num_labelled == 0
@@ -104,9 +104,9 @@ def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
         ({"bbox": [10**400, 2, 3, 4]}, "bbox holds 1000"),
     ],
 )
-def test_an_uncertain_annotation_makes_an_error_of_its_picture(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_an_uncertain_annotation_makes_an_error_of_its_image(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     data = read(tmp_path, [image(1), image(2)], [annotation(5), annotation(6, **changes), annotation(7, image=2)])
-    wrong, right = data.pictures
+    wrong, right = data.images
     assert reason in wrong.error and "annotation 6" in wrong.error and wrong.persons == ()
     assert right.error == "" and len(right.persons) == 1
 
@@ -125,12 +125,12 @@ def test_an_uncertain_annotation_makes_an_error_of_its_picture(tmp_path: Path, c
     ],
 )
 def test_an_unusable_image_entry_is_an_error(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
-    assert reason in read(tmp_path, [image(1, **changes)], [annotation(1)]).pictures[0].error
+    assert reason in read(tmp_path, [image(1, **changes)], [annotation(1)]).images[0].error
 
 
 def test_image_entries_that_differ_are_an_error(tmp_path: Path) -> None:
     for entries in ([image(), image(file_name="b.jpg")], [image(file_name="b.jpg"), image()]):
-        assert "differ" in read(tmp_path, entries, []).pictures[0].error
+        assert "differ" in read(tmp_path, entries, []).images[0].error
 
 
 def test_nothing_depends_on_the_order_of_the_file(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_category_is_the_one_with_keypoints(tmp_path: Path) -> None:
 def test_broken_files(shared_data: Path, name: str, message: str | None) -> None:
     path = shared_data / "bad_inputs" / "broken_json" / f"{name}.json"
     if message is None:
-        assert len(read_coco(path).pictures) == (name == "bom")
+        assert len(read_coco(path).images) == (name == "bom")
     else:
         with pytest.raises(UserError, match=message) as caught:
             read_coco(path)

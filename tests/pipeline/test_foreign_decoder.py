@@ -39,7 +39,7 @@ def decoded(coco_sample_records: DataSet, tmp_path_factory: pytest.TempPathFacto
         return dict(arrays)
 
 
-def test_pictures_boxes_and_classes_are_those_of_the_json(decoded: Mapping[str, NDArray[Any]], coco_sample: Path) -> None:
+def test_images_boxes_and_classes_are_those_of_the_json(decoded: Mapping[str, NDArray[Any]], coco_sample: Path) -> None:
     coco = json.loads((coco_sample / "annotations" / "person_keypoints_train2017.json").read_text())
     annotations = defaultdict(list)
     for annotation in coco["annotations"]:

@@ -71,7 +71,7 @@ def test_verification_ends_with_a_status(
     ("flags", "message"),
     [
         ([], "--output: the file to write"),
-        (["--output=a.gif"], "a.gif: a sheet is a picture"),
+        (["--output=a.gif"], "a.gif: a sheet is an image"),
         (["--output=a.png", "--stats"], "a.png: statistics are a page"),
         (["--output=a.html", "--stats", "--verify"], "one of them at a time"),
         (["--output=a.png", "--split=val"], "--split=val"),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """Calls the command in this process on one small picture; returns its exit status."""
+    """Calls the command in this process on one small image; returns its exit status."""
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "1.jpg")
     category = {"id": 1, "name": "person", "keypoints": ["nose", "l_ear", "r_ear"]}
     person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 30], "keypoints": [2, 3, 2] * 3}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pipeline import records
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig, resized_size
 from pipeline.loading.batches import training_batches
 from pipeline.record_folder import DataSet
 from pipeline.record_reader import decode_record, pixel_keypoints, read_records
-from tests.conftest import SKELETON, MakeDataSet, random_picture
+from tests.conftest import SKELETON, MakeDataSet, random_image
 
 
 def test_boxes_keypoints_and_matching_are_those_of_the_batches(small_data_set: DataSet) -> None:
@@ -36,11 +36,11 @@ def test_boxes_keypoints_and_matching_are_those_of_the_batches(small_data_set: D
     assert flips == {False, True}
 
 
-def test_it_holds_the_very_matching(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+def test_it_holds_the_very_matching(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
     data_set = small_data_set
     row = next(row for row in data_set.index("train") if row["image_id"] == 8)  # with a crowd
     record = next(read_records(data_set, "train", [row]))
-    expected = records.match_picture(pictures[8], data_set.anchors, data_set.short_edges, data_set.max_edge)
+    expected = records.match_image(entries[8], data_set.anchors, data_set.short_edges, data_set.max_edge)
     for stored, right in zip(record.matchings, expected, strict=True):
         np.testing.assert_array_equal(stored.positive, right.positive)
         np.testing.assert_array_equal(stored.positive_box, right.positive_box)
@@ -50,7 +50,7 @@ def test_it_holds_the_very_matching(small_data_set: DataSet, pictures: dict[int,
 
 def test_a_damaged_file_makes_one_line(make_data_set: MakeDataSet) -> None:
     rng = np.random.default_rng(3)
-    data_set = make_data_set([random_picture(i, rng, 1) for i in (1, 2)])
+    data_set = make_data_set([random_image(i, rng, 1) for i in (1, 2)])
     row = data_set.index("train")[0]
     path = data_set.shards("train")[0]
     content = bytearray(path.read_bytes())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import anchors, data_config, records
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import Person, Picture, read_coco
+from pipeline.coco import CocoImage, Person, read_coco
 
 CONFIG = AnchorConfig(strides=(8, 16), sizes=(32, 64), aspect_ratios=(0.5, 1.0, 2.0))
 SHORT_EDGES, MAX_EDGE = (96, 128), 200
@@ -25,7 +25,7 @@ def person(number: int, box: tuple[float, float, float, float], *, crowd: bool =
     return Person(number, box, 12.5, crowd, keypoints)
 
 
-PICTURE = Picture(
+IMAGE = CocoImage(
     id=77,
     file_name="ordner/ä.png",
     height=100,
@@ -39,13 +39,13 @@ PICTURE = Picture(
 PNG = tf.io.encode_png(np.arange(100 * 150 * 3).reshape(100, 150, 3).astype(np.uint8)).numpy()
 
 
-def encode(picture: Picture) -> bytes:
-    matchings = records.match_picture(picture, CONFIG, SHORT_EDGES, MAX_EDGE)
-    return records.encode(picture, PNG, "png", "person", matchings)
+def encode(entry: CocoImage) -> bytes:
+    matchings = records.match_image(entry, CONFIG, SHORT_EDGES, MAX_EDGE)
+    return records.encode(entry, PNG, "png", "person", matchings)
 
 
-def test_a_record_holds_what_its_picture_holds() -> None:
-    record = records.parse(tf.constant(encode(PICTURE)))
+def test_a_record_holds_what_its_image_holds() -> None:
+    record = records.parse(tf.constant(encode(IMAGE)))
     assert set(record) == {field.key for field in records.FIELDS}
     assert record["image/encoded"].numpy() == PNG
     assert record["image/format"].numpy() == b"png"
@@ -62,15 +62,15 @@ def test_a_record_holds_what_its_picture_holds() -> None:
     np.testing.assert_array_equal(record["image/object/keypoint/visibility"], [0, 0, 0, 2, 0, 1, 2, 0, 1])
     sides = ("xmin", "ymin", "xmax", "ymax")
     boxes = np.stack([record[f"image/object/bbox/{side}"] for side in sides], axis=1)
-    np.testing.assert_array_equal(boxes, records.normalised_boxes(PICTURE))
-    np.testing.assert_allclose(boxes[1] * [150, 100, 150, 100], PICTURE.persons[1].box, rtol=1e-6)
+    np.testing.assert_array_equal(boxes, records.normalised_boxes(IMAGE))
+    np.testing.assert_allclose(boxes[1] * [150, 100, 150, 100], IMAGE.persons[1].box, rtol=1e-6)
     x, y = (record[f"image/object/keypoint/{axis}"].numpy().reshape(3, 3) for axis in "xy")
     np.testing.assert_allclose(x[1] * 150, [11.35, 0, 10.1], rtol=1e-6)
     np.testing.assert_allclose(y[1] * 100, [22.7, 0, 20.2], rtol=1e-6)
 
 
 def test_its_anchors_are_those_of_every_variant_matched_from_the_record_itself() -> None:
-    record = records.parse(tf.constant(encode(PICTURE)))
+    record = records.parse(tf.constant(encode(IMAGE)))
     sides = ("xmin", "ymin", "xmax", "ymax")
     boxes = np.stack([record[f"image/object/bbox/{side}"] for side in sides], axis=1)[1:]  # without the crowd
     for variant in range(4):
@@ -85,21 +85,21 @@ def test_its_anchors_are_those_of_every_variant_matched_from_the_record_itself()
 
 
 @pytest.mark.parametrize("persons", [(), (person(1, (0, 0, 50, 50), crowd=True),)], ids=["nobody", "a crowd"])
-def test_a_picture_without_persons_has_empty_lists_for_every_variant(persons: tuple[Person, ...]) -> None:
-    record = records.parse(tf.constant(encode(Picture(1, "a.png", 100, 150, persons))))
+def test_a_image_without_persons_has_empty_lists_for_every_variant(persons: tuple[Person, ...]) -> None:
+    record = records.parse(tf.constant(encode(CocoImage(1, "a.png", 100, 150, persons))))
     assert record["image/object/bbox/xmin"].shape == (len(persons),)
     assert record["image/object/keypoint/x"].shape == (3 * len(persons),)
     for key in ("positive", "positive_box", "ignored"):
         np.testing.assert_array_equal(record[f"anchors/{key}"].row_lengths(), [0, 0, 0, 0])
 
 
-def test_the_same_picture_gives_the_same_bytes() -> None:
-    assert encode(PICTURE) == encode(PICTURE)
+def test_the_same_image_gives_the_same_bytes() -> None:
+    assert encode(IMAGE) == encode(IMAGE)
 
 
 def test_parse_gives_the_same_inside_a_data_set() -> None:
-    eager = records.parse(tf.constant(encode(PICTURE)))
-    mapped = next(iter(tf.data.Dataset.from_tensors(encode(PICTURE)).map(records.parse)))
+    eager = records.parse(tf.constant(encode(IMAGE)))
+    mapped = next(iter(tf.data.Dataset.from_tensors(encode(IMAGE)).map(records.parse)))
     for key, value in eager.items():
         if isinstance(value, tf.RaggedTensor):
             assert value.to_list() == mapped[key].to_list()
@@ -108,10 +108,10 @@ def test_parse_gives_the_same_inside_a_data_set() -> None:
 
 
 def test_tfds_reads_the_same_record() -> None:
-    decoded = records.features().deserialize_example(encode(PICTURE))
+    decoded = records.features().deserialize_example(encode(IMAGE))
     assert isinstance(records.features(), tfds.features.FeaturesDict)
     np.testing.assert_array_equal(decoded["image/encoded"], tf.io.decode_png(PNG))
-    parsed = records.parse(tf.constant(encode(PICTURE)))
+    parsed = records.parse(tf.constant(encode(IMAGE)))
     for key in set(parsed) - {"image/encoded"}:
         got, expected = decoded[key], parsed[key]
         if isinstance(expected, tf.RaggedTensor):
@@ -129,14 +129,14 @@ def test_differences_are_undone(names: set[int]) -> None:
 
 
 def test_anchors_of_all_variants_are_a_small_part_of_a_record(coco_sample: Path) -> None:
-    """At most 6 % of 150 kB, the mean of COCO's pictures."""
+    """At most 6 % of 150 kB, the mean of COCO's images."""
     config, short_edges = AnchorConfig(), (640, 672, 704, 736, 768, 800)
-    pictures = read_coco(coco_sample / "annotations" / "person_keypoints_train2017.json").pictures
+    entries = read_coco(coco_sample / "annotations" / "person_keypoints_train2017.json").images
     added = 0
-    for picture in pictures:
+    for entry in entries:
         sizes = [
-            len(records.encode(picture, b"", "jpeg", "person", records.match_picture(picture, config, edges, 1333)))
+            len(records.encode(entry, b"", "jpeg", "person", records.match_image(entry, config, edges, 1333)))
             for edges in ((), short_edges)
         ]
         added += sizes[1] - sizes[0]
-    assert 1000 < added / len(pictures) < 0.06 * 150_000
+    assert 1000 < added / len(entries) < 0.06 * 150_000

@@ -145,11 +145,11 @@ class _Upload(io.BytesIO):
 
 
 @pytest.fixture
-def store(forty_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def store(forty_images: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The objects of a store that holds the small data set under memory://bucket/in."""
-    objects = {"memory://bucket/in/a.json": (forty_pictures / "a.json").read_bytes()}
-    for picture in (forty_pictures / "images").iterdir():
-        objects[f"memory://bucket/in/images/{picture.name}"] = picture.read_bytes()
+    objects = {"memory://bucket/in/a.json": (forty_images / "a.json").read_bytes()}
+    for entry in (forty_images / "images").iterdir():
+        objects[f"memory://bucket/in/images/{entry.name}"] = entry.read_bytes()
     for name, value in {
         "objects": objects,
         "fail_to_open": None,
@@ -162,10 +162,10 @@ def store(forty_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, by
 
 
 @pytest.fixture(scope="module")
-def on_disk(forty_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def on_disk(forty_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a conversion from and to a disk."""
     folder = tmp_path_factory.mktemp("on_disk") / "out"
-    convert(forty_pictures / "a.json", forty_pictures / "images", folder, "train", CONFIG)
+    convert(forty_images / "a.json", forty_images / "images", folder, "train", CONFIG)
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("summary")}
 
 
@@ -193,15 +193,15 @@ def test_from_store_to_store_the_bytes_are_those_of_a_disk(store: dict[str, byte
 
 def test_a_zip_in_a_store_is_read_in_place(store: dict[str, bytes], on_disk: dict[str, bytes]) -> None:
     file = io.BytesIO()
-    pictures = [path for path in store if path.endswith(".jpg")]
+    entries = [path for path in store if path.endswith(".jpg")]
     with zipfile.ZipFile(file, "w") as archive:
-        for path in pictures:
+        for path in entries:
             archive.writestr(f"train2017/{path.rpartition('/')[2]}", store.pop(path))
             archive.writestr(f"{path.rpartition('/')[2]}.txt", bytes(1 << 20))
     store["memory://bucket/in/train2017.zip"] = file.getvalue()
     to_store("memory://bucket/in/train2017.zip")
     assert written(store) == on_disk
-    assert MemoryFileSystem.fetched < len(pictures) * (1 << 19)  # and not all that lies between
+    assert MemoryFileSystem.fetched < len(entries) * (1 << 19)  # and not all that lies between
 
 
 def test_from_a_store_to_a_disk(store: dict[str, bytes], on_disk: dict[str, bytes], tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_another_split_joins_and_can_be_replaced(store: dict[str, bytes]) -> Non
     assert sorted(json.loads(after["pipeline.json"])["splits"]) == ["train", "val"]
 
 
-def test_a_store_that_fails_costs_no_picture(store: dict[str, bytes], on_disk: dict[str, bytes]) -> None:
+def test_a_store_that_fails_costs_no_image(store: dict[str, bytes], on_disk: dict[str, bytes]) -> None:
     MemoryFileSystem.fail_to_open = "/17.jpg"
     with pytest.raises(UserError, match=r"17\.jpg in memory://bucket/in/images: connection reset by peer at some place; st"):
         to_store(on_error="skip")
@@ -265,7 +265,7 @@ def test_a_store_that_fails_costs_no_picture(store: dict[str, bytes], on_disk: d
     assert written(store) == on_disk
 
 
-def test_a_picture_that_is_not_there_is_the_pictures_fault(store: dict[str, bytes]) -> None:
+def test_a_image_that_is_not_there_is_the_images_fault(store: dict[str, bytes]) -> None:
     del store["memory://bucket/in/images/17.jpg"]
     with pytest.raises(UserError, match=r"image 17, memory://bucket/in/images/17\.jpg: no such file; "):
         to_store()
@@ -279,7 +279,7 @@ def test_a_picture_that_is_not_there_is_the_pictures_fault(store: dict[str, byte
         ("foo://bucket/x", "Beam has no filesystem for foo://; it has gs://, s3://"),
         ("gs://bucket/x", r"gs:// needs a client that is not installed; pip install 'apache-beam\[gcp\]'"),
         ("s3://bucket/x", r"s3:// needs a client that is not installed; pip install 'apache-beam\[aws\]'"),
-        ("memory://bucket/nothing", "no pictures there"),
+        ("memory://bucket/nothing", "no images there"),
     ],
 )
 def test_a_place_that_cannot_be_reached_is_refused(
@@ -306,7 +306,7 @@ def test_an_object_that_cannot_be_written_is_named(store: dict[str, bytes]) -> N
         storage.write("memory://bucket/out/empty", b"")
     assert caught.value.filename == "memory://bucket/out/empty"
     with pytest.raises(UserError, match=r"memory://bucket/out/small-train.*: cannot be written \(no parts\)"):
-        to_store(config=dataclasses.replace(CONFIG, num_shards=50))  # more than there are pictures
+        to_store(config=dataclasses.replace(CONFIG, num_shards=50))  # more than there are images
     assert "pipeline.json" not in written(store)
 
 

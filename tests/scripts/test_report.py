@@ -16,7 +16,7 @@ from scripts.real_photographs import subset_of
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Annotations, pictures and predictions: one found, one missed, one invented, one in a crowd; and a picture of nobody."""
+    """Annotations, images and predictions: one found, one missed, one invented, one in a crowd; and an image of nobody."""
     category = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2]]}
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 60, "width": 80} for i in (2, 1)]
 

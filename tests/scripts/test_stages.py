@@ -32,16 +32,16 @@ def outcome(root: Path, stage: Stage, capfd: pytest.CaptureFixture[str]) -> str:
 
 def test_reuse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "out"
-    data, picture = root / "data", root / "data" / "train" / "000000000001.jpg"
+    data, image = root / "data", root / "data" / "train" / "000000000001.jpg"
     assert outcome(root, render(data), capfd) == "run"
     assert outcome(root, render(data), capfd) == "reused"
     # Another command line starts from nothing: the command itself would refuse to replace what is there.
     assert outcome(root, render(data, count=2), capfd) == "run"
     assert len(list((data / "train").iterdir())) == 2
     # What it wrote, or what it read, is not what it was.
-    picture.write_bytes(b"")
+    image.write_bytes(b"")
     assert outcome(root, render(data, count=2), capfd) == "run"
-    assert picture.stat().st_size > 0
+    assert image.stat().st_size > 0
     (root / "input").write_text("new")
     assert outcome(root, render(data, count=2), capfd) == "run"
     assert outcome(root, render(data, count=2), capfd) == "reused"

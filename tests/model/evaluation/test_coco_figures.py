@@ -1,4 +1,4 @@
-"""The figures are pycocotools', whatever the order of the pictures, and the memory is that of the matches."""
+"""The figures are pycocotools', whatever the order of the images, and the memory is that of the matches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pycocotools_figures(kind: str, image_ids: list[int], persons: list[Any], res
 
 
 def random_case(seed: int) -> tuple[list[int], list[Any], list[Any]]:
-    """Few pictures with crowds, persons without keypoints or area, equal scores, and more results than count."""
+    """Few images with crowds, persons without keypoints or area, equal scores, and more results than count."""
     rng = np.random.default_rng(seed)
     image_ids = list(range(0, 5 * int(rng.integers(1, 5)), 5))
     persons: list[Any] = []
@@ -74,7 +74,7 @@ def random_case(seed: int) -> tuple[list[int], list[Any], list[Any]]:
 @pytest.mark.parametrize("kind", FIGURES)
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
-def test_figures_are_pycocotools_in_any_order_of_pictures(kind: str, seed: int) -> None:
+def test_figures_are_pycocotools_in_any_order_of_images(kind: str, seed: int) -> None:
     image_ids, persons, results = random_case(seed)
     figures = CocoFigures(kind, CATEGORY, SIGMAS)
     for image_id in random.Random(seed).sample(image_ids, len(image_ids)):
@@ -90,23 +90,23 @@ def resident_megabytes() -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells no process its memory (/proc)")
 def test_memory_does_not_grow_with_the_people_found() -> None:
-    """As many people in each picture as a model may find: they would take half a gigabyte as Python entries."""
-    pictures, people = 2000, 100
+    """As many people in each image as a model may find: they would take half a gigabyte as Python entries."""
+    images, people = 2000, 100
     skeleton = Skeleton.from_category({"name": "person", "keypoints": list(COCO_SIGMAS), "skeleton": []})
     category = {"id": 1, "name": "person", "keypoints": list(COCO_SIGMAS)}
-    truth = GroundTruth("synthetic", tuple(range(pictures)), (), category)
+    truth = GroundTruth("synthetic", tuple(range(images)), (), category)
     evaluation = Evaluation(truth, skeleton)
     rng = np.random.default_rng(0)
 
-    def picture(image_id: int) -> tuple[int, list[dict[str, Any]]]:
+    def image(image_id: int) -> tuple[int, list[dict[str, Any]]]:
         boxes, points = rng.uniform(1, 300, (people, 4)), rng.uniform(0, 600, (people, 51))
         return image_id, [
             {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": keypoints}
             for box, score, keypoints in zip(boxes.tolist(), rng.random(people).tolist(), points.tolist(), strict=True)
         ]
 
-    evaluation.add(picture(i) for i in range(100))
+    evaluation.add(image(i) for i in range(100))
     before = resident_megabytes()
-    evaluation.add(picture(i) for i in range(100, pictures))
+    evaluation.add(image(i) for i in range(100, images))
     assert resident_megabytes() - before < 80
-    assert evaluation.figures()["counts"]["results"] == pictures * people
+    assert evaluation.figures()["counts"]["results"] == images * people

@@ -26,7 +26,7 @@ def entry(image_id: int, score: float, category_id: int = 1) -> dict[str, Any]:
     }
 
 
-def test_results_by_picture_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_results_by_image_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     rng = np.random.default_rng(0)
     entries = [entry(int(rng.integers(0, 100)), float(rng.random()), int(rng.integers(1, 3))) for _ in range(9000)]

@@ -54,17 +54,17 @@ def annotation_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data_set(annotations: Path, tmp_path: Path) -> DataSet:
-    """Pictures 1, 2 and 3 as the split val; 4 is in the annotations only."""
+    """Images 1, 2 and 3 as the split val; 4 is in the annotations only."""
     coco, index, path = read_coco(annotations), [], tmp_path / "val.tfrecord"
     offset = 0
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for picture in coco.pictures[:3]:
+        for image in coco.images[:3]:
             encoded = io.BytesIO()
-            Image.new("RGB", (picture.width, picture.height)).save(encoded, "PNG")
-            matching = records.match_picture(picture, AnchorConfig(), (96,), 192)
-            record = records.encode(picture, encoded.getvalue(), "png", "person", matching)
+            Image.new("RGB", (image.width, image.height)).save(encoded, "PNG")
+            matching = records.match_image(image, AnchorConfig(), (96,), 192)
+            record = records.encode(image, encoded.getvalue(), "png", "person", matching)
             writer.write(record)
-            index.append((0, offset, len(record), picture.id, picture.height, picture.width, len(picture.persons), 0, 1))
+            index.append((0, offset, len(record), image.id, image.height, image.width, len(image.persons), 0, 1))
             offset += len(record) + 16
     np.save(tmp_path / "index.npy", np.array(index, INDEX_DTYPE))
     splits = {"val": {"shards": [{"file": path.name, "bytes": offset}], "images": 3, "index": "index.npy"}}
@@ -72,12 +72,12 @@ def data_set(annotations: Path, tmp_path: Path) -> DataSet:
 
 
 def knowing(data_set: DataSet) -> Predictor:
-    """Knows the truth about pictures 1 and 2 by their width; finds nobody in the third."""
+    """Knows the truth about images 1 and 2 by their width; finds nobody in the third."""
 
-    def answer(pictures: Sequence[bytes]) -> Answer:
-        found = {name: np.zeros((len(pictures), 2, *shape), np.float32) for name, shape in SHAPES.items()}
-        number = np.zeros(len(pictures), np.int32)
-        for row, encoded in enumerate(pictures):
+    def answer(images: Sequence[bytes]) -> Answer:
+        found = {name: np.zeros((len(images), 2, *shape), np.float32) for name, shape in SHAPES.items()}
+        number = np.zeros(len(images), np.int32)
+        for row, encoded in enumerate(images):
             image_id = Image.open(io.BytesIO(encoded)).width - 160
             for entry in ground_truth()["annotations"]:
                 if entry["image_id"] == image_id:
@@ -112,7 +112,7 @@ def test_a_model_that_knows_the_truth_reaches_one(data_set: DataSet, annotations
     figures = evaluate(knowing(data_set), data_set, "val", annotations)
     assert figures["keypoints"]["AP"] == pytest.approx(1.0)
     assert figures["bbox"]["AP"] == pytest.approx(1.0)
-    # Picture 4 is no part of the split: whom nobody found there costs nothing.
+    # Image 4 is no part of the split: whom nobody found there costs nothing.
     assert figures["counts"] == {"images": 3, "persons": 3, "persons_with_keypoints": 3, "crowds": 0, "results": 3}
 
 
@@ -128,7 +128,7 @@ def test_damaged_records_are_told(data_set: DataSet, annotations: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_that_do_not_count(annotations: Path) -> None:
+def test_images_that_do_not_count(annotations: Path) -> None:
     truth = read_ground_truth(annotations)
     right = [{**a, "score": 1.0} for a in ground_truth()["annotations"]]
     assert evaluate_results(truth, right)["keypoints"]["AP"] == pytest.approx(1.0)
@@ -266,7 +266,7 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
 def test_results_of_a_split_of_records(
     data_set: DataSet, annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records limit the pictures, and give the keypoint set: sigmas and twins that the JSON does not have."""
+    """The records limit the images, and give the keypoint set: sigmas and twins that the JSON does not have."""
     pairs, sigmas = [("nose", "left_eye")], (0.5, 0.5, 0.5)
     other = data_set.skeleton.from_category(CATEGORY, flip_pairs=pairs, sigmas=sigmas)
     monkeypatch.setattr(

@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model import config
-from model.inference.predictor import Answer, Predictor, letterbox, model_predictor, open_model, picture_size
+from model.inference.predictor import Answer, Predictor, image_size, letterbox, model_predictor, open_model
 from model.model_dir import checkpoint_of, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import families
@@ -26,26 +26,26 @@ def png(height: int, width: int, value: int = 100) -> bytes:
     return tf.io.encode_png(tf.fill([height, width, 3], tf.cast(value, tf.uint8))).numpy()  # type: ignore[no-any-return]
 
 
-def fake_answer(pictures: Sequence[bytes]) -> Answer:
-    """Finds in each picture two persons: one as wide as the picture, with score 0.9, and one with score 0.3."""
-    sizes = np.array([picture_size(p, "") for p in pictures], np.float32)
-    boxes = np.zeros((len(pictures), 4, 4), np.float32)
+def fake_answer(images: Sequence[bytes]) -> Answer:
+    """Finds in each image two persons: one as wide as the image, with score 0.9, and one with score 0.3."""
+    sizes = np.array([image_size(p, "") for p in images], np.float32)
+    boxes = np.zeros((len(images), 4, 4), np.float32)
     boxes[:, 0, 2:] = sizes[:, ::-1]
     return {
-        "num_detections": np.full(len(pictures), 2, np.int32),
+        "num_detections": np.full(len(images), 2, np.int32),
         "boxes": boxes,
-        "scores": np.tile(np.array([0.9, 0.3, 0, 0], np.float32), (len(pictures), 1)),
-        "keypoints": np.zeros((len(pictures), 4, 17, 2), np.float32),
-        "keypoint_scores": np.zeros((len(pictures), 4, 17), np.float32),
+        "scores": np.tile(np.array([0.9, 0.3, 0, 0], np.float32), (len(images), 1)),
+        "keypoints": np.zeros((len(images), 4, 17, 2), np.float32),
+        "keypoint_scores": np.zeros((len(images), 4, 17), np.float32),
     }
 
 
-def test_pictures_are_batched_by_canvas_and_answered_in_order(small_model: KeypointRCNN) -> None:
+def test_images_are_batched_by_canvas_and_answered_in_order(small_model: KeypointRCNN) -> None:
     batches: list[int] = []
 
-    def answer(pictures: Sequence[bytes]) -> Answer:
-        batches.append(len(pictures))
-        return fake_answer(pictures)
+    def answer(images: Sequence[bytes]) -> Answer:
+        batches.append(len(images))
+        return fake_answer(images)
 
     def canvas(height: int, width: int) -> tuple[int, int]:
         return (32, 64) if width > height else (64, 32)
@@ -78,7 +78,7 @@ def test_letterbox_resizes_as_the_models_family() -> None:
 
 
 def test_a_tflite_file_of_detectron2s_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A point of the letterbox, taken off half a pixel already, in a picture twice as large: only half a pixel is off there."""
+    """A point of the letterbox, taken off half a pixel already, in an image twice as large: only half a pixel is off there."""
     family = families.detectron2()
     sidecar = {"config": config.to_json(family), "skeleton": COCO_PERSON.to_json()}
     (tmp_path / "x.json").write_text(json.dumps(sidecar))
@@ -101,16 +101,16 @@ def test_what_cannot_be_read_is_named(small_model: KeypointRCNN) -> None:
     broken = png(64, 64)[:-30]
     with pytest.raises(UserError, match=r"b\.png: cannot be decoded"):
         predictor.predict([png(64, 64), broken], ["a.png", "b.png"])
-    with pytest.raises(UserError, match=r"picture 1 of 1: not a JPEG or PNG"):
+    with pytest.raises(UserError, match=r"image 1 of 1: not a JPEG or PNG"):
         predictor.predict([b"text"])
 
 
 @pytest.mark.parametrize("side", [2**13 + 1, 2**15])
-def test_a_picture_too_large_is_told_by_its_header(side: int) -> None:
+def test_a_image_too_large_is_told_by_its_header(side: int) -> None:
     small = png(8, 8)
     header = small[12:16] + side.to_bytes(4, "big") * 2 + small[24:29]
     with pytest.raises(UserError, match="more than 67108864 pixels"):
-        picture_size(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:], "x")
+        image_size(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:], "x")
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +133,8 @@ def test_model_directory_with_sizes_and_threshold_of_ones_own(model_dir: Path, s
 
 def test_the_decoders_of_a_model_directory_agree(model_dir: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)  # not resized: answers in canvas pixels
-    picture = tf.io.encode_png(pixels).numpy()
-    (fast,), (reference,) = (open_model(model_dir, decoder=name).predict([picture]) for name in ("fast", "reference"))
+    image = tf.io.encode_png(pixels).numpy()
+    (fast,), (reference,) = (open_model(model_dir, decoder=name).predict([image]) for name in ("fast", "reference"))
     assert len(fast) > 0
     np.testing.assert_array_equal(fast.boxes, reference.boxes)
     difference = np.abs(fast.keypoints - reference.keypoints).max(-1)

@@ -19,7 +19,7 @@ from pipeline import data_config
 
 
 class FixedAnswer:
-    """Stands for a model that sees one person, in the same tenths of every picture's canvas content."""
+    """Stands for a model that sees one person, in the same tenths of every image's canvas content."""
 
     def __init__(self, model: KeypointRCNN, norm: Norm) -> None:
         backbone = dataclasses.replace(model.config.backbone, norm=norm)
@@ -49,7 +49,7 @@ def module(small_model: KeypointRCNN) -> ServingModule:
     return ServingModule(small_model)
 
 
-def picture(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+def image(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     rough = np.random.default_rng(seed).integers(0, 255, (1, 6, 8, 3))
     return tf.cast(tf.image.resize(rough, (height, width)), tf.uint8)[0].numpy()  # type: ignore[no-any-return]
 
@@ -69,18 +69,18 @@ def assert_same(one: Mapping[str, Any], other: Mapping[str, Any], row: int = 0, 
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen_batch"])
-def test_a_picture_is_answered_in_its_own_pixels(small_model: KeypointRCNN, norm: Norm) -> None:
+def test_a_image_is_answered_in_its_own_pixels(small_model: KeypointRCNN, norm: Norm) -> None:
     module = ServingModule(FixedAnswer(small_model, norm))  # type: ignore[arg-type]
     sizes = [(50, 80), (300, 200), (96, 96)]
-    answer = module.serving_default(tf.constant([jpeg(picture(*size)) for size in sizes]))
+    answer = module.serving_default(tf.constant([jpeg(image(*size)) for size in sizes]))
     for row, (height, width) in enumerate(sizes):
         # The box reaches over the right and the lower edge: it ends there.
         np.testing.assert_allclose(answer["boxes"][row, 0], [0.1 * width, 0.1 * height, width, height], rtol=1e-5)
         np.testing.assert_allclose(answer["keypoints"][row, 0, 0], [0.3 * width, 0.3 * height], rtol=1e-5)
 
 
-def test_encoded_picture_equals_its_pixels_where_nothing_is_resized(module: ServingModule) -> None:
-    pixels = picture(96, 128)  # the short edge at inference
+def test_encoded_image_equals_its_pixels_where_nothing_is_resized(module: ServingModule) -> None:
+    pixels = image(96, 128)  # the short edge at inference
     encoded = module.serving_default(tf.constant([png(pixels)]))
     plain = module.serve_images(pixels[None])
     assert int(plain["num_detections"][0]) > 0
@@ -88,14 +88,14 @@ def test_encoded_picture_equals_its_pixels_where_nothing_is_resized(module: Serv
 
 
 def test_same_answer_alone_or_in_company(module: ServingModule) -> None:
-    pictures = [png(picture(90, 118, 1)), jpeg(picture(150, 96, 2)), png(picture(48, 63, 3)), png(picture(20, 300, 3))]
-    together = module.serving_default(tf.constant(pictures))
-    for row, encoded in enumerate(pictures):
+    images = [png(image(90, 118, 1)), jpeg(image(150, 96, 2)), png(image(48, 63, 3)), png(image(20, 300, 3))]
+    together = module.serving_default(tf.constant(images))
+    for row, encoded in enumerate(images):
         assert_same(module.serving_default(tf.constant([encoded])), together, 0, row)
 
 
 def test_pixels_that_are_no_multiple_of_32(module: ServingModule) -> None:
-    answer = module.serve_images(picture(70, 90)[None])
+    answer = module.serve_images(image(70, 90)[None])
     count = int(answer["num_detections"][0])
     boxes = answer["boxes"][0, :count].numpy()
     assert count > 0
@@ -104,7 +104,7 @@ def test_pixels_that_are_no_multiple_of_32(module: ServingModule) -> None:
 
 
 def test_fixed_size_gives_the_answer_of_any_size(module: ServingModule) -> None:
-    pixels = picture(96, 128)
+    pixels = image(96, 128)
     fixed = module.serve_images_of_size(96, 128)
     assert_same(fixed(images=tf.constant(pixels[None])), module.serve_images(pixels[None]))
     assert all(shape.is_fully_defined() for shape in fixed.output_shapes.values())
@@ -123,23 +123,23 @@ def test_empty_batches(module: ServingModule, small_model: KeypointRCNN) -> None
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_header_size(grey: bool) -> None:
-    pixels = picture(33, 77)[..., :1] if grey else picture(33, 77)
+    pixels = image(33, 77)[..., :1] if grey else image(33, 77)
     for encoded in (png(pixels), jpeg(pixels)):
         assert header_size(tf.constant(encoded)).numpy().tolist() == [33, 77]
 
 
-def test_too_large_a_picture_is_refused_by_its_header() -> None:
+def test_too_large_a_image_is_refused_by_its_header() -> None:
     side = (MAX_PIXELS // 1000 + 1).to_bytes(4, "big")
-    header = png(picture(8, 8))[:16] + (1000).to_bytes(4, "big") + side
+    header = png(image(8, 8))[:16] + (1000).to_bytes(4, "big") + side
     with pytest.raises(tf.errors.InvalidArgumentError, match=str(MAX_PIXELS)):
         header_size(tf.constant(header))
-    huge = png(picture(8, 8))[:16] + b"\x7f\xff\xff\xff\x7f\xff\xff\xff"  # the product overflows 32 bits
+    huge = png(image(8, 8))[:16] + b"\x7f\xff\xff\xff\x7f\xff\xff\xff"  # the product overflows 32 bits
     with pytest.raises(tf.errors.InvalidArgumentError, match=str(MAX_PIXELS)):
         header_size(tf.constant(huge))
 
 
 @pytest.mark.parametrize("encoded", [b"", b"GIF89a" + bytes(40), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
-def test_what_is_no_picture_is_refused(module: ServingModule, encoded: bytes) -> None:
+def test_what_is_no_image_is_refused(module: ServingModule, encoded: bytes) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         module.serving_default(tf.constant([encoded]))
 

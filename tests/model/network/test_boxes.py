@@ -36,7 +36,7 @@ def test_iou_of_known_boxes():
     np.testing.assert_allclose(box_ops.share_inside(b, a)[:, 0], [0.25, 1, 0, 0])
 
 
-def test_clip_keeps_boxes_within_their_own_picture():
+def test_clip_keeps_boxes_within_their_own_image():
     boxes = tf.constant([[[-5.0, -5.0, 50.0, 50.0]], [[10.0, 20.0, 90.0, 95.0]]])
     clipped = box_ops.clip(boxes, tf.constant([[30, 40], [60, 80]]))
     np.testing.assert_array_equal(clipped[:, 0], [[0, 0, 40, 30], [10, 20, 80, 60]])

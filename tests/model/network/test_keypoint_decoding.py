@@ -65,7 +65,7 @@ def test_decoding_what_was_encoded_gives_the_point_within_half_a_place_and_half_
 @pytest.mark.parametrize("family", ["torchvision", "detectron2"])
 @pytest.mark.parametrize("decode", DECODERS)
 def test_answers_of_the_published_packages(family: str, decode: Decoder, oracles: Path) -> None:
-    """The files hold the whole heatmaps of the first detection of each picture."""
+    """The files hold the whole heatmaps of the first detection of each image."""
     errors, score_errors = [], []
     for file in sorted((oracles / family).glob("inference_*.npz")):
         oracle = np.load(file)
@@ -88,12 +88,12 @@ def test_answers_of_the_published_packages(family: str, decode: Decoder, oracles
 def test_all_detections_of_the_published_packages(family: str, weights: str, oracles: Path) -> None:
     """Heatmaps of the imported model at the saved boxes: many of these are small, and of people that are none."""
     model, _ = imported(family, oracles / family / weights, report=lambda _: None)
-    pictures, answers = np.load(oracles / "pictures" / "pictures.npz"), json.loads((oracles / family / "meta.json").read_text())
+    images, answers = np.load(oracles / "pictures" / "images.npz"), json.loads((oracles / family / "meta.json").read_text())
     errors: dict[Decoder, list[np.ndarray]] = {decode: [] for decode in DECODERS}
     for number, about in enumerate(answers["inference"]):
         oracle = np.load(oracles / family / f"inference_{number}.npz")
         height, width = (int(side) for side in oracle["input_size"])
-        pixels = image.resize(tf.constant(pictures[about["file"]]), height, width, model.config.data.resize)
+        pixels = image.resize(tf.constant(images[about["file"]]), height, width, model.config.data.resize)
         canvas = image.place(pixels, round_up(height), round_up(width))
         boxes = tf.constant(oracle["detection_boxes"])
         pyramid = model.pyramid(canvas[None], tf.constant([[height, width]]))

@@ -69,14 +69,14 @@ def test_keypoints_are_sought_of_those_alone_who_are_found(small_model, batch, m
         np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
 
 
-def test_a_picture_does_not_depend_on_its_company(small_model, batch):
+def test_a_image_does_not_depend_on_its_company(small_model, batch):
     together = small_model.detect(batch["image"], batch["image_size"])
     alone = small_model.detect(batch["image"][1:], batch["image_size"][1:])
     for name, value in alone.items():
         np.testing.assert_allclose(together[name][1:], value, atol=2e-3, err_msg=name)
 
 
-def test_what_lies_outside_the_picture_is_not_seen(small_model, batch):
+def test_what_lies_outside_the_image_is_not_seen(small_model, batch):
     """The canvas beyond `image_size` counts as zero after normalisation, whatever bytes it holds."""
     noise = tf.cast(tf.random.stateless_uniform(batch["image"].shape, [1, 2], 0, 255, tf.int32), tf.uint8)
     rows, columns = tf.range(128)[None, :, None, None], tf.range(160)[None, None, :, None]
@@ -86,7 +86,7 @@ def test_what_lies_outside_the_picture_is_not_seen(small_model, batch):
         np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
 
 
-def test_losses_of_pictures_with_nobody_are_finite(small_config, skeleton, small_model):
+def test_losses_of_images_with_nobody_are_finite(small_config, skeleton, small_model):
     batch = random_batch(small_config, skeleton, 2)
     batch["box_kind"] = tf.zeros_like(batch["box_kind"])
     batch["anchor_label"] = tf.minimum(batch["anchor_label"], 0)
@@ -107,14 +107,14 @@ def test_a_padding_image_changes_no_loss(small_config, skeleton, small_model):
         assert float(found[name][1]) == float(count), name
 
 
-def test_packing_takes_from_all_pictures_alike_and_counts_what_is_left_out():
+def test_packing_takes_from_all_images_alike_and_counts_what_is_left_out():
     rois = {
         "boxes": tf.reshape(tf.range(2 * 4 * 4, dtype=tf.float32), [2, 4, 4]),
         "label": tf.constant([[1, 1, 1, 0], [1, 1, 0, -1]]),
         "match": tf.constant([[0, 1, 0, 0], [1, 0, 0, 0]]),
     }
     keypoints = tf.constant([[[[1.0, 1.0, 2.0]], [[5.0, 5.0, 0.0]]], [[[2.0, 2.0, 1.0]], [[3.0, 3.0, 2.0]]]])  # [2, 2, 1, 3]
-    packed = pack_positives(rois, keypoints, 8)  # more room than RoIs: the second of picture 0 has no labelled point
+    packed = pack_positives(rois, keypoints, 8)  # more room than RoIs: the second of image 0 has no labelled point
     used = packed["used"].numpy()
     assert used.sum() == 4 and float(packed["overflow"]) == 0
     assert sorted(packed["boxes"].numpy()[used, 0].tolist()) == [0, 8, 16, 20]

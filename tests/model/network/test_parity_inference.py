@@ -31,12 +31,12 @@ BOX, SCORE = 0.05, 1e-4  # canvas pixels. From the pixels on, float32 against fl
 KEYPOINT, KEYPOINT_SHARE = 0.5, 0.99
 # Shares, which an error of a logit changes in proportion: float32 against float64 differ by 3e-4 in logits of up to 280.
 KEYPOINT_SCORE = 1e-3
-NUMBERS = range(3)  # of the pictures
+NUMBERS = range(3)  # of the images
 
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """Ours and the reference's answers for one picture."""
+    """Ours and the reference's answers for one image."""
 
     ours: dict[str, NDArray[Any]]
     reference: dict[str, NDArray[Any]]
@@ -46,7 +46,7 @@ class Stages:
 
 @pytest.fixture(scope="module")
 def stages(oracle: Oracle) -> list[Stages]:
-    """All stages of all pictures, computed once."""
+    """All stages of all images, computed once."""
     compute = stages_function(oracle.model)
     found = []
     for number in NUMBERS:
@@ -59,7 +59,7 @@ def stages(oracle: Oracle) -> list[Stages]:
 
 
 def stages_function(model: KeypointRCNN) -> Any:
-    """From a canvas, its picture's size, the reference's proposals [1, N, 4] and detections [D, 4] to each stage's answer."""
+    """From a canvas, its image's size, the reference's proposals [1, N, 4] and detections [D, 4] to each stage's answer."""
     representation = keras.Model(model.network.box_head.input, model.network.box_head.get_layer("box.fc2").output)
 
     @tf.function(
@@ -85,8 +85,8 @@ def stages_function(model: KeypointRCNN) -> Any:
         logits, deltas = rpn.rpn_outputs(model.rpn_head, pyramid)
         answers["proposals"] = rpn.proposals(config.rpn, logits, deltas, anchors, size, training=False)[0][0]
 
-        picture = tf.zeros([tf.shape(proposals)[1]], tf.int32)
-        pooled = model.pool(config.box_head, pyramid, proposals[0], picture)
+        image_index = tf.zeros([tf.shape(proposals)[1]], tf.int32)
+        pooled = model.pool(config.box_head, pyramid, proposals[0], image_index)
         class_logits, box_deltas = model.classify(pyramid, tf.ensure_shape(proposals, [1, 1000, 4]))
         exist = tf.ones(tf.shape(proposals)[:2])
         boxes, scores, number = box_head.detections(config.inference, class_logits, box_deltas, proposals, exist, size)
@@ -100,9 +100,9 @@ def stages_function(model: KeypointRCNN) -> Any:
             "detection_scores": scores[0, : number[0]],
             "levels_keypoint": assign_levels(detections, 4, config.roi_align.level_tolerance) + 2,
         }
-        picture = tf.zeros([tf.shape(detections)[0]], tf.int32)
-        answers["keypoint_pooled"] = model.pool(config.keypoint_head, pyramid, detections, picture)
-        answers["keypoint_logits"] = model.heatmaps(pyramid, detections, picture)
+        image_index = tf.zeros([tf.shape(detections)[0]], tf.int32)
+        answers["keypoint_pooled"] = model.pool(config.keypoint_head, pyramid, detections, image_index)
+        answers["keypoint_logits"] = model.heatmaps(pyramid, detections, image_index)
         return answers
 
     return compute
@@ -172,7 +172,7 @@ def test_heatmaps_from_the_same_detections(stages: list[Stages]) -> None:
 
 @pytest.fixture(scope="module")
 def people(oracle: Oracle, stages: list[Stages]) -> list[dict[str, NDArray[Any]]]:
-    """Boxes, scores, keypoints and their scores of each picture, from its decoded pixels."""
+    """Boxes, scores, keypoints and their scores of each image, from its decoded pixels."""
     signature = [tf.TensorSpec([1, None, None, 3], stages[0].canvas.dtype), tf.TensorSpec([1, 2], tf.int32)]
     detect = tf.function(
         lambda canvas, size: oracle.model.detect(canvas, size, decode_reference), input_signature=signature, autograph=False
@@ -181,7 +181,7 @@ def people(oracle: Oracle, stages: list[Stages]) -> list[dict[str, NDArray[Any]]
 
 
 def people_of(answer: dict[str, tf.Tensor]) -> dict[str, NDArray[Any]]:
-    """Those found in the only picture of a batch, without the padding."""
+    """Those found in the only image of a batch, without the padding."""
     number = int(answer["num_detections"][0])
     return {name: value[0, :number].numpy() for name, value in answer.items() if name != "num_detections"}
 
@@ -211,13 +211,13 @@ def test_keypoints_from_pixels(oracle: Oracle, stages: list[Stages], people: lis
 
 
 def test_people_from_files(oracle: Oracle) -> None:
-    """The JPEG's bytes in, people in pixels of the picture out; decoding adds nothing, its pixels are those of Pillow."""
+    """The JPEG's bytes in, people in pixels of the image out; decoding adds nothing, its pixels are those of Pillow."""
     module = ServingModule(oracle.model, decode_reference)
     close = []
     for number in NUMBERS:
         about, reference = oracle.meta["inference"][number], oracle.arrays(f"inference_{number}")
         encoded = (oracle.folder.parent / "pictures" / about["file"]).read_bytes()
-        np.testing.assert_array_equal(image.decode(tf.constant(encoded)), oracle.pictures[about["file"]])
+        np.testing.assert_array_equal(image.decode(tf.constant(encoded)), oracle.images[about["file"]])
         found = people_of(module.serving_default(tf.constant([encoded])))
         scores = reference["final_scores" if oracle.family == "detectron2" else "detection_scores"]
         assert len(found["scores"]) == len(scores)

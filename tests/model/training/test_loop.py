@@ -1,4 +1,4 @@
-"""Training under each strategy and precision, on rendered pictures: a few steps of a small model."""
+"""Training under each strategy and precision, on rendered images: a few steps of a small model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     folder = tmp_path_factory.mktemp("synthetic")
     rendered = dataset.write_dataset(folder, dataset.Arguments(12, 5, "train", 160, 128), num_workers=1)
     config = ConversionConfig(short_edges=(96, 128), max_edge=192)
-    convert(rendered.annotations, rendered.pictures, folder / "records", "train", config)
+    convert(rendered.annotations, rendered.image_folder, folder / "records", "train", config)
     return open_data_set(folder / "records")
 
 

@@ -244,7 +244,11 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     folder = tmp_path_factory.mktemp("synthetic")
     rendered = dataset.write_dataset(folder, dataset.Arguments(4, 5, "train", 160, 128), num_workers=1)
     convert(
-        rendered.annotations, rendered.pictures, folder / "records", "train", ConversionConfig(short_edges=(96,), max_edge=192)
+        rendered.annotations,
+        rendered.image_folder,
+        folder / "records",
+        "train",
+        ConversionConfig(short_edges=(96,), max_edge=192),
     )
     return open_data_set(folder / "records")
 

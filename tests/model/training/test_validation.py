@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.training.validation import SHOWN_PICTURES, Validation
-from pipeline.coco import Picture
+from model.training.validation import SHOWN_IMAGES, Validation
+from pipeline.coco import CocoImage
 from pipeline.command import UserError
 from pipeline.record_folder import DataSet
 
@@ -22,12 +22,12 @@ def annotation_file(small_data_set: DataSet, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_truth_that_is_shown(small_data_set: DataSet, annotations: Path, pictures: dict[int, Picture]) -> None:
+def test_the_truth_that_is_shown(small_data_set: DataSet, annotations: Path, images: dict[int, CocoImage]) -> None:
     validation = Validation(small_data_set, "train", annotations)
-    shown = [int(image_id) for image_id in small_data_set.index("train")["image_id"][:SHOWN_PICTURES]]
-    assert len(validation._examples) == len(shown) == SHOWN_PICTURES
+    shown = [int(image_id) for image_id in small_data_set.index("train")["image_id"][:SHOWN_IMAGES]]
+    assert len(validation._examples) == len(shown) == SHOWN_IMAGES
     for image_id, example in zip(shown, validation._examples, strict=True):
-        persons = [person for person in pictures[image_id].persons if not person.is_crowd]
+        persons = [person for person in images[image_id].persons if not person.is_crowd]
         truth = validation._true_people(example)
         assert len(truth.boxes) == len(persons)
         for box, keypoints, person in zip(truth.boxes, truth.keypoints, persons, strict=True):

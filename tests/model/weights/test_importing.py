@@ -242,7 +242,7 @@ WRONG: dict[str, tuple[Callable[[], State], str]] = {
     "one stage less": (lambda: without("layer4"), r"stages C2…C5 have \(1, 2, 1, 0\) blocks"),
     "ResNet-18": (lambda: without("conv3"), "two convolutions"),
     "ResNeXt": (lambda: changed("backbone.body.layer1.0.conv2.weight", lambda w: w[:, :2]), r"grouped \(2 of 4 channels\)"),
-    "grey pictures": (lambda: changed("backbone.body.conv1.weight", lambda w: w[:, :1]), "takes 1 channels"),
+    "grey images": (lambda: changed("backbone.body.conv1.weight", lambda w: w[:, :1]), "takes 1 channels"),
     "80 classes": (lambda: torchvision_state(classes=81), "tells 81 classes apart"),
     "five anchors": (
         lambda: changed("rpn.head.cls_logits.weight", lambda w: np.concatenate([w, w])),

@@ -118,7 +118,7 @@ def test_an_image_of_a_batch() -> None:
         np.testing.assert_array_equal(of_floats, of_bytes)
 
 
-def test_pixels_outside_the_picture_would_be_seen() -> None:
+def test_pixels_outside_the_image_would_be_seen() -> None:
     canvas = np.zeros((40, 40, 3), np.uint8)
     canvas[35, 35] = 255
     drawn = batch_sheet._with_stripes(canvas, np.array([30, 30], np.int32))

@@ -14,10 +14,10 @@ from pipeline.inspection import contact_sheet, sheet
 from pipeline.inspection.contact_sheet import Variant, chosen_rows, draw_record, rows_of
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_reader import read_records
-from tests.conftest import SKELETON, MakeDataSet, random_picture
+from tests.conftest import SKELETON, MakeDataSet, random_image
 
 
-def test_chosen_pictures_are_spread_and_have_people(small_data_set: DataSet) -> None:
+def test_chosen_images_are_spread_and_have_people(small_data_set: DataSet) -> None:
     rows = chosen_rows(small_data_set, "train", 12)
     assert len(rows) == 12 and len({int(row["image_id"]) for row in rows}) == 12
     assert all(row["persons"] + row["crowds"] > 0 for row in rows)
@@ -28,8 +28,8 @@ def test_chosen_pictures_are_spread_and_have_people(small_data_set: DataSet) -> 
         rows_of(small_data_set, "train", [77])
 
 
-def test_pictures_of_nobody_are_drawn_where_there_are_no_others(make_data_set: MakeDataSet) -> None:
-    data_set = make_data_set([random_picture(i, np.random.default_rng(i), 0) for i in (1, 2)])
+def test_images_of_nobody_are_drawn_where_there_are_no_others(make_data_set: MakeDataSet) -> None:
+    data_set = make_data_set([random_image(i, np.random.default_rng(i), 0) for i in (1, 2)])
     assert len(chosen_rows(data_set, "train", 12)) == 2
 
 
@@ -69,9 +69,9 @@ def test_real_photographs(coco_sample_records: DataSet, tmp_path: Path) -> None:
     assert np.asarray(made).std() > 40 and (tmp_path / "sheet.png").stat().st_size > 100_000
 
 
-def test_a_picture_that_cannot_be_decoded_is_a_grey_one(small_records: Path) -> None:
+def test_a_image_that_cannot_be_decoded_is_a_grey_one(small_records: Path) -> None:
     data_set = open_data_set(small_records)
     record = next(read_records(data_set, "train", [rows_of(data_set, "train", [6])[0]]))
     broken = dataclasses.replace(record, image_bytes=b"nonsense")
-    picture = np.asarray(contact_sheet.picture_of(broken))
-    assert picture.shape == (record.height, record.width, 3) and (picture[-1] == 60).all() and (picture > 200).any()
+    entry = np.asarray(contact_sheet.image_of(broken))
+    assert entry.shape == (record.height, record.width, 3) and (entry[-1] == 60).all() and (entry > 200).any()

@@ -36,7 +36,7 @@ def as_floats(feature: Feature) -> None:
     feature["image/height"].float_list.value.append(1.0)  # (the kinds exclude each other)
 
 
-def without_the_picture_s_end(feature: Feature) -> None:
+def without_the_image_s_end(feature: Feature) -> None:
     values(feature, "image/encoded")[0] = values(feature, "image/encoded")[0][:-200]
 
 
@@ -77,11 +77,11 @@ OBJECT, POINT = "image/object/", "image/object/keypoint/"
         (swapped_ids, "not sorted by id"),
         (put(f"{POINT}visibility", 0, 3), "visibility: "),
         (put(f"{POINT}num", 0, 5), "keypoint/num"),
-        (put(f"{POINT}x", 0, 1.5), "outside the picture"),
+        (put(f"{POINT}x", 0, 1.5), "outside the image"),
         (put(f"{POINT}visibility", 0, 0), "not labelled has a place"),
-        (put("image/key/sha256", 0, b"0" * 64), "sha256 of the picture"),
+        (put("image/key/sha256", 0, b"0" * 64), "sha256 of the image"),
         (put("image/format", 0, b"jpeg"), "image/format is 'jpeg'"),
-        (without_the_picture_s_end, "cannot be decoded"),
+        (without_the_image_s_end, "cannot be decoded"),
         (other_matching("positive"), "anchors/positive at short edge 128, flipped"),
         (other_matching("positive_box"), "anchors/positive"),
         (other_matching("ignored"), "anchors/ignored at short edge 128, flipped"),

@@ -1,4 +1,4 @@
-"""Sheets: rows of one width, every picture in its place, captions that fit."""
+"""Sheets: rows of one width, every image in its place, captions that fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_rows_fit_the_width_and_keep_proportions(aspects: list[float], width: in
         assert w <= h * aspect < w + 1
 
 
-def test_pictures_lie_where_the_layout_says_and_are_reduced() -> None:
+def test_images_lie_where_the_layout_says_and_are_reduced() -> None:
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     asked: list[tuple[int, int]] = []
 
@@ -36,7 +36,7 @@ def test_pictures_lie_where_the_layout_says_and_are_reduced() -> None:
             asked.append((height, width))
             return np.full((height, width, 3), colour, np.uint8)
 
-        return sheet.Tile(1.5, paint, ("a caption that is far too long for so narrow a picture" * 5, "two"))
+        return sheet.Tile(1.5, paint, ("a caption that is far too long for so narrow an image" * 5, "two"))
 
     made = np.asarray(
         sheet.compose([[tile(c) for c in colours]], "title", [sheet.Sign("hatch", (1, 2, 3), "x")], width=500, row_height=120)

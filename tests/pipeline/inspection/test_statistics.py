@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import anchors, data_config
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.inspection.statistics import MOST_PERSONS, WELL_MATCHED, WORST_KEPT, RecordStatistics, best_iou, collect
 from pipeline.record_folder import DataSet, open_data_set
 from pipeline.record_reader import read_records
@@ -19,9 +19,9 @@ def statistics(small_records: Path) -> RecordStatistics:
     return collect(open_data_set(small_records), "train", lambda _: None)
 
 
-def test_people_and_keypoints(statistics: RecordStatistics, pictures: dict[int, Picture]) -> None:
-    people = [[person for person in picture.persons if not person.is_crowd] for picture in pictures.values()]
-    assert statistics.pictures == 24 and (statistics.crowds, statistics.pictures_with_crowds) == (2, 2)
+def test_people_and_keypoints(statistics: RecordStatistics, entries: dict[int, CocoImage]) -> None:
+    people = [[person for person in entry.persons if not person.is_crowd] for entry in entries.values()]
+    assert statistics.images == 24 and (statistics.crowds, statistics.images_with_crowds) == (2, 2)
     np.testing.assert_array_equal(statistics.persons, np.bincount([len(p) for p in people], minlength=MOST_PERSONS + 1))
     points = np.stack([person.keypoints for group in people for person in group])  # [all, K, 3]
     labelled = points[..., 2] > 0
@@ -37,8 +37,8 @@ def test_people_and_keypoints(statistics: RecordStatistics, pictures: dict[int, 
     assert statistics.sizes.sum() == statistics.aspects.sum() == len(points)
 
 
-def test_sizes_and_shapes(statistics: RecordStatistics, pictures: dict[int, Picture]) -> None:
-    boxes = np.array([person.box for picture in pictures.values() for person in picture.persons if not person.is_crowd])
+def test_sizes_and_shapes(statistics: RecordStatistics, entries: dict[int, CocoImage]) -> None:
+    boxes = np.array([person.box for entry in entries.values() for person in entry.persons if not person.is_crowd])
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     assert statistics.sizes[: 2 * 4 + 1].sum() == (np.sqrt(width * height) < 64).sum()  # 4 · 2⁴ pixels
     assert statistics.aspects[:13].sum() == (height < width).sum()

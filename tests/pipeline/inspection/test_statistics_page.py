@@ -61,7 +61,7 @@ def test_real_photographs(coco_sample_records: DataSet) -> None:
 
 def test_a_split_of_nobody_and_records_without_anchors(make_data_set: MakeDataSet, small_records: Path) -> None:
     made, words = page_of(make_data_set([], split="empty"), "empty")
-    assert "0 pictures" in words and made.count("<svg") == 8
+    assert "0 images" in words and made.count("<svg") == 8
     data_set = open_data_set(small_records)
     without = dataclasses.replace(data_set, short_edges=())
     statistics = collect(data_set, "train", lambda _: None)

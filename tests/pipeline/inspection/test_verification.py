@@ -45,7 +45,7 @@ def test_the_real_photographs_are_right(coco_sample_records: Any) -> None:
         assert not list(verify(coco_sample_records, split, lambda _: None))
 
 
-@pytest.mark.parametrize("place", [20, 2000, -20], ids=["first bytes", "picture", "last bytes"])
+@pytest.mark.parametrize("place", [20, 2000, -20], ids=["first bytes", "image", "last bytes"])
 def test_one_bit_in_a_record(folder: Path, place: int) -> None:
     start, end = offset(folder, 3), offset(folder, 4)
     content = bytearray((folder / SHARD).read_bytes())

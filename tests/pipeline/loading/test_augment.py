@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 
 from pipeline import anchors, coco
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.loading import augment
@@ -22,7 +22,7 @@ from pipeline.loading.batches import training_batches, training_pool
 from pipeline.record_folder import DataSet
 
 Arrays = dict[str, NDArray[Any]]
-SIZE = (37, 50)  # of the picture within the canvas
+SIZE = (37, 50)  # of the image within the canvas
 USUAL = DataConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 
 
@@ -35,19 +35,19 @@ def photograph(seed: int = 0) -> NDArray[np.uint8]:
     return np.asarray(rough.resize(SIZE[::-1], Image.Resampling.BICUBIC))
 
 
-def on_canvas(*pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    canvas = np.full((len(pictures), 64, 64, 3), 77, np.uint8)  # what lies outside must neither count nor stay
-    for row, picture in enumerate(pictures):
-        canvas[row, : SIZE[0], : SIZE[1]] = picture
+def on_canvas(*entries: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    canvas = np.full((len(entries), 64, 64, 3), 77, np.uint8)  # what lies outside must neither count nor stay
+    for row, entry in enumerate(entries):
+        canvas[row, : SIZE[0], : SIZE[1]] = entry
     return canvas
 
 
-def adjusted(picture: NDArray[np.uint8], **factors: float) -> NDArray[np.float32]:
+def adjusted(entry: NDArray[np.uint8], **factors: float) -> NDArray[np.float32]:
     named = {
         name: tf.constant([factors[name]]) if name in factors else None
         for name in ("brightness", "contrast", "saturation", "hue")
     }
-    result = augment.adjust_colours(on_canvas(picture), tf.constant([SIZE]), **named).numpy()
+    result = augment.adjust_colours(on_canvas(entry), tf.constant([SIZE]), **named).numpy()
     assert result.dtype == np.float32 and result.shape == (1, 64, 64, 3)
     assert not result[0, SIZE[0] :].any() and not result[0, :, SIZE[1] :].any()
     return np.asarray(result[0, : SIZE[0], : SIZE[1]])
@@ -69,12 +69,12 @@ def test_pillows_colours(kind: str, factor: float) -> None:
 
 @pytest.mark.parametrize("shift", [-0.5, -0.08, 0.1, 0.3])
 def test_hue_turns_in_hsv(shift: float) -> None:
-    picture = photograph()
-    expected = np.empty(picture.shape)
+    entry = photograph()
+    expected = np.empty(entry.shape)
     for place in np.ndindex(*SIZE):
-        hue, saturation, value = colorsys.rgb_to_hsv(*(picture[place] / 255))
+        hue, saturation, value = colorsys.rgb_to_hsv(*(entry[place] / 255))
         expected[place] = np.multiply(colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value), 255)
-    np.testing.assert_allclose(adjusted(picture, hue=shift), expected, atol=0.01)
+    np.testing.assert_allclose(adjusted(entry, hue=shift), expected, atol=0.01)
 
 
 def test_brightness_comes_first_and_hue_last() -> None:
@@ -161,10 +161,10 @@ def train(data_set: DataSet, config: DataConfig, *, steps: int = 12, seed: int =
     return result
 
 
-def coordinates(picture: Picture) -> bytes:
-    """A PNG whose red is x and whose green is y, 0 at one edge and 250 at the other; blue is full inside of the picture."""
-    y, x = np.mgrid[: picture.height, : picture.width] + 0.5
-    pixels = np.stack([250 * x / picture.width, 250 * y / picture.height, np.full(x.shape, 255)], axis=-1)
+def coordinates(entry: CocoImage) -> bytes:
+    """A PNG whose red is x and whose green is y, 0 at one edge and 250 at the other; blue is full inside of the image."""
+    y, x = np.mgrid[: entry.height, : entry.width] + 0.5
+    pixels = np.stack([250 * x / entry.width, 250 * y / entry.height, np.full(x.shape, 255)], axis=-1)
     file = io.BytesIO()
     Image.fromarray(np.round(pixels).astype(np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -172,7 +172,7 @@ def coordinates(picture: Picture) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Where a window's pixels lie in the picture: x = left + step_x · column."""
+    """Where a window's pixels lie in the image: x = left + step_x · column."""
 
     left: float
     top: float
@@ -184,37 +184,37 @@ class _Window:
 
 
 def test_boxes_and_keypoints_stay_on_the_same_content(
-    make_data_set: Callable[..., DataSet], pictures: dict[int, Picture]
+    make_data_set: Callable[..., DataSet], entries: dict[int, CocoImage]
 ) -> None:
-    data_set = make_data_set(list(pictures.values()), draw=coordinates)
+    data_set = make_data_set(list(entries.values()), draw=coordinates)
     flip = np.array(data_set.skeleton.flip)
     cut = whole = points = lost = 0
     scales = []
     for image_id, example in train(data_set, JITTER, steps=42):
-        picture = pictures[image_id]
+        entry = entries[image_id]
         height, width = example["image_size"]
         assert example["image"].shape == (128, 128, 3) and height <= 128 and width <= 128
         content = example["image"][:height, :width]
         assert (content[..., 2] == 255).all()
         assert not example["image"][height:].any() and not example["image"][:, width:].any()
-        scales.append(example["scale"][0] * picture.height / 128 * max(1, picture.width / picture.height))
+        scales.append(example["scale"][0] * entry.height / 128 * max(1, entry.width / entry.height))
         if min(height, width) < 24:
             continue  # too coarse to tell places from colours
 
-        # Where the window lies in the picture, from its colours: x = offset + slope · column.
+        # Where the window lies in the image, from its colours: x = offset + slope · column.
         red, green = (content[..., channel].astype(np.float64) / 250 for channel in (0, 1))
         column, row = np.arange(width) + 0.5, np.arange(height) + 0.5
-        middle = slice(2, -2)  # at the picture's own edges a resize repeats pixels
+        middle = slice(2, -2)  # at the image's own edges a resize repeats pixels
         slope_x, left = np.polyfit(column[middle], red.mean(axis=0)[middle], 1)
         slope_y, top = np.polyfit(row[middle], green.mean(axis=1)[middle], 1)
         flipped = slope_x < 0
-        np.testing.assert_allclose(abs(slope_x) * picture.width * example["scale"][1], 1, atol=0.03)
-        np.testing.assert_allclose(slope_y * picture.height * example["scale"][0], 1, atol=0.03)
+        np.testing.assert_allclose(abs(slope_x) * entry.width * example["scale"][1], 1, atol=0.03)
+        np.testing.assert_allclose(slope_y * entry.height * example["scale"][0], 1, atol=0.03)
 
-        places = _Window(left * picture.width, top * picture.height, slope_x * picture.width, slope_y * picture.height)
+        places = _Window(left * entry.width, top * entry.height, slope_x * entry.width, slope_y * entry.height)
 
         expected = []
-        for person in picture.persons:
+        for person in entry.persons:
             (xa, y0), (xb, y1) = places.of(*person.box[:2]), places.of(*person.box[2:])
             box = np.clip([min(xa, xb), y0, max(xa, xb), y1], 0, [width, height, width, height])
             keypoints = person.keypoints[flip] if flipped else person.keypoints
@@ -295,10 +295,10 @@ def test_padding_to_expect(small_data_set: DataSet) -> None:
 def test_nobody_left_in_the_crop(make_data_set: Callable[..., DataSet]) -> None:
     """A person in a corner, and a window that mostly shows the rest: no box, no positive anchor."""
     keypoints = np.array([[2.0, 2, 2]] * 5)
-    picture = Picture(1, "", 200, 200, (coco.Person(1, (1, 1, 4, 4), 9.0, False, keypoints),))
+    entry = CocoImage(1, "", 200, 200, (coco.Person(1, (1, 1, 4, 4), 9.0, False, keypoints),))
     config = dataclasses.replace(JITTER, jitter_scales=(2.0, 2.0), flip=False)
     empty = 0
-    for _, example in train(make_data_set([picture]), config, steps=8, batch=1):
+    for _, example in train(make_data_set([entry]), config, steps=8, batch=1):
         if not example["box_kind"].any():
             assert not example["boxes"].any() and not example["keypoints"].any()
             assert not (example["anchor_label"] == 1).any() and (example["anchor_label"] == 0).any()

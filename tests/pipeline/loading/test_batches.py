@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import anchors, coco, data_config, records
-from pipeline.coco import Picture
+from pipeline.coco import CocoImage
 from pipeline.command import UserError
 from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
 from pipeline.loading import epoch_plan
@@ -85,23 +85,23 @@ def test_element_spec(small_data_set: DataSet) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])
 def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(
-    small_data_set: DataSet, pictures: dict[int, Picture], offset: float
+    small_data_set: DataSet, entries: dict[int, CocoImage], offset: float
 ) -> None:
     config = dataclasses.replace(SMALL, keypoint_offset=offset)
     drawn = variants(small_data_set, config)
     for image_id, example in images(train(small_data_set, config, num_steps=length_of_epoch(small_data_set, config))):
-        picture, variant = pictures[image_id], drawn[image_id]
-        height, width = data_config.resized_size(picture.height, picture.width, SMALL.short_edges[variant // 2], 192)
+        entry, variant = entries[image_id], drawn[image_id]
+        height, width = data_config.resized_size(entry.height, entry.width, SMALL.short_edges[variant // 2], 192)
         assert example["image_size"].tolist() == [height, width]
-        assert example["original_size"].tolist() == [picture.height, picture.width]
-        np.testing.assert_allclose(example["scale"], [height / picture.height, width / picture.width], rtol=1e-6)
-        count = len(picture.persons)
-        assert example["box_kind"].tolist() == [CROWD if p.is_crowd else PERSON for p in picture.persons] + [PADDING] * (
+        assert example["original_size"].tolist() == [entry.height, entry.width]
+        np.testing.assert_allclose(example["scale"], [height / entry.height, width / entry.width], rtol=1e-6)
+        count = len(entry.persons)
+        assert example["box_kind"].tolist() == [CROWD if p.is_crowd else PERSON for p in entry.persons] + [PADDING] * (
             8 - count
         )
         assert not example["boxes"][count:].any() and not example["keypoints"][count:].any()
-        scale = np.array([width / picture.width, height / picture.height])
-        for box, keypoints, person in zip(example["boxes"], example["keypoints"], picture.persons, strict=False):
+        scale = np.array([width / entry.width, height / entry.height])
+        for box, keypoints, person in zip(example["boxes"], example["keypoints"], entry.persons, strict=False):
             expected_box = np.array(person.box) * np.tile(scale, 2)
             labelled = person.keypoints[:, 2:] > 0
             expected = (person.keypoints + np.where(labelled, [offset, offset, 0], 0)) * [*scale, 1]
@@ -125,7 +125,7 @@ def test_a_keypoint_lies_on_its_own_colour(make_data_set: Callable[..., DataSet]
     ]
     for person in persons:
         person.keypoints[person.keypoints[:, 2] == 0] = 0
-    data_set = make_data_set([Picture(p.id, "", 150 + p.id, 190 - p.id, (p,)) for p in persons])
+    data_set = make_data_set([CocoImage(p.id, "", 150 + p.id, 190 - p.id, (p,)) for p in persons])
     drawn = variants(data_set, SMALL)
     flip = data_set.skeleton.flip
     seen = set()
@@ -140,12 +140,12 @@ def test_a_keypoint_lies_on_its_own_colour(make_data_set: Callable[..., DataSet]
     assert len(seen) == 2 * len(flip)
 
 
-def test_all_matched_anchors_of_every_image(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+def test_all_matched_anchors_of_every_image(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
     config = dataclasses.replace(SMALL, sampled_anchors=4000, positive_fraction=1.0)
-    assert_anchors(small_data_set, "train", config, pictures, epochs=2)
+    assert_anchors(small_data_set, "train", config, entries, epochs=2)
 
 
-def assert_anchors(data_set: DataSet, split: str, config: DataConfig, of: dict[int, Picture], epochs: int) -> None:
+def assert_anchors(data_set: DataSet, split: str, config: DataConfig, of: dict[int, CocoImage], epochs: int) -> None:
     """With room for all positives: they are those of `anchors.match`, and no negative is positive, ignored or in a crowd."""
     batches = train(data_set, config, split, num_steps=epochs * (length_of_epoch(data_set, config, split) + 2))
     checked = 0
@@ -190,7 +190,7 @@ def test_half_of_the_anchors_are_positive_at_most(small_data_set: DataSet) -> No
     assert most == 8
 
 
-def test_of_too_many_boxes_the_largest_stay(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+def test_of_too_many_boxes_the_largest_stay(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
     full = dataclasses.replace(SMALL, sampled_anchors=4000, positive_fraction=1.0)
     few = dataclasses.replace(full, max_boxes=2)
     steps = length_of_epoch(small_data_set, full)
@@ -207,16 +207,16 @@ def test_of_too_many_boxes_the_largest_stay(small_data_set: DataSet, pictures: d
         assert now == {a: kept.tolist().index(b) for a, b in was.items() if b in kept}
         gone = [a for a, b in was.items() if b not in kept]
         assert not np.isin(example["anchor_index"][example["anchor_label"] == 0], gone).any()
-        dropped += max(0, len(pictures[image_id].persons) - 2)
+        dropped += max(0, len(entries[image_id].persons) - 2)
     assert dropped == training_pool(small_data_set, "train", few).dropped_boxes > 0
 
 
 # Order --------------------------------------------------------------------------------------------------------------
 
 
-def test_every_image_once_an_epoch(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+def test_every_image_once_an_epoch(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
     steps = length_of_epoch(small_data_set, SMALL)
-    assert sorted(i for i, _ in images(train(small_data_set, SMALL, num_steps=steps))) == sorted(pictures)
+    assert sorted(i for i, _ in images(train(small_data_set, SMALL, num_steps=steps))) == sorted(entries)
 
 
 def test_padding_images_are_empty(small_data_set: DataSet) -> None:
@@ -230,12 +230,12 @@ def test_padding_images_are_empty(small_data_set: DataSet) -> None:
     assert found
 
 
-def test_images_without_labelled_persons_are_left_out(small_data_set: DataSet, pictures: dict[int, Picture]) -> None:
+def test_images_without_labelled_persons_are_left_out(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
     config = dataclasses.replace(SMALL, require_keypoints=True)
     steps = length_of_epoch(small_data_set, config)
-    labelled = [i for i, p in pictures.items() if any(q.num_labelled for q in p.persons)]
+    labelled = [i for i, p in entries.items() if any(q.num_labelled for q in p.persons)]
     assert sorted(i for i, _ in images(train(small_data_set, config, num_steps=steps))) == labelled
-    assert len(labelled) < len(pictures)
+    assert len(labelled) < len(entries)
 
 
 @pytest.mark.parametrize("start", [1, 19])
@@ -267,7 +267,7 @@ def test_draws_do_not_depend_on_the_batch_size(small_data_set: DataSet) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_evaluation_sees_every_image_once(small_data_set: DataSet, pictures: dict[int, Picture], workers: int) -> None:
+def test_evaluation_sees_every_image_once(small_data_set: DataSet, entries: dict[int, CocoImage], workers: int) -> None:
     parts = [
         arrays(
             evaluation_batches(
@@ -284,10 +284,10 @@ def test_evaluation_sees_every_image_once(small_data_set: DataSet, pictures: dic
         for w in range(workers)
     ]
     seen = list(images(itertools.chain(*parts)))
-    assert sorted(i for i, _ in seen) == sorted(pictures)
+    assert sorted(i for i, _ in seen) == sorted(entries)
     for image_id, example in seen:
-        picture = pictures[image_id]
-        assert example["image_size"].tolist() == list(data_config.resized_size(picture.height, picture.width, 100, 180))
+        entry = entries[image_id]
+        assert example["image_size"].tolist() == list(data_config.resized_size(entry.height, entry.width, 100, 180))
         assert "anchor_index" not in example
     assert any((batch["image_id"] < 0).any() for batch in itertools.chain(*parts))
 
@@ -358,7 +358,7 @@ def test_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> Non
     )
     for split in ("train", "val"):
         data = coco.read_coco(coco_sample / "annotations" / f"person_keypoints_{split}2017.json")
-        assert_anchors(coco_sample_records, split, config, {p.id: p for p in data.pictures}, epochs=2)
+        assert_anchors(coco_sample_records, split, config, {p.id: p for p in data.images}, epochs=2)
 
 
 def test_pixels_of_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> None:

@@ -17,7 +17,7 @@ Sizes = NDArray[np.int64]
 
 
 def coco_sizes(shared_data: Path, short_edges: tuple[int, ...]) -> Sizes:
-    """Heights and widths [2, N] at all short edges of the pictures of a part of COCO."""
+    """Heights and widths [2, N] at all short edges of the images of a part of COCO."""
     seen = [
         [resized_size(height, width, edge, 1333)] * count
         for width, height, count in json.loads((shared_data / "coco_stats.json").read_text())["sizes"]
@@ -45,7 +45,7 @@ def test_padding_on_coco_at_six_short_edges(shared_data: Path, count: int, most:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
-def test_every_picture_fits_into_the_smallest_canvas_that_holds_it(count: int) -> None:
+def test_every_image_fits_into_the_smallest_canvas_that_holds_it(count: int) -> None:
     heights, widths = random_sizes(count, 500, 700)
     chosen = canvases.choose(heights, widths, count)
     assert 1 <= len(chosen.sizes) <= count
@@ -77,7 +77,7 @@ def test_close_to_the_optimum_of_all_choices(seed: int) -> None:
     assert (heights * widths).sum() / (1 - chosen.padding) <= 1.02 * best
 
 
-def test_order_of_pictures_does_not_matter() -> None:
+def test_order_of_images_does_not_matter() -> None:
     heights, widths = random_sizes(3, 300, 500)
     order = np.random.default_rng(0).permutation(300)
     assert canvases.choose(heights, widths, 4) == canvases.choose(heights[order], widths[order], 4)

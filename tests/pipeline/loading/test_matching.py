@@ -78,7 +78,7 @@ def test_matches_as_the_definition_does(
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3])
-def test_large_pictures_far_from_the_origin(config: AnchorConfig) -> None:
+def test_large_images_far_from_the_origin(config: AnchorConfig) -> None:
     """Where corners off the whole pixels lose most of their bits."""
     rng = np.random.default_rng(3)
     size, canvas = (1320, 1301), (1344, 1312)

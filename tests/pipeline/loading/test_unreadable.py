@@ -1,4 +1,4 @@
-"""Damaged records and pictures: named with file and byte, skipped where that is asked for."""
+"""Damaged records and images: named with file and byte, skipped where that is asked for."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def jpeg(height: int, width: int) -> bytes:
     return file.getvalue()
 
 
-def with_picture(change: Callable[[int, int], bytes]) -> Damage:
-    """Replaces the picture of a record by what `change` makes of its height and width."""
+def with_image(change: Callable[[int, int], bytes]) -> Damage:
+    """Replaces the image of a record by what `change` makes of its height and width."""
 
     def damage(record: bytes) -> bytes:
         example = tf.train.Example.FromString(record)
@@ -88,12 +88,12 @@ def row(data_set: DataSet, image_id: int = VICTIM) -> Any:
     return index[np.flatnonzero(index["image_id"] == image_id)[0]]
 
 
-PICTURES: dict[str, tuple[Callable[[int, int], bytes], str]] = {
-    "a JPEG cut short": (lambda height, width: jpeg(height, width)[:-2000], "picture is damaged.*Invalid JPEG"),
-    "a JPEG without its header": (lambda height, width: jpeg(height, width)[20:], "picture is damaged"),
-    "another kind of file": (lambda *_: b"GIF89a" + bytes(100), "picture is damaged"),
-    "a PNG cut short": (lambda *_: b"\x89PNG\r\n\x1a\n" + bytes(40), "picture is damaged.*PNG"),
-    "nothing": (lambda *_: b"", "picture is damaged"),
+IMAGES: dict[str, tuple[Callable[[int, int], bytes], str]] = {
+    "a JPEG cut short": (lambda height, width: jpeg(height, width)[:-2000], "image is damaged.*Invalid JPEG"),
+    "a JPEG without its header": (lambda height, width: jpeg(height, width)[20:], "image is damaged"),
+    "another kind of file": (lambda *_: b"GIF89a" + bytes(100), "image is damaged"),
+    "a PNG cut short": (lambda *_: b"\x89PNG\r\n\x1a\n" + bytes(40), "image is damaged.*PNG"),
+    "nothing": (lambda *_: b"", "image is damaged"),
     "another size": (lambda height, width: jpeg(height + 1, width), "size that the record says.*another size than recorded"),
 }
 RECORDS: dict[str, tuple[Damage, str]] = {
@@ -107,16 +107,16 @@ BYTES = {"in the length": (3, b"\x07"), "in its checksum": (9, b"\0\0"), "in the
 def damaged(request: pytest.FixtureRequest, small_data_set: DataSet, tmp_path: Path) -> tuple[DataSet, str]:
     """A data set with one damaged image, and what is to be said about it."""
     case, folder = request.param, tmp_path / "damaged"
-    if case in PICTURES:
-        change, reason = PICTURES[case]
-        return rewritten(small_data_set, folder, {VICTIM: with_picture(change)}), reason
+    if case in IMAGES:
+        change, reason = IMAGES[case]
+        return rewritten(small_data_set, folder, {VICTIM: with_image(change)}), reason
     if case in RECORDS:
         damage, reason = RECORDS[case]
         return rewritten(small_data_set, folder, {VICTIM: damage}), reason
     return overwritten(small_data_set, folder, *BYTES[case]), "damaged or cut short.*corrupted record"
 
 
-@pytest.mark.parametrize("damaged", [*PICTURES, *RECORDS, *BYTES], indirect=True)
+@pytest.mark.parametrize("damaged", [*IMAGES, *RECORDS, *BYTES], indirect=True)
 def test_damage_is_named_and_nothing_else_is(damaged: tuple[DataSet, str]) -> None:
     data_set, reason = damaged
     found = {i: unreadable.describe(data_set, "train", row(data_set, i)) for i in (VICTIM - 1, VICTIM, VICTIM + 2)}
@@ -131,8 +131,8 @@ def test_damage_is_named_and_nothing_else_is(damaged: tuple[DataSet, str]) -> No
 
 
 def test_fatal_or_a_padding_image(small_data_set: DataSet, tmp_path: Path) -> None:
-    pictures = {4: PICTURES["a JPEG cut short"], 9: PICTURES["another size"]}
-    damages = {i: with_picture(change) for i, (change, _) in pictures.items()} | {14: RECORDS["no record"][0]}
+    entries = {4: IMAGES["a JPEG cut short"], 9: IMAGES["another size"]}
+    damages = {i: with_image(change) for i, (change, _) in entries.items()} | {14: RECORDS["no record"][0]}
     data_set = overwritten(rewritten(small_data_set, tmp_path / "some", damages), tmp_path / "all", *BYTES["in the data"])
     victims = [*damages, VICTIM]
 
@@ -217,7 +217,7 @@ def test_each_is_named_once_and_counted_every_time(damaged: tuple[DataSet, str])
         for ids in ([-1, -1], [-1, VICTIM], [VICTIM, -1]):
             skipped.see(np.array(ids))
     named, counted = lines
-    assert named.startswith("skipped ") and f"image {VICTIM}: the picture is damaged" in named
+    assert named.startswith("skipped ") and f"image {VICTIM}: the image is damaged" in named
     assert counted == "1 images could not be read; they were skipped 2 times"
 
 

@@ -25,7 +25,7 @@ from pipeline.synthetic.dataset import Arguments, write_dataset
 from pipeline.synthetic.looks import random_look
 from pipeline.synthetic.people import Figure, draw_figure, visible_from
 from pipeline.synthetic.poses import KEYPOINTS, PERSON_CATEGORY, random_pose
-from pipeline.synthetic.rendering import Layer, annotate, render_picture
+from pipeline.synthetic.rendering import Layer, annotate, render_image
 
 WIDTH, HEIGHT, IMAGES = 320, 240, 120
 SKELETON = Skeleton.from_category(PERSON_CATEGORY)
@@ -63,7 +63,7 @@ def test_category_is_coco_s() -> None:
 # ---- the files -------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_there_and_of_the_size_in_the_json(folder: Path, coco: COCO) -> None:
+def test_images_are_there_and_of_the_size_in_the_json(folder: Path, coco: COCO) -> None:
     assert len(coco.dataset["images"]) == IMAGES
     assert {p.name for p in (folder / "train").iterdir()} == {image["file_name"] for image in coco.dataset["images"]}
     with Image.open(folder / "train" / coco.dataset["images"][0]["file_name"]) as image:
@@ -74,7 +74,7 @@ def test_ids_are_unique_and_start_at_1(people: list[dict[str, Any]]) -> None:
     assert [a["id"] for a in people] == list(range(1, len(people) + 1))
 
 
-def test_same_bytes_for_any_number_of_workers_and_pictures(folder: Path, tmp_path: Path) -> None:
+def test_same_bytes_for_any_number_of_workers_and_images(folder: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path, Arguments(36, 3, "train", WIDTH, HEIGHT), num_workers=2)
     name = Path("annotations") / "person_keypoints_train.json"
     few, many = (json.loads((output / name).read_text()) for output in (tmp_path, folder))
@@ -84,10 +84,10 @@ def test_same_bytes_for_any_number_of_workers_and_pictures(folder: Path, tmp_pat
         assert (tmp_path / "train" / image["file_name"]).read_bytes() == (folder / "train" / image["file_name"]).read_bytes()
 
 
-def test_other_seed_other_split_other_index_give_other_pictures() -> None:
+def test_other_seed_other_split_other_index_give_other_images() -> None:
     keys = [(0, "train", 0), (1, "train", 0), (0, "val", 0), (0, "train", 1)]
-    assert len({render_picture(*key, width=160, height=120).jpeg for key in keys}) == 4
-    assert render_picture(*keys[0], width=160, height=120) == render_picture(*keys[0], width=160, height=120)
+    assert len({render_image(*key, width=160, height=120).jpeg for key in keys}) == 4
+    assert render_image(*keys[0], width=160, height=120) == render_image(*keys[0], width=160, height=120)
 
 
 # ---- the annotations -------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_masks_do_not_overlap(coco: COCO) -> None:
             assert coco_mask.area(coco_mask.merge(encoded)) == sum(coco_mask.area(encoded))
 
 
-def test_keypoints_are_counted_inside_the_picture_and_zero_where_not_labelled(people: list[dict[str, Any]]) -> None:
+def test_keypoints_are_counted_inside_the_image_and_zero_where_not_labelled(people: list[dict[str, Any]]) -> None:
     for annotation in people:
         points = labelled(annotation)
         assert points.shape == (SKELETON.num_keypoints, 3) and set(points[:, 2]) <= {0, 1, 2}
@@ -172,7 +172,7 @@ def figure_of(seed: int, *, yaw: float, scale: float = 180.0) -> Figure:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_left_is_on_the_right_of_the_picture_from_the_front_and_not_from_behind(seed: int) -> None:
+def test_left_is_on_the_right_of_the_image_from_the_front_and_not_from_behind(seed: int) -> None:
     place = {name: k for k, name in enumerate(KEYPOINTS)}
     for yaw, sign in ((0, 1), (180, -1)):
         figure = figure_of(seed, yaw=yaw)
@@ -232,7 +232,7 @@ def test_a_torso_hides_the_arm_behind_it() -> None:
     """Half turned people hide the far arm: the points are labelled as hidden, at the joint's true place."""
     hidden = 0
     for seed in range(12):
-        figure = figure_of(seed, yaw=80)  # faces the right of the picture, the right arm is near
+        figure = figure_of(seed, yaw=80)  # faces the right of the image, the right arm is near
         _, (found,) = annotate([Layer(((figure, np.array([160.0, 120.0])),), "person")], WIDTH, HEIGHT)
         left = labelled(found)[KEYPOINTS.index("left_elbow")]
         hidden += int(left[2] == 1)
@@ -257,12 +257,12 @@ def test_a_finished_split_is_reused_and_never_replaced_unasked(tmp_path: Path) -
     other = write_dataset(tmp_path, arguments(1, split="train"), num_workers=1)
     assert other.images == 1 and first.annotations.read_bytes() == before
     assert write_dataset(tmp_path, arguments(2), num_workers=1, overwrite=True).images == 2
-    assert len(list(first.pictures.iterdir())) == 2
+    assert len(list(first.image_folder.iterdir())) == 2
 
 
-def test_a_deleted_picture_comes_back(tmp_path: Path) -> None:
+def test_a_deleted_image_comes_back(tmp_path: Path) -> None:
     done = write_dataset(tmp_path, arguments(3), num_workers=1)
-    victim = sorted(done.pictures.iterdir())[1]
+    victim = sorted(done.image_folder.iterdir())[1]
     before = victim.read_bytes()
     victim.unlink()
     assert not write_dataset(tmp_path, arguments(3), num_workers=1).reused
@@ -284,7 +284,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "render_picture", stop)
+    monkeypatch.setattr(dataset, "render_image", stop)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path, arguments(), num_workers=1)
     assert [p for p in tmp_path.rglob("*") if p.is_file() or "val" in p.name] == []

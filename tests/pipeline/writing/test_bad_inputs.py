@@ -1,4 +1,4 @@
-"""Sixty malformed or unusual data sets, each beside a sound picture: what becomes of every one, and what is said."""
+"""Sixty malformed or unusual data sets, each beside a sound image: what becomes of every one, and what is said."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.writing.conversion import ConversionConfig, convert
 
 # Number of the case (and image id) → why it is refused.
 REFUSED = {
-    2: r"truncated or no picture \(image file is truncated",
-    3: r"truncated or no picture \(image file is truncated",
-    4: r"truncated or no picture \(image file is truncated",
-    5: r"truncated or no picture \(image file is truncated",
-    6: r"truncated or no picture \(Truncated File Read\)",
+    2: r"truncated or no image \(image file is truncated",
+    3: r"truncated or no image \(image file is truncated",
+    4: r"truncated or no image \(image file is truncated",
+    5: r"truncated or no image \(image file is truncated",
+    6: r"truncated or no image \(Truncated File Read\)",
     8: r"the file is empty",
-    9: r"truncated or no picture \(cannot identify image file\)",
+    9: r"truncated or no image \(cannot identify image file\)",
     10: r"no such file",
     21: r"192×130 pixels, the annotations say 384×260",
     22: r"192×144 pixels, the annotations say 144×192",
@@ -84,7 +84,7 @@ def run(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 @pytest.mark.parametrize("number", sorted(REFUSED))
-def test_what_cannot_be_right_is_refused_with_picture_file_and_reason(run: Any, tmp_path: Path, number: int) -> None:
+def test_what_cannot_be_right_is_refused_with_image_file_and_reason(run: Any, tmp_path: Path, number: int) -> None:
     with pytest.raises(UserError) as caught:
         run(number)
     message = str(caught.value)
@@ -92,9 +92,7 @@ def test_what_cannot_be_right_is_refused_with_picture_file_and_reason(run: Any, 
         number, rf".*/images/{number:012d}\.jpg"
     )
     assert "\n" not in message
-    caught.match(
-        rf"^image {number}, {file}: {REFUSED[number]}.*; put it right, or leave such pictures out with --on_error=skip$"
-    )
+    caught.match(rf"^image {number}, {file}: {REFUSED[number]}.*; put it right, or leave such images out with --on_error=skip$")
     assert not [path.name for path in (tmp_path / "out").glob("*") if path.name != "unfinished-bad"]
 
 

@@ -38,8 +38,8 @@ QUIET = {name: value for name, value in os.environ.items() if name != "TF_CPP_MI
 
 
 @pytest.fixture(scope="module")
-def source(forty_pictures: Path) -> Path:
-    return forty_pictures
+def source(forty_images: Path) -> Path:
+    return forty_images
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def changed(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) 
     return path
 
 
-def test_all_pictures_are_there_once_in_an_order_of_their_own(run: Convert, tmp_path: Path) -> None:
+def test_all_images_are_there_once_in_an_order_of_their_own(run: Convert, tmp_path: Path) -> None:
     result = run()
     data = open_data_set(tmp_path / "out")
     rows = data.index("train")
@@ -115,10 +115,10 @@ def test_worker_processes_write_the_same_bytes_and_show_how_far_they_are(
     assert not errors  # Beam's workers would say a dozen things of themselves
 
 
-def test_the_default_number_of_shards_depends_on_the_number_of_pictures(
+def test_the_default_number_of_shards_depends_on_the_number_of_images(
     run: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "PICTURES_PER_SHARD", 10)
+    monkeypatch.setattr(conversion, "IMAGES_PER_SHARD", 10)
     config = ConversionConfig(short_edges=(64,))
     run(config=config)
     assert len(open_data_set(tmp_path / "out").shards("train")) == 4
@@ -226,7 +226,7 @@ def test_interrupted_at_any_rename_it_goes_on_and_ends_with_the_same_bytes(
     assert content_of(tmp_path / "out") == content_of(finished)
 
 
-def test_ctrl_c_stops_before_the_next_picture(
+def test_ctrl_c_stops_before_the_next_image(
     run: Convert, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(settings: shard_writer.ShardSettings, numbers: list[int], options: object) -> None:
@@ -312,7 +312,7 @@ def break_three(content: dict[str, Any]) -> None:
     content["annotations"][2]["bbox"] = [1, 2]  # of image 3
 
 
-def test_a_picture_that_cannot_be_used_stops_the_conversion(run: Convert, source: Path, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_used_stops_the_conversion(run: Convert, source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"image 3, .*3\.jpg: annotation 103: bbox has 2 numbers"):
         run(annotations=changed(source, tmp_path / "b.json", break_three))
 
@@ -358,7 +358,7 @@ def test_a_split_of_nothing_says_where_to_look(source: Path, tmp_path: Path) -> 
     (tmp_path / "images").mkdir()
     result = convert(source / "a.json", tmp_path / "images", tmp_path / "out", "train", CONFIG, on_error="skip")
     assert result.summary["images"] == 0 and result.skipped == {"no such file": 40}
-    assert "no picture was left: if --images is the reason" in summary_table(result, str(tmp_path / "out"), "train")
+    assert "no image was left: if --images is the reason" in summary_table(result, str(tmp_path / "out"), "train")
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_has_a_final_name(

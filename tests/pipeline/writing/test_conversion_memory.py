@@ -1,4 +1,4 @@
-"""What the main process of a conversion needs: for all of COCO's annotations, and for more and more pictures."""
+"""What the main process of a conversion needs: for all of COCO's annotations, and for more and more images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[3]
-# All that the main process does, but for the shards: it reads the annotations, sorts and locates the pictures, and writes down
+# All that the main process does, but for the shards: it reads the annotations, sorts and locates the images, and writes down
 # which shard has which.
 PLAN_ONLY = """
 import sys
@@ -64,11 +64,11 @@ def test_all_of_cocos_annotations_need_less_than_two_and_a_half_gigabytes(shared
     assert annotations.stat().st_size > 200e6
     (tmp_path / "images").mkdir()
     assert peak_bytes(PLAN_ONLY, annotations, tmp_path / "images", tmp_path / "out") < 2.5e9
-    assert len(list((tmp_path / "out" / "unfinished-train").glob("pictures-*"))) == 125  # of 512 pictures each
+    assert len(list((tmp_path / "out" / "unfinished-train").glob("images-*"))) == 125  # of 512 images each
 
 
 def heavy_png(size: int) -> bytes:
-    """A small picture in a large file: with a comment of random bytes."""
+    """A small image in a large file: with a comment of random bytes."""
     file = io.BytesIO()
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(file, "PNG")
     comment = b"teXt" + np.random.default_rng(0).bytes(size)
@@ -78,7 +78,7 @@ def heavy_png(size: int) -> bytes:
     return whole[:end] + chunk + whole[end:]
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(heavy_png(2_000_000))
     category = {"id": 1, "name": "person", "keypoints": ["nose"]}
 

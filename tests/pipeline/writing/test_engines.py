@@ -29,18 +29,18 @@ Check = Callable[[Sequence[str]], None]
 
 
 @pytest.fixture(scope="module")
-def in_process(forty_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_process(forty_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("in_process") / "out"
-    convert(forty_pictures / "a.json", forty_pictures / "images", folder, "train", CONFIG)
+    convert(forty_images / "a.json", forty_images / "images", folder, "train", CONFIG)
     return folder
 
 
 @pytest.fixture
-def check(forty_pictures: Path, in_process: Path, tmp_path: Path) -> Check:
+def check(forty_images: Path, in_process: Path, tmp_path: Path) -> Check:
     """Converts with Beam's flags, and compares all files with the in-process conversion's."""
 
     def convert_and_compare(flags: Sequence[str]) -> None:
-        convert(forty_pictures / "a.json", forty_pictures / "images", tmp_path / "out", "train", CONFIG, beam_flags=flags)
+        convert(forty_images / "a.json", forty_images / "images", tmp_path / "out", "train", CONFIG, beam_flags=flags)
         files, expected = (
             {path.name: path.read_bytes() for path in folder.iterdir() if path.name != TIMINGS}
             for folder in (tmp_path / "out", in_process)
@@ -168,9 +168,9 @@ def test_flink(check: Check) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_process_ends_the_job_and_another_run_finishes_it(
-    check: Check, forty_pictures: Path, tmp_path: Path
+    check: Check, forty_images: Path, tmp_path: Path
 ) -> None:
-    arguments = [f"--annotations={forty_pictures / 'a.json'}", f"--images={forty_pictures / 'images'}", "--dataset_name=small"]
+    arguments = [f"--annotations={forty_images / 'a.json'}", f"--images={forty_images / 'images'}", "--dataset_name=small"]
     arguments += [f"--output_dir={tmp_path / 'out'}", "--short_edges=64,96", "--num_shards=6"]
     arguments += ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     with running(tmp_path / "log", "-m", "pipeline.make_tfrecords", *arguments) as process:
@@ -190,11 +190,11 @@ def test_a_killed_worker_process_ends_the_job_and_another_run_finishes_it(
     check([])
 
 
-def test_an_engine_that_cannot_be_reached_is_an_error_of_one_line(forty_pictures: Path, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_reached_is_an_error_of_one_line(forty_images: Path, tmp_path: Path) -> None:
     flags = ["--runner=PortableRunner", f"--job_endpoint=localhost:{free_port()}", "--environment_type=LOOPBACK"]
     flags += ["--job_server_timeout=2"]
     with pytest.raises(UserError, match="the Beam job failed") as caught:
-        convert(forty_pictures / "a.json", forty_pictures / "images", tmp_path / "out", "train", CONFIG, beam_flags=flags)
+        convert(forty_images / "a.json", forty_images / "images", tmp_path / "out", "train", CONFIG, beam_flags=flags)
     assert "\n" not in str(caught.value)
 
 

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline.coco import Picture
-from pipeline.writing.image_files import PictureError, check_image, read_all
+from pipeline.coco import CocoImage
+from pipeline.writing.image_files import ImageError, check_image, read_all
 
 HEIGHT, WIDTH = 40, 60
 # Left half red, lower right quarter blue: what a rotation moves.
@@ -35,10 +35,10 @@ def encoded(image_format: str = "JPEG", *, mode: str = "RGB", orientation: int =
 def read(folder: Path, content: bytes | None, height: int = HEIGHT, width: int = WIDTH) -> tuple[bytes, str, bool]:
     if content is not None:
         (folder / "a.jpg").write_bytes(content)
-    ((picture, file),) = read_all(str(folder), [(Picture(1, "a.jpg", height, width, ()), None)])
-    if isinstance(file, PictureError):
+    ((entry, file),) = read_all(str(folder), [(CocoImage(1, "a.jpg", height, width, ()), None)])
+    if isinstance(file, ImageError):
         raise file
-    return check_image(file, picture)
+    return check_image(file, entry)
 
 
 @pytest.mark.parametrize(
@@ -69,37 +69,37 @@ def png_announcing(height: int, width: int) -> bytes:
     [
         (None, "no such file"),
         (b"", "empty"),
-        (b"text", "no picture"),
+        (b"text", "no image"),
         (encoded("GIF"), "GIF"),
         (encoded()[:100], "truncated"),
         (encoded()[: len(encoded()) // 2], "truncated"),
         (encoded()[:-2], "truncated"),
         (encoded("PNG")[:-20], "truncated"),
-        (encoded("PNG").replace(b"IDAT", b"IDAT\1", 1), "truncated or no picture"),
+        (encoded("PNG").replace(b"IDAT", b"IDAT\1", 1), "truncated or no image"),
         (png_announcing(8_500, 8_500), "8500×8500 pixels"),
         (png_announcing(30_000, 20_000), "far more pixels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_unusable_file_is_an_error_with_a_reason(tmp_path: Path, content: bytes | None, reason: str) -> None:
-    with pytest.raises(PictureError, match=reason) as caught:
+    with pytest.raises(ImageError, match=reason) as caught:
         read(tmp_path, content)
     assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
-    with pytest.raises(PictureError, match="not a file"):
+    with pytest.raises(ImageError, match="not a file"):
         read(tmp_path, None)
 
 
 @pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (HEIGHT * 2, WIDTH * 2)])
 def test_another_size_than_the_annotations_say_is_an_error(tmp_path: Path, size: tuple[int, int]) -> None:
-    with pytest.raises(PictureError, match=r"60×40 pixels, the annotations say"):
+    with pytest.raises(ImageError, match=r"60×40 pixels, the annotations say"):
         read(tmp_path, encoded(), *size)
 
 
-def test_a_stored_rotation_is_applied_only_where_the_annotations_mean_the_upright_picture(tmp_path: Path) -> None:
+def test_a_stored_rotation_is_applied_only_where_the_annotations_mean_the_upright_image(tmp_path: Path) -> None:
     content = encoded(orientation=6, quality=95)
     assert read(tmp_path, content) == (content, "jpeg", False)  # as stored
     upright, image_format, rotated = read(tmp_path, content, height=WIDTH, width=HEIGHT)
@@ -110,5 +110,5 @@ def test_a_stored_rotation_is_applied_only_where_the_annotations_mean_the_uprigh
     assert pixels[5, 20].argmax() == 0 and pixels[5, 20].max() > 200
     assert pixels[WIDTH - 5, 5].argmax() == 2 and pixels[WIDTH - 5, HEIGHT - 5].max() < 50
     assert Image.open(io.BytesIO(upright)).getexif().get(0x0112) is None
-    with pytest.raises(PictureError):  # a half turn changes no size
+    with pytest.raises(ImageError):  # a half turn changes no size
         read(tmp_path, encoded(orientation=3), height=WIDTH, width=HEIGHT)

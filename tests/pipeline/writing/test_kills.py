@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.writing.conversion import ConversionConfig, convert
 
-PICTURES, SHARDS, KILLS = 3000, 150, 10
+IMAGES, SHARDS, KILLS = 3000, 150, 10
 CONFIG = ConversionConfig(dataset_name="killed", num_shards=SHARDS, short_edges=(64, 96))
 ROOT = Path(__file__).parents[3]
 
@@ -40,13 +40,13 @@ def wait_for_a_shard(output: Path, alive: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # on a machine that may be busy
-def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(forty_pictures: Path, tmp_path: Path) -> None:
-    content = json.loads((forty_pictures / "a.json").read_text())
+def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(forty_images: Path, tmp_path: Path) -> None:
+    content = json.loads((forty_images / "a.json").read_text())
     files = [image["file_name"] for image in content["images"]]
     person = content["annotations"][0]
-    content["images"] = [{"id": i, "file_name": files[i % len(files)], "height": 48, "width": 64} for i in range(PICTURES)]
-    content["annotations"] = [person | {"id": i, "image_id": i} for i in range(PICTURES)]
-    annotations, images, output = tmp_path / "a.json", forty_pictures / "images", tmp_path / "out"
+    content["images"] = [{"id": i, "file_name": files[i % len(files)], "height": 48, "width": 64} for i in range(IMAGES)]
+    content["annotations"] = [person | {"id": i, "image_id": i} for i in range(IMAGES)]
+    annotations, images, output = tmp_path / "a.json", forty_images / "images", tmp_path / "out"
     annotations.write_text(json.dumps(content))
     convert(annotations, images, tmp_path / "whole", "train", CONFIG)
     whole = content_of(tmp_path / "whole")
@@ -95,5 +95,5 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(forty_pictures: 
     check_what_a_kill_left()
 
     assert 0 < len(shards_of(output)) < SHARDS
-    assert convert(annotations, images, output, "train", CONFIG).converted < PICTURES
+    assert convert(annotations, images, output, "train", CONFIG).converted < IMAGES
     assert content_of(output) == whole

@@ -17,19 +17,19 @@ CONFIG = ConversionConfig(dataset_name="small", short_edges=(64,), num_shards=2)
 
 
 @pytest.fixture
-def begun(forty_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSettings:
+def begun(forty_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSettings:
     """The settings of a conversion to tmp_path/out whose workers have not begun."""
     caught: list[ShardSettings] = []
     monkeypatch.setattr(conversion, "run_job", lambda settings, numbers, options: caught.append(settings))
     with pytest.raises(UserError, match="2 shards that were not written"):
-        convert(forty_pictures / "a.json", forty_pictures / "images", tmp_path / "out", "train", CONFIG)
+        convert(forty_images / "a.json", forty_images / "images", tmp_path / "out", "train", CONFIG)
     return caught[0]
 
 
 @pytest.fixture(scope="module")
-def whole(forty_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(forty_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole") / "out"
-    convert(forty_pictures / "a.json", forty_pictures / "images", folder, "train", CONFIG)
+    convert(forty_images / "a.json", forty_images / "images", folder, "train", CONFIG)
     return {path.name: path.read_bytes() for path in folder.glob("small-*")}
 
 

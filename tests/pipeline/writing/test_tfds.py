@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.record_folder import DataSet
 
 
-def test_pictures_boxes_and_keypoints_of_real_photographs(coco_sample: Path, coco_sample_records: DataSet) -> None:
+def test_images_boxes_and_keypoints_of_real_photographs(coco_sample: Path, coco_sample_records: DataSet) -> None:
     content = json.loads((coco_sample / "annotations" / "person_keypoints_train2017.json").read_text())
     images = {image["id"]: image for image in content["images"]}
     annotations = {annotation["id"]: annotation for annotation in content["annotations"]}

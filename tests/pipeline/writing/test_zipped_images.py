@@ -110,32 +110,32 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path: Path, content: bytes | None)
 
 
 @pytest.fixture
-def zipped(forty_pictures: Path, tmp_path: Path) -> Path:
+def zipped(forty_images: Path, tmp_path: Path) -> Path:
     path = tmp_path / "train2017.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for number, picture in enumerate(sorted((forty_pictures / "images").iterdir())):
-            archive.write(picture, f"train2017/{picture.name}", zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
+        for number, entry in enumerate(sorted((forty_images / "images").iterdir())):
+            archive.write(entry, f"train2017/{entry.name}", zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
     return path
 
 
-def converted(forty_pictures: Path, images: Path, output: Path, **rest: str) -> Files:
-    convert(forty_pictures / "a.json", images, output, "train", CONFIG, **rest)  # type: ignore[arg-type]
+def converted(forty_images: Path, images: Path, output: Path, **rest: str) -> Files:
+    convert(forty_images / "a.json", images, output, "train", CONFIG, **rest)  # type: ignore[arg-type]
     return {path.name: path.read_bytes() for path in output.iterdir() if not path.name.startswith("summary")}
 
 
-def test_a_zip_gives_the_bytes_of_its_folder(forty_pictures: Path, zipped: Path, tmp_path: Path) -> None:
-    from_zip = converted(forty_pictures, zipped, tmp_path / "from_zip")
-    assert from_zip == converted(forty_pictures, forty_pictures / "images", tmp_path / "from_folder")
+def test_a_zip_gives_the_bytes_of_its_folder(forty_images: Path, zipped: Path, tmp_path: Path) -> None:
+    from_zip = converted(forty_images, zipped, tmp_path / "from_zip")
+    assert from_zip == converted(forty_images, forty_images / "images", tmp_path / "from_folder")
 
 
-def test_its_faults_are_those_of_pictures(forty_pictures: Path, zipped: Path, tmp_path: Path) -> None:
+def test_its_faults_are_those_of_images(forty_images: Path, zipped: Path, tmp_path: Path) -> None:
     whole = zipped.read_bytes()
     with zipfile.ZipFile(zipped) as archive:
         offset = archive.getinfo("train2017/7.jpg").header_offset
     zipped.write_bytes(whole[: offset + 100] + b"damage" + whole[offset + 106 :])
     with pytest.raises(UserError, match=r"image 7, .*train2017\.zip/7\.jpg: damaged in the zip: .*--on_error=skip"):
-        converted(forty_pictures, zipped, tmp_path / "out")
-    content = json.loads((forty_pictures / "a.json").read_text())
+        converted(forty_images, zipped, tmp_path / "out")
+    content = json.loads((forty_images / "a.json").read_text())
     content["images"][3]["file_name"] = "absent.jpg"
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"image 4, .*/absent\.jpg: no such file in the zip; "):
