@@ -19,17 +19,17 @@ from pipeline.anchors import AnchorConfig
 from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size
 from pipeline.loading.batches import evaluation_batches, training_batches
 from pipeline.loading.example import Batch
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 
 SPLIT = "train"
 SHORT_EDGE, MAX_EDGE = 800, 1333
 CONFIG = DataConfig(short_edges=(SHORT_EDGE,), max_edge=MAX_EDGE)
 
 
-def bare(data_set: DataSet, batch_size: int, *, cast: bool) -> tf.data.Dataset:
+def bare(record_folder: RecordFolder, batch_size: int, *, cast: bool) -> tf.data.Dataset:
     """Decodes and resizes, and nothing else: files lie in memory, results are dropped."""
-    index = data_set.index(SPLIT)
-    raw = tf.data.TFRecordDataset([str(path) for path in data_set.shards(SPLIT)])
+    index = record_folder.index(SPLIT)
+    raw = tf.data.TFRecordDataset([str(path) for path in record_folder.shards(SPLIT)])
     files = [records.parse(record)["image/encoded"].numpy() for record in raw]
     sizes = [resized_size(int(row["height"]), int(row["width"]), SHORT_EDGE, MAX_EDGE) for row in index]
 
@@ -42,25 +42,25 @@ def bare(data_set: DataSet, batch_size: int, *, cast: bool) -> tf.data.Dataset:
     return images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-def ours(data_set: DataSet, batch_size: int, anchors: AnchorSource) -> tf.data.Dataset:
+def ours(record_folder: RecordFolder, batch_size: int, anchors: AnchorSource) -> tf.data.Dataset:
     """What training reads: flips, anchors sampled, on six canvases."""
     config = dataclasses.replace(CONFIG, anchors=anchors)
-    return training_batches(data_set, SPLIT, config, global_batch_size=batch_size, seed=0)
+    return training_batches(record_folder, SPLIT, config, global_batch_size=batch_size, seed=0)
 
 
-def dense(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
+def dense(record_folder: RecordFolder, batch_size: int) -> tf.data.Dataset:
     """The same loader with the matching as torchvision does it: the IoU of every anchor with every box, each time.
 
     (Without flips, which cost next to nothing, and without regression targets for every anchor, which torchvision makes too.)
     """
-    batches = evaluation_batches(data_set, SPLIT, CONFIG, batch_size=batch_size, short_edge=SHORT_EDGE, max_edge=MAX_EDGE)
+    batches = evaluation_batches(record_folder, SPLIT, CONFIG, batch_size=batch_size, short_edge=SHORT_EDGE, max_edge=MAX_EDGE)
 
     def match(batch: Batch) -> Batch:
         height, width = tf.shape(batch["image"])[1], tf.shape(batch["image"])[2]
-        shapes = [(-(-height // stride), -(-width // stride)) for stride in data_set.anchors.strides]
-        grid = tf.concat(anchor_grid(data_set.anchors, shapes), axis=0)
+        shapes = [(-(-height // stride), -(-width // stride)) for stride in record_folder.anchors.strides]
+        grid = tf.concat(anchor_grid(record_folder.anchors, shapes), axis=0)
         of_each = [
-            sampled_densely(data_set.anchors, grid, tf.boolean_mask(boxes, kind == PERSON))
+            sampled_densely(record_folder.anchors, grid, tf.boolean_mask(boxes, kind == PERSON))
             for boxes, kind in zip(tf.unstack(batch["boxes"]), tf.unstack(batch["box_kind"]), strict=True)
         ]
         return batch | {name: tf.stack([sample[name] for sample in of_each]) for name in of_each[0]}
@@ -91,14 +91,14 @@ def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> 
 
 
 def main(way: str, data_dir: str, batch_size: int) -> None:
-    ways: dict[str, Callable[[DataSet, int], tf.data.Dataset]] = {
-        "bare": lambda data_set, size: bare(data_set, size, cast=False),
-        "bare_float": lambda data_set, size: bare(data_set, size, cast=True),
-        "precomputed": lambda data_set, size: ours(data_set, size, "precomputed"),
-        "online": lambda data_set, size: ours(data_set, size, "online"),
+    ways: dict[str, Callable[[RecordFolder, int], tf.data.Dataset]] = {
+        "bare": lambda record_folder, size: bare(record_folder, size, cast=False),
+        "bare_float": lambda record_folder, size: bare(record_folder, size, cast=True),
+        "precomputed": lambda record_folder, size: ours(record_folder, size, "precomputed"),
+        "online": lambda record_folder, size: ours(record_folder, size, "online"),
         "dense": dense,
     }
-    batches = iter(ways[way](open_data_set(data_dir), batch_size))
+    batches = iter(ways[way](open_record_folder(data_dir), batch_size))
 
     def images(count: int) -> int:
         """Takes batches until so many images have come; those that only fill up a batch do not count."""

@@ -108,10 +108,10 @@ def main(_: list[str]) -> None:
     from model.training.starting_point import configuration, open_starting_point
     from model.training.strategies import make_strategy, naming_lost_workers
     from model.training.validation import Validation
-    from pipeline.loading.options import Loading
-    from pipeline.record_folder import open_data_set
+    from pipeline.loading.options import LoadingOptions
+    from pipeline.record_folder import open_record_folder
 
-    loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
+    options = LoadingOptions(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
     model_dir = Path(FLAGS.model_dir)
     start = open_starting_point(FLAGS.init) if FLAGS.init and newest_checkpoint(model_dir) is None else None
     config = configuration(model_dir, start, FLAGS.preset, FLAGS.set)
@@ -129,18 +129,18 @@ def main(_: list[str]) -> None:
         data=dataclasses.replace(config.data, **augmentation),
     )
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
-    data_set = open_data_set(FLAGS.data_dir)
-    validate = Validation(data_set, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
+    record_folder = open_record_folder(FLAGS.data_dir)
+    validate = Validation(record_folder, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
     run = loop.Run(
         model_dir=model_dir,
         precision=FLAGS.precision,
         jit_compile=FLAGS.jit_compile,
         save_every=FLAGS.save_every,
         evaluate_every=FLAGS.eval_every,
-        loading=loading,
+        options=options,
     )
     with naming_lost_workers(strategy):
-        loop.train(config, data_set, FLAGS.split, run, strategy, validate, start)
+        loop.train(config, record_folder, FLAGS.split, run, strategy, validate, start)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from absl import flags
 from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
@@ -49,7 +49,7 @@ def define(flag_values: flags.FlagValues) -> None:
     define_colours(flag_values)
 
 
-def batch_config(flag_values: flags.FlagValues, data_set: DataSet, **changes: Any) -> BatchConfig:
+def batch_config(flag_values: flags.FlagValues, record_folder: RecordFolder, **changes: Any) -> BatchConfig:
     """What training would make of records: their own short edges and matching, but for what the flags change.
 
     Args:
@@ -60,8 +60,8 @@ def batch_config(flag_values: flags.FlagValues, data_set: DataSet, **changes: An
       UserError: a value that is none.
     """
     own = DataConfig(anchors="online")  # of records that hold no matching
-    if data_set.short_edges:
-        own = DataConfig(short_edges=data_set.short_edges, max_edge=data_set.max_edge)
-    config = config_overrides.override(BatchConfig(data_set.anchors, own), flag_values["set"].value)
+    if record_folder.short_edges:
+        own = DataConfig(short_edges=record_folder.short_edges, max_edge=record_folder.max_edge)
+    config = config_overrides.override(BatchConfig(record_folder.anchors, own), flag_values["set"].value)
     given = {name: value for name, value in changes.items() if value is not None} | colours(flag_values)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))

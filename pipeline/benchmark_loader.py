@@ -12,7 +12,7 @@ from absl import flags
 
 from pipeline import batch_flags, command
 from pipeline.command import UserError
-from pipeline.record_folder import open_data_set
+from pipeline.record_folder import open_record_folder
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
@@ -41,21 +41,21 @@ def main(_: list[str]) -> None:
 
     command.load_tensorflow()
     from pipeline.loading import measurement
-    from pipeline.loading.options import Loading
+    from pipeline.loading.options import LoadingOptions
 
-    data_set = open_data_set(FLAGS.data_dir)
+    record_folder = open_record_folder(FLAGS.data_dir)
     short_edges = tuple(int(edge) for edge in FLAGS.short_edges) or None
-    config = batch_flags.batch_config(FLAGS, data_set, short_edges=short_edges, num_canvases=FLAGS.num_canvases)
-    print("\n".join(measurement.describe(data_set, FLAGS.split, config.data, batch_size=FLAGS.batch_size)), flush=True)
+    config = batch_flags.batch_config(FLAGS, record_folder, short_edges=short_edges, num_canvases=FLAGS.num_canvases)
+    print("\n".join(measurement.describe(record_folder, FLAGS.split, config.data, batch_size=FLAGS.batch_size)), flush=True)
     if FLAGS.benchmark:
-        loading = Loading(on_error=FLAGS.on_error, cache=FLAGS.cache)
+        options = LoadingOptions(on_error=FLAGS.on_error, cache=FLAGS.cache)
         measured = measurement.measure(
-            data_set,
+            record_folder,
             FLAGS.split,
             config.data,
             batch_size=FLAGS.batch_size,
             num_images=FLAGS.num_images,
-            loading=loading,
+            options=options,
             anchors=config.anchors,
         )
         print("\n".join(measured.lines()))

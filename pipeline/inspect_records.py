@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline import batch_flags, command
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
@@ -69,7 +69,7 @@ MEANS = {
 
 def main(_: list[str]) -> None:
     command.load_tensorflow()
-    data_set = open_data_set(FLAGS.data_dir)
+    record_folder = open_record_folder(FLAGS.data_dir)
 
     if FLAGS.stats + FLAGS.verify + (FLAGS.batches is not None) > 1:
         raise command.UserError("--stats, --verify, --batches: one of them at a time")
@@ -77,13 +77,13 @@ def main(_: list[str]) -> None:
         raise command.UserError("--set, --brightness, --contrast, --saturation, --hue: change batches; add --batches=1")
     _check_meaning()
     if FLAGS.verify:
-        _verify(data_set)
+        _verify(record_folder)
     elif FLAGS.stats:
-        _write_statistics(data_set)
+        _write_statistics(record_folder)
     elif FLAGS.batches:
-        _draw_batches(data_set)
+        _draw_batches(record_folder)
     else:
-        _draw_records(data_set)
+        _draw_records(record_folder)
 
 
 def _check_meaning() -> None:
@@ -94,38 +94,38 @@ def _check_meaning() -> None:
             raise command.UserError(f"--{name}: means nothing {f'with {mode}' if mode else 'without --batches'}; leave it out")
 
 
-def _draw_records(data_set: DataSet) -> None:
+def _draw_records(record_folder: RecordFolder) -> None:
     from pipeline.inspection import contact_sheet, sheet
 
     output = _output()
     sheet.check_suffix(output)
-    split = _split(data_set)
+    split = _split(record_folder)
     short_edge = FLAGS.short_edge
     if FLAGS.anchors and short_edge is None:
-        short_edge = max(data_set.short_edges, default=0)
+        short_edge = max(record_folder.short_edges, default=0)
     rows = (
-        contact_sheet.rows_of(data_set, split, FLAGS.image_id)
+        contact_sheet.rows_of(record_folder, split, FLAGS.image_id)
         if FLAGS.image_id
-        else contact_sheet.chosen_rows(data_set, split, FLAGS.count)
+        else contact_sheet.chosen_rows(record_folder, split, FLAGS.count)
     )
     variant = contact_sheet.Variant(FLAGS.flipped, short_edge)
-    drawn = contact_sheet.contact_sheet(data_set, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
+    drawn = contact_sheet.contact_sheet(record_folder, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
     sheet.write_sheet(drawn, output)
     print(f"written: {output} ({len(rows)} images)")
 
 
-def _draw_batches(data_set: DataSet) -> None:
+def _draw_batches(record_folder: RecordFolder) -> None:
     from pipeline.inspection import batch_sheet, sheet
 
     output = _output()
     sheet.check_suffix(output)
-    split = _split(data_set)
-    config = batch_flags.batch_config(FLAGS, data_set, num_canvases=FLAGS.num_canvases)
+    split = _split(record_folder)
+    config = batch_flags.batch_config(FLAGS, record_folder, num_canvases=FLAGS.num_canvases)
     steps = batch_sheet.chosen_steps(
-        data_set, split, config.data, batch_size=FLAGS.batch_size, seed=FLAGS.seed, per_canvas=FLAGS.batches
+        record_folder, split, config.data, batch_size=FLAGS.batch_size, seed=FLAGS.seed, per_canvas=FLAGS.batches
     )
     drawn = batch_sheet.batch_sheet(
-        data_set,
+        record_folder,
         split,
         config.data,
         steps,
@@ -138,7 +138,7 @@ def _draw_batches(data_set: DataSet) -> None:
     print(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")
 
 
-def _write_statistics(data_set: DataSet) -> None:
+def _write_statistics(record_folder: RecordFolder) -> None:
     from pipeline.files import write_file
     from pipeline.inspection.statistics import collect
     from pipeline.inspection.statistics_page import statistics_page
@@ -146,22 +146,22 @@ def _write_statistics(data_set: DataSet) -> None:
     output = _output()
     if output.suffix.lower() not in (".html", ".htm"):
         raise command.UserError(f"{output}: statistics are a page; its name must end in .html")
-    split = _split(data_set)
-    with command.Progress(len(data_set.index(split)), f"read {split}", "record") as progress:
-        statistics = collect(data_set, split, progress.advance)
+    split = _split(record_folder)
+    with command.Progress(len(record_folder.index(split)), f"read {split}", "record") as progress:
+        statistics = collect(record_folder, split, progress.advance)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(output, statistics_page(data_set, split, statistics))
+    write_file(output, statistics_page(record_folder, split, statistics))
     print(f"written: {output} ({statistics.images:,} images)")
 
 
-def _verify(data_set: DataSet) -> None:
+def _verify(record_folder: RecordFolder) -> None:
     from pipeline.inspection import verification
 
-    splits = _splits(data_set)
+    splits = _splits(record_folder)
     found: Counter[Path] = Counter()
     for split in splits:
-        with command.Progress(data_set.splits[split]["images"], f"verify {split}", "image") as progress:
-            for fault in verification.verify(data_set, split, progress.advance):
+        with command.Progress(record_folder.splits[split]["images"], f"verify {split}", "image") as progress:
+            for fault in verification.verify(record_folder, split, progress.advance):
                 found[fault.file] += 1
                 if found[fault.file] <= FAULTS_SHOWN:
                     print(fault, flush=True)
@@ -170,31 +170,31 @@ def _verify(data_set: DataSet) -> None:
             print(f"{file}: {number - FAULTS_SHOWN} more faults")
     if found:
         raise command.UserError(
-            f"{data_set.folder}: {found.total()} faults in {len(found)} files; copy those again, or convert anew "
+            f"{record_folder.path}: {found.total()} faults in {len(found)} files; copy those again, or convert anew "
             "(python -m pipeline.make_tfrecords --overwrite)"
         )
     for split in splits:
-        shards = data_set.splits[split]["shards"]
+        shards = record_folder.splits[split]["shards"]
         print(
-            f"split {split!r}: {data_set.splits[split]['images']:,} records in {len(shards)} shards, "
+            f"split {split!r}: {record_folder.splits[split]['images']:,} records in {len(shards)} shards, "
             f"{sum(shard['bytes'] for shard in shards) / 1e6:,.1f} MB: all as they were written"
         )
 
 
-def _splits(data_set: DataSet) -> list[str]:
+def _splits(record_folder: RecordFolder) -> list[str]:
     """The split that was asked for, or all."""
-    there = sorted(data_set.splits)
+    there = sorted(record_folder.splits)
     if FLAGS.split is None:
         return there
     if FLAGS.split not in there:
-        raise command.UserError(f"--split={FLAGS.split}: {data_set.folder} has {', '.join(there) or 'none'}")
+        raise command.UserError(f"--split={FLAGS.split}: {record_folder.path} has {', '.join(there) or 'none'}")
     return [FLAGS.split]
 
 
-def _split(data_set: DataSet) -> str:
-    splits = _splits(data_set)
+def _split(record_folder: RecordFolder) -> str:
+    splits = _splits(record_folder)
     if len(splits) != 1:
-        raise command.UserError(f"--split: {data_set.folder} has {', '.join(splits) or 'none'}; say which")
+        raise command.UserError(f"--split: {record_folder.path} has {', '.join(splits) or 'none'}; say which")
     return splits[0]
 
 

@@ -1,6 +1,6 @@
 """A folder of records: its metadata, its shards, and an index of every record, for whoever reads it.
 
-    data = open_data_set("data/coco")
+    data = open_record_folder("data/coco")
     data.skeleton.num_keypoints, data.splits, data.shards("train"), data.index("train")["height"]
 
 `pipeline.json` is written last, so a folder without it is not whole.
@@ -43,11 +43,11 @@ INDEX_DTYPE = np.dtype(
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSet:
+class RecordFolder:
     """An opened folder of records.
 
     Attributes:
-      folder: where it lies.
+      path: where it lies.
       name: of the data set, the first part of the shards' names.
       anchors, short_edges, max_edge: for which the anchors of the records were matched; every short edge plain and flipped.
       skeleton: the keypoint set.
@@ -55,7 +55,7 @@ class DataSet:
       splits: what `pipeline.json` says of each: arguments, input_sha256, shards, images, index, summary.
     """
 
-    folder: Path
+    path: Path
     name: str
     anchors: AnchorConfig
     short_edges: tuple[int, ...]
@@ -72,7 +72,7 @@ class DataSet:
         """
         paths = []
         for shard in self._split(split)["shards"]:
-            path = self.folder / shard["file"]
+            path = self.path / shard["file"]
             size = path.stat().st_size if path.exists() else None
             if size != shard["bytes"]:
                 found = "missing" if size is None else f"{size} bytes long"
@@ -87,7 +87,7 @@ class DataSet:
           UserError: no such split, or an index that is missing or of other records.
         """
         info = self._split(split)
-        path = self.folder / info["index"]
+        path = self.path / info["index"]
         try:
             rows: NDArray[np.void] = np.load(path)
         except (OSError, ValueError, EOFError) as error:
@@ -100,11 +100,11 @@ class DataSet:
 
     def _split(self, split: str) -> Mapping[str, Any]:
         if split not in self.splits:
-            raise UserError(f"split {split!r}: {self.folder} has {', '.join(sorted(self.splits)) or 'none'}")
+            raise UserError(f"split {split!r}: {self.path} has {', '.join(sorted(self.splits)) or 'none'}")
         return self.splits[split]
 
 
-def open_data_set(data_dir: str | Path) -> DataSet:
+def open_record_folder(data_dir: str | Path) -> RecordFolder:
     """Opens a folder that `make_tfrecords` wrote.
 
     Raises:
@@ -115,10 +115,10 @@ def open_data_set(data_dir: str | Path) -> DataSet:
     if not path.exists():
         reason = "no such folder" if not folder.is_dir() else f"no {METADATA_FILE} in it"
         raise UserError(f"data set {folder}: {reason}; python -m pipeline.make_tfrecords makes one (and finishes one begun)")
-    return parse_data_set(folder, path.read_bytes())
+    return parse_record_folder(folder, path.read_bytes())
 
 
-def parse_data_set(folder: str | Path, metadata: bytes) -> DataSet:
+def parse_record_folder(folder: str | Path, metadata: bytes) -> RecordFolder:
     """A data set by the content of its `pipeline.json`.
 
     Raises:
@@ -130,8 +130,8 @@ def parse_data_set(folder: str | Path, metadata: bytes) -> DataSet:
         version = content["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; convert anew")
-        return DataSet(
-            folder=Path(folder),
+        return RecordFolder(
+            path=Path(folder),
             name=content["dataset_name"],
             anchors=AnchorConfig.from_json(content["anchors"]),
             short_edges=tuple(content["variants"]["short_edges"]),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import anchors, records
 from pipeline.command import UserError, reason_of
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.records import read_serialized
 from pipeline.skeleton import Skeleton
 
@@ -44,18 +44,18 @@ class Record:
     matchings: tuple[anchors.Matching, ...]
 
 
-def read_records(data_set: DataSet, split: str, rows: Iterable[np.void]) -> Iterator[Record]:
+def read_records(record_folder: RecordFolder, split: str, rows: Iterable[np.void]) -> Iterator[Record]:
     """Reads the records of some rows of the split's index, one after the other.
 
     Raises:
       UserError: no such split, or a damaged file.
     """
-    shards = data_set.shards(split)
+    shards = record_folder.shards(split)
     for row in rows:
         path = shards[row["shard"]]
         try:
             payload = read_payload(path, int(row["offset"]), int(row["length"]))
-            record = decode_record(payload, data_set.skeleton.num_keypoints)
+            record = decode_record(payload, record_folder.skeleton.num_keypoints)
         except (tf.errors.OpError, ValueError, IndexError) as error:
             raise UserError(
                 f"{path}, record at byte {row['offset']}: damaged ({reason_of(error)}); "

@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoImage, Person
-from pipeline.record_folder import INDEX_DTYPE, DataSet, open_data_set
+from pipeline.record_folder import INDEX_DTYPE, RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
 # Two devices for tests of tf.distribute; must be said before TensorFlow looks for devices.
@@ -38,7 +38,7 @@ SKELETON = Skeleton(
 COLOURS = np.array([[255, 255, 255], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 0]], np.uint8)  # of each keypoint
 MARK = 6  # half the side of a keypoint's square
 
-MakeDataSet = Callable[..., DataSet]
+MakeRecordFolder = Callable[..., RecordFolder]
 
 
 def draw(image: CocoImage) -> bytes:
@@ -72,7 +72,7 @@ def random_image(image_id: int, rng: np.random.Generator, persons: int, crowds: 
 
 
 @pytest.fixture(scope="session")
-def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
+def make_record_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeRecordFolder:
     """Function that writes images as one split, in two shards."""
 
     def make(
@@ -82,7 +82,7 @@ def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
         max_edge: int = 192,
         split: str = "train",
         draw: Callable[[CocoImage], bytes] = draw,
-    ) -> DataSet:
+    ) -> RecordFolder:
         folder = tmp_path_factory.mktemp("records")
         anchors = AnchorConfig()
         index: list[tuple[int, ...]] = []
@@ -102,7 +102,7 @@ def make_data_set(tmp_path_factory: pytest.TempPathFactory) -> MakeDataSet:
             shards.append({"file": path.name, "bytes": path.stat().st_size})
         np.save(folder / "index.npy", np.array(index, INDEX_DTYPE))
         splits = {split: {"shards": shards, "images": len(images), "index": "index.npy"}}
-        return DataSet(folder, "small", anchors, short_edges, max_edge, SKELETON, 1, splits)
+        return RecordFolder(folder, "small", anchors, short_edges, max_edge, SKELETON, 1, splits)
 
     return make
 
@@ -116,8 +116,8 @@ def images() -> dict[int, CocoImage]:
 
 
 @pytest.fixture(scope="session")
-def small_data_set(make_data_set: MakeDataSet, images: dict[int, CocoImage]) -> DataSet:
-    return make_data_set(list(images.values()))
+def small_record_folder(make_record_folder: MakeRecordFolder, images: dict[int, CocoImage]) -> RecordFolder:
+    return make_record_folder(list(images.values()))
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +158,7 @@ def coco_sample() -> Path:
 
 
 @pytest.fixture(scope="session")
-def coco_sample_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+def coco_sample_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordFolder:
     """Both splits of the sample, `train` and `val`, as records for short edges 128 and 160."""
     from pipeline.writing.conversion import ConversionConfig, convert  # Beam takes seconds to import
 
@@ -167,4 +167,4 @@ def coco_sample_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFact
     for split in ("train", "val"):
         annotations = coco_sample / "annotations" / f"person_keypoints_{split}2017.json"
         convert(annotations, coco_sample / f"{split}2017", folder, split, config)
-    return open_data_set(folder)
+    return open_record_folder(folder)

@@ -22,7 +22,7 @@ from model.inference.predictor import Predictor, open_model
 from pipeline import records
 from pipeline.command import Progress, UserError, reason_of
 from pipeline.files import write_json
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
 IMAGES_AT_ONCE = 64  # bounds the memory: so many encoded images are held while they are sorted into batches
@@ -81,7 +81,7 @@ class Evaluation:
 
 def evaluate(
     predictor: Predictor,
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     annotations: str | Path | GroundTruth,
     *,
@@ -92,7 +92,7 @@ def evaluate(
 
     Args:
       predictor: the model.
-      data_set, split: which images; only these count, whatever else the annotations hold.
+      record_folder, split: which images; only these count, whatever else the annotations hold.
       annotations: the COCO JSON that the records were made of, or what `read_ground_truth` made of it.
       sigmas: OKS constants instead of those of the records' keypoint set.
       progress: whether to show it.
@@ -105,10 +105,12 @@ def evaluate(
       UserError: another keypoint set than the model's; an image of the split that the annotations do not know;
         damaged records.
     """
-    truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, data_set.skeleton.category)
-    truth.check_known(data_set.index(split)["image_id"].tolist())  # before the work
-    evaluation = Evaluation(truth, _with_sigmas(data_set.skeleton, sigmas))
-    evaluation.add(predict_split(predictor, data_set, split, truth.category["id"], progress=progress))
+    truth = (
+        annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, record_folder.skeleton.category)
+    )
+    truth.check_known(record_folder.index(split)["image_id"].tolist())  # before the work
+    evaluation = Evaluation(truth, _with_sigmas(record_folder.skeleton, sigmas))
+    evaluation.add(predict_split(predictor, record_folder, split, truth.category["id"], progress=progress))
     return evaluation.figures()
 
 
@@ -117,18 +119,18 @@ def _with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton
 
 
 def predict_split(
-    predictor: Predictor, data_set: DataSet, split: str, category_id: int, *, progress: bool = True
+    predictor: Predictor, record_folder: RecordFolder, split: str, category_id: int, *, progress: bool = True
 ) -> Iterator[tuple[int, list[Result]]]:
     """All images of a split: id, and the people in it as COCO results."""
-    theirs, ours = data_set.skeleton.keypoints, predictor.skeleton.keypoints
+    theirs, ours = record_folder.skeleton.keypoints, predictor.skeleton.keypoints
     if theirs != ours:
         raise UserError(
-            f"--data_dir={data_set.folder} has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: "
+            f"--data_dir={record_folder.path} has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: "
             "they must be the same; make records of the model's keypoint set"
         )
-    title, total = f"evaluate {split}", len(data_set.index(split))
+    title, total = f"evaluate {split}", len(record_folder.index(split))
     with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
-        for chunk in _chunks(data_set, split):
+        for chunk in _chunks(record_folder, split):
             found = predictor.predict([encoded for _, encoded in chunk], [f"{split} image {i}" for i, _ in chunk])
             for (image_id, _), people in zip(chunk, found, strict=True):
                 yield image_id, results_to_coco(image_id, people, category_id)
@@ -136,21 +138,21 @@ def predict_split(
                 shown.advance(len(chunk))
 
 
-def _chunks(data_set: DataSet, split: str) -> Iterator[list[tuple[int, bytes]]]:
+def _chunks(record_folder: RecordFolder, split: str) -> Iterator[list[tuple[int, bytes]]]:
     """All images of a split, a few at a time: (image id, encoded)."""
 
     def fields(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         record = records.parse(serialized)
         return record["image/source_id"], record["image/encoded"]
 
-    shards = [str(path) for path in data_set.shards(split)]
+    shards = [str(path) for path in record_folder.shards(split)]
     try:
         for ids, encoded in tf.data.TFRecordDataset(shards).map(fields).batch(IMAGES_AT_ONCE).as_numpy_iterator():
             yield [(int(image_id), image) for image_id, image in zip(ids, encoded, strict=True)]
     except tf.errors.OpError as error:
         raise UserError(
-            f"{data_set.folder}: the split {split!r} is damaged ({reason_of(error)}); "
-            f"python -m pipeline.inspect_records --data_dir={data_set.folder} --verify names the place"
+            f"{record_folder.path}: the split {split!r} is damaged ({reason_of(error)}); "
+            f"python -m pipeline.inspect_records --data_dir={record_folder.path} --verify names the place"
         ) from None
 
 
@@ -204,19 +206,19 @@ def evaluate_files(
     """
     if (model is None) == (results is None):
         raise UserError("--model (with --data_dir) or --results: give one of them")
-    data_set = None if data_dir is None else open_data_set(data_dir)
+    record_folder = None if data_dir is None else open_record_folder(data_dir)
     if model is not None:
-        if data_set is None:
+        if record_folder is None:
             raise UserError("--data_dir: --model needs the folder of records that it shall look at")
-        figures = evaluate(open_model(model, decoder=decoder), data_set, split, annotations, sigmas=sigmas)
+        figures = evaluate(open_model(model, decoder=decoder), record_folder, split, annotations, sigmas=sigmas)
         title = f"{model} on {split} of {data_dir}"
     else:
         assert results is not None
         if decoder != "fast":
             raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
-        truth = read_ground_truth(annotations, None if data_set is None else data_set.skeleton.category)
-        skeleton = truth.skeleton(sigmas) if data_set is None else _with_sigmas(data_set.skeleton, sigmas)
-        image_ids = None if data_set is None else data_set.index(split)["image_id"].tolist()
+        truth = read_ground_truth(annotations, None if record_folder is None else record_folder.skeleton.category)
+        skeleton = truth.skeleton(sigmas) if record_folder is None else _with_sigmas(record_folder.skeleton, sigmas)
+        image_ids = None if record_folder is None else record_folder.index(split)["image_id"].tolist()
         figures = evaluate_results(truth, results, skeleton, image_ids)
         title = f"{results} against {annotations}"
     lines = [title, "", table(figures)]

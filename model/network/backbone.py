@@ -34,7 +34,7 @@ def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
     model = keras.Model(pixels, stages, name="backbone")
     parts = [("backbone.conv1", "backbone.bn1"), *((f"backbone.layer{stage + 1}.",) for stage in range(len(config.blocks)))]
     frozen = tuple(prefix for part in parts[: config.frozen_stages] for prefix in part)
-    for layer in model.network.layers:
+    for layer in model.layers:
         if layer.name.startswith(frozen):
             layer.trainable = False
     return model

@@ -27,10 +27,10 @@ from pipeline.command import Progress, UserError, reason_of
 from pipeline.files import write_json
 from pipeline.loading.batches import check_compatible, training_batches, training_pool
 from pipeline.loading.epoch_plan import NoImagesError
-from pipeline.loading.options import PLAIN, Loading, why_silent
+from pipeline.loading.options import PLAIN, LoadingOptions, why_silent
 from pipeline.loading.unreadable import Skipped, reading_error
 from pipeline.random_draws import step_seed
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 KEPT_CHECKPOINTS = 3
 SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
@@ -46,12 +46,12 @@ class Run:
     save_every: int = 1000  # steps
     evaluate_every: int = 0  # steps; 0: not while training
     log_every: int = 20  # steps between two lines of metrics.jsonl
-    loading: Loading = PLAIN
+    options: LoadingOptions = PLAIN
 
 
 def train(
     config: Config,
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     run: Run,
     strategy: tf.distribute.Strategy,
@@ -62,7 +62,7 @@ def train(
 
     Args:
       config: what to train.
-      data_set, split: records to train on.
+      record_folder, split: records to train on.
       run: where and how.
       strategy: of tf.distribute.
       validate: called by the first worker with the model, the log and the step, every `run.evaluate_every` steps and last.
@@ -78,16 +78,16 @@ def train(
         raise UserError(
             f"--batch_size={batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} replicas that share it"
         )
-    config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=data_set.category_id))
-    check_compatible(data_set, config.anchors, config.data, data_set.skeleton)
+    config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=record_folder.category_id))
+    check_compatible(record_folder, config.anchors, config.data, record_folder.skeleton)
     try:
-        pool = training_pool(data_set, split, config.data)
+        pool = training_pool(record_folder, split, config.data)
     except NoImagesError as error:  # an ordinary case: a pipeline that converts what there is may have found nothing
         print(f"train: {error}; nothing to do", flush=True)
         return
-    for change in checkpoint_lib.prepare_model_dir(run.model_dir, config, data_set.skeleton) if worker == 0 else ():
+    for change in checkpoint_lib.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if worker == 0 else ():
         print(f"train: {run.model_dir} was made with other settings; {change}", flush=True)
-    trainer = Trainer(config, data_set.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
+    trainer = Trainer(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
     first = _resume(trainer, run.model_dir, worker, start)
     if first >= total:
         print(f"train: {run.model_dir} has been trained for {first} of {total} steps already; nothing to do", flush=True)
@@ -95,10 +95,10 @@ def train(
     if worker == 0:
         write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
         print(f"train: {split} has {pool}", flush=True)
-        if run.loading.data_service:
-            print(f"train: {run.loading.data_service} promises neither an order of batches nor exact resumption", flush=True)
+        if run.options.data_service:
+            print(f"train: {run.options.data_service} promises neither an order of batches nor exact resumption", flush=True)
     batches = training_batches(
-        data_set,
+        record_folder,
         split,
         config.data,
         global_batch_size=batch_size,
@@ -108,10 +108,10 @@ def train(
         input_workers=workers,
         input_worker=worker,
         anchors=config.anchors,
-        loading=run.loading,
+        options=run.options,
     )
-    with Skipped(data_set, split, lambda line: print(f"train: {line}", flush=True)) as skipped:
-        source = _Source(data_set, split, skipped)
+    with Skipped(record_folder, split, lambda line: print(f"train: {line}", flush=True)) as skipped:
+        source = _Source(record_folder, split, skipped)
         with Feed(distribute(batches, strategy)) as feed:
             _loop(trainer, feed, source, run, first, validate)
     print(f"train: {total} steps done; model in {run.model_dir}", flush=True)
@@ -138,7 +138,7 @@ def _resume(trainer: Trainer, model_dir: Path, worker: int, start: StartingPoint
 class _Source:
     """Where batches come from, for messages."""
 
-    data_set: DataSet
+    record_folder: RecordFolder
     split: str
     skipped: Skipped
 
@@ -165,7 +165,7 @@ def _loop(
     with Interrupt() as interrupt, Progress(total, "train", "step", done=first) as progress:
         for step in range(first, total):
             with interval.waiting():
-                batch = _next(feed, source, trainer, run.loading, step, interrupt)
+                batch = _next(feed, source, trainer, run.options, step, interrupt)
             if batch is None:
                 if previous is not None:
                     previous.settle(interval, run.model_dir)
@@ -248,7 +248,7 @@ class _Step:
 
 
 def _next(
-    feed: Feed[dict[str, Any]], source: _Source, trainer: Trainer, loading: Loading, step: int, interrupt: Interrupt
+    feed: Feed[dict[str, Any]], source: _Source, trainer: Trainer, options: LoadingOptions, step: int, interrupt: Interrupt
 ) -> dict[str, Any] | None:
     """The batch of `step`; None after Ctrl-C while there was none.
 
@@ -262,7 +262,7 @@ def _next(
         if interrupt.asked and alone:
             return False
         if seconds % SECONDS_OF_PATIENCE == 0:
-            print(f"train: step {step} has been waiting for data for {seconds:.0f} s; {_suspect(source, loading)}", flush=True)
+            print(f"train: step {step} has been waiting for data for {seconds:.0f} s; {_suspect(source, options)}", flush=True)
         return True
 
     try:
@@ -270,13 +270,13 @@ def _next(
     except tf.errors.OpError as error:
         if isinstance(error, tf.errors.UnavailableError) and not alone:
             raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
-        if loading.data_service:
+        if options.data_service:
             raise UserError(
-                f"--data_service={loading.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
+                f"--data_service={options.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
             ) from None
         raise reading_error(
             error,
-            source.data_set,
+            source.record_folder,
             source.split,
             config.data,
             global_batch_size=config.train.global_batch_size,
@@ -285,14 +285,14 @@ def _next(
             way_out="convert the data again, or leave such images out with --on_error=skip",
         ) from None
     except StopIteration:  # workers of a service that were lost took their share with them
-        raise UserError(f"--data_service={loading.data_service}: ran out of batches; the same command goes on") from None
+        raise UserError(f"--data_service={options.data_service}: ran out of batches; the same command goes on") from None
 
 
-def _suspect(source: _Source, loading: Loading) -> str:
+def _suspect(source: _Source, options: LoadingOptions) -> str:
     """Where data that do not come should come from."""
-    if not loading.data_service:
-        return f"they are read from {source.data_set.folder}"
-    silence = why_silent(loading.data_service)
+    if not options.data_service:
+        return f"they are read from {source.record_folder.path}"
+    silence = why_silent(options.data_service)
     if silence is not None:
-        return f"{loading.data_service} does not answer ({silence})"
-    return f"{loading.data_service} answers, its workers send nothing"
+        return f"{options.data_service} does not answer ({silence})"
+    return f"{options.data_service} answers, its workers send nothing"

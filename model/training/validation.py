@@ -13,7 +13,7 @@ from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.metrics_log import MetricsLog
 from pipeline import image
 from pipeline.drawing import Drawn, drawn_people, side_by_side
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import Record, pixel_keypoints, read_records
 
 SHOWN_IMAGES = 6
@@ -24,24 +24,24 @@ class Validation:
     """Evaluates a model in training; call it with the model, the log and the step.
 
     Args:
-      data_set, split: the held-out records.
+      record_folder, split: the held-out records.
       annotations: COCO JSON of the split, the ground truth.
 
     Raises:
       UserError: damaged records, or annotations that are none.
     """
 
-    def __init__(self, data_set: DataSet, split: str, annotations: str | Path) -> None:
-        self._data_set, self._split = data_set, split
-        self._truth = read_ground_truth(annotations, data_set.skeleton.category)
+    def __init__(self, record_folder: RecordFolder, split: str, annotations: str | Path) -> None:
+        self._record_folder, self._split = record_folder, split
+        self._truth = read_ground_truth(annotations, record_folder.skeleton.category)
         self._predictor: Predictor | None = None
-        self._examples = list(read_records(data_set, split, data_set.index(split)[:SHOWN_IMAGES]))
+        self._examples = list(read_records(record_folder, split, record_folder.index(split)[:SHOWN_IMAGES]))
 
     def __call__(self, model: KeypointRCNN, log: MetricsLog, step: int) -> None:
         """Writes AP and images of this step into the log."""
         if self._predictor is None:  # its functions are traced once; they read the model's variables as they are then
             self._predictor = model_predictor(model)
-        figures = evaluate(self._predictor, self._data_set, self._split, self._truth, progress=False)
+        figures = evaluate(self._predictor, self._record_folder, self._split, self._truth, progress=False)
         log.evaluation(step, headline(figures))
         print(f"train: step {step}, {summary(figures)}", flush=True)
         encoded = [example.image_bytes for example in self._examples]
@@ -62,7 +62,7 @@ class Validation:
     def _true_people(self, example: Record) -> Drawn:
         """The record's persons, crowds left out, in pixels of the image."""
         height, width, person = example.height, example.width, ~example.is_crowd
-        points = pixel_keypoints(example, self._data_set.skeleton, height, width, flipped=False)
+        points = pixel_keypoints(example, self._record_folder.skeleton, height, width, flipped=False)
         return Drawn(example.boxes[person] * np.array([width, height, width, height], np.float32), points[person])
 
 

@@ -21,7 +21,7 @@ from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
 NEGATIVE, PADDING = (255, 80, 80), ((44, 48, 54), (58, 63, 70))
@@ -47,10 +47,10 @@ class Step:
 
 
 def chosen_steps(
-    data_set: DataSet, split: str, config: DataConfig, *, batch_size: int, seed: int, per_canvas: int
+    record_folder: RecordFolder, split: str, config: DataConfig, *, batch_size: int, seed: int, per_canvas: int
 ) -> list[Step]:
     """The first steps of an epoch with each canvas, those with both flips before others, in the order of the steps."""
-    pool = training_pool(data_set, split, config)
+    pool = training_pool(record_folder, split, config)
     epoch = epoch_plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch_size)
     real = epoch.rows >= 0  # [T, B]
     flipped = epoch.variants % 2 == 1
@@ -64,7 +64,7 @@ def chosen_steps(
 
 
 def batch_sheet(
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     config: DataConfig,
     steps: Sequence[Step],
@@ -85,11 +85,11 @@ def batch_sheet(
     Raises:
       UserError: as `training_batches`, or an image that cannot be read.
     """
-    anchor_config = anchor_config or data_set.anchors
+    anchor_config = anchor_config or record_folder.anchors
     wanted = {step.number: step for step in steps}
     rows: dict[int, list[sheet.Tile]] = {}
     batches = training_batches(
-        data_set,
+        record_folder,
         split,
         config,
         global_batch_size=batch_size,
@@ -104,13 +104,13 @@ def batch_sheet(
                 seen = augment.jitter_colours(loaded, config, tf.constant(step_seed(seed, number), tf.int32))
                 batch = {name: value.numpy() for name, value in seen.items()}
                 rows[number] = [
-                    _tile(batch, place, step, variant, config, anchor_config, data_set.skeleton)
+                    _tile(batch, place, step, variant, config, anchor_config, record_folder.skeleton)
                     for place, variant in enumerate(step.variants)
                 ]
     except tf.errors.OpError as error:
         raise reading_error(
             error,
-            data_set,
+            record_folder,
             split,
             config,
             global_batch_size=batch_size,
@@ -122,7 +122,7 @@ def batch_sheet(
     canvases = len({step.canvas for step in steps})
     batches_drawn = "1 training batch" if len(steps) == 1 else f"{len(steps)} training batches"
     on_canvases = "1 canvas" if canvases == 1 else f"{canvases} canvases"
-    title = f"{batches_drawn} of split '{split}' of {data_set.name}, on {on_canvases}"
+    title = f"{batches_drawn} of split '{split}' of {record_folder.name}, on {on_canvases}"
     legend = [
         *PEOPLE_SIGNS,
         sheet.Sign("box", POSITIVE, "sampled positive anchor"),

@@ -18,7 +18,7 @@ from pipeline import anchors, data_config, image
 from pipeline.command import UserError, reason_of
 from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
 from pipeline.inspection import sheet
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.record_reader import Record, pixel_keypoints, read_records
 from pipeline.skeleton import Skeleton
 
@@ -49,22 +49,22 @@ class Variant:
     short_edge: int | None = None
 
 
-def chosen_rows(data_set: DataSet, split: str, count: int) -> list[np.void]:
+def chosen_rows(record_folder: RecordFolder, split: str, count: int) -> list[np.void]:
     """Rows of the index of so many images with people (any, where there are none), spread evenly over the split."""
-    index = data_set.index(split)
+    index = record_folder.index(split)
     with_people = index[index["persons"] + index["crowds"] > 0]
     rows = with_people if len(with_people) else index
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     return [rows[place] for place in places]
 
 
-def rows_of(data_set: DataSet, split: str, image_ids: Sequence[int]) -> list[np.void]:
+def rows_of(record_folder: RecordFolder, split: str, image_ids: Sequence[int]) -> list[np.void]:
     """Rows of the index of the given images, in their order.
 
     Raises:
       UserError: an image that the split does not have.
     """
-    index = data_set.index(split)
+    index = record_folder.index(split)
     place = {int(image_id): number for number, image_id in enumerate(index["image_id"])}
     for image_id in image_ids:
         if image_id not in place:
@@ -80,14 +80,14 @@ def overview_path(data_dir: str | Path, split: str) -> Path:
 
 def write_overview(data_dir: str | Path, split: str) -> None:
     """Writes the small sheet of a finished conversion: a dozen images with their people, always the same."""
-    data_set = open_data_set(data_dir)
-    rows = chosen_rows(data_set, split, 12)
-    drawn = contact_sheet(data_set, split, rows, Variant(), width=1280, row_height=240)
+    record_folder = open_record_folder(data_dir)
+    rows = chosen_rows(record_folder, split, 12)
+    drawn = contact_sheet(record_folder, split, rows, Variant(), width=1280, row_height=240)
     sheet.write_sheet(drawn, overview_path(data_dir, split))
 
 
 def contact_sheet(
-    data_set: DataSet, split: str, rows: Sequence[np.void], variant: Variant, *, width: int, row_height: int
+    record_folder: RecordFolder, split: str, rows: Sequence[np.void], variant: Variant, *, width: int, row_height: int
 ) -> Image.Image:
     """Draws the records of some rows of the split's index.
 
@@ -98,11 +98,11 @@ def contact_sheet(
     Raises:
       UserError: a damaged file, or no such variant.
     """
-    if variant.short_edge is not None and variant.short_edge not in data_set.short_edges:
-        edges = ", ".join(map(str, data_set.short_edges)) or "none"
-        raise UserError(f"short edge {variant.short_edge}: {data_set.folder} has anchors for {edges}")
-    tiles = [_tile(data_set, record, variant) for record in read_records(data_set, split, rows)]
-    shown = f"{len(rows)} of {len(data_set.index(split)):,} images of split '{split}' of {data_set.name}"
+    if variant.short_edge is not None and variant.short_edge not in record_folder.short_edges:
+        edges = ", ".join(map(str, record_folder.short_edges)) or "none"
+        raise UserError(f"short edge {variant.short_edge}: {record_folder.path} has anchors for {edges}")
+    tiles = [_tile(record_folder, record, variant) for record in read_records(record_folder, split, rows)]
+    shown = f"{len(rows)} of {len(record_folder.index(split)):,} images of split '{split}' of {record_folder.name}"
     legend = list(PEOPLE_SIGNS)
     shown += ", flipped" if variant.flipped else ""
     if variant.short_edge is not None:
@@ -111,7 +111,7 @@ def contact_sheet(
     return sheet.compose([tiles], shown, legend, width=width, row_height=row_height)
 
 
-def _tile(data_set: DataSet, record: Record, variant: Variant) -> sheet.Tile:
+def _tile(record_folder: RecordFolder, record: Record, variant: Variant) -> sheet.Tile:
     crowds = int(record.is_crowd.sum())
     persons = len(record.is_crowd) - crowds
     what = [number_of(persons, "person") if persons or not crowds else "", number_of(crowds, "crowd") if crowds else ""]
@@ -123,15 +123,15 @@ def _tile(data_set: DataSet, record: Record, variant: Variant) -> sheet.Tile:
 
     def paint_people(height: int, width: int) -> NDArray[np.uint8]:
         pixels = _pixels(record, height, width, flipped=variant.flipped)
-        return draw_record(pixels, record, data_set.skeleton, flipped=variant.flipped)
+        return draw_record(pixels, record, record_folder.skeleton, flipped=variant.flipped)
 
     if variant.short_edge is None:
         return sheet.Tile(aspect, paint_people, tuple(lines))
-    matching = record.matchings[2 * data_set.short_edges.index(variant.short_edge) + int(variant.flipped)]
+    matching = record.matchings[2 * record_folder.short_edges.index(variant.short_edge) + int(variant.flipped)]
     lines[1] += f"; {len(matching.positive)} positive, {len(matching.ignored)} ignored anchors"
-    size = data_config.resized_size(record.height, record.width, variant.short_edge, data_set.max_edge)
+    size = data_config.resized_size(record.height, record.width, variant.short_edge, record_folder.max_edge)
     names = (matching.positive, matching.ignored)
-    positive, ignored = (anchors.corners(data_set.anchors, some, *size) for some in names)
+    positive, ignored = (anchors.corners(record_folder.anchors, some, *size) for some in names)
 
     def paint_both(height: int, width: int) -> NDArray[np.uint8]:
         half = width // 2

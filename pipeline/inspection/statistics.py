@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import anchors, data_config
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import Record, read_records
 
 Counts = NDArray[np.int64]
@@ -107,7 +107,7 @@ class RecordStatistics:
         )
 
 
-def collect(data_set: DataSet, split: str, advance: Callable[[int], None]) -> RecordStatistics:
+def collect(record_folder: RecordFolder, split: str, advance: Callable[[int], None]) -> RecordStatistics:
     """Reads every record of a split once.
 
     Args:
@@ -116,15 +116,15 @@ def collect(data_set: DataSet, split: str, advance: Callable[[int], None]) -> Re
     Raises:
       UserError: no such split, or a damaged file.
     """
-    statistics = RecordStatistics.empty(data_set.skeleton.num_keypoints, 2 * len(data_set.short_edges))
-    for place, record in enumerate(read_records(data_set, split, data_set.index(split))):
-        _count_people(statistics, record, data_set)
-        _count_matching(statistics, record, data_set, place)
+    statistics = RecordStatistics.empty(record_folder.skeleton.num_keypoints, 2 * len(record_folder.short_edges))
+    for place, record in enumerate(read_records(record_folder, split, record_folder.index(split))):
+        _count_people(statistics, record, record_folder)
+        _count_matching(statistics, record, record_folder, place)
         advance(1)
     return statistics
 
 
-def _count_people(statistics: RecordStatistics, record: Record, data_set: DataSet) -> None:
+def _count_people(statistics: RecordStatistics, record: Record, record_folder: RecordFolder) -> None:
     person = ~record.is_crowd
     crowds = int(record.is_crowd.sum())
     statistics.images += 1
@@ -138,7 +138,7 @@ def _count_people(statistics: RecordStatistics, record: Record, data_set: DataSe
     statistics.keypoints += np.bincount(labelled.sum(axis=1), minlength=len(statistics.keypoints))
     for value in range(3):
         statistics.visibility[:, value] += (visibility[labelled.any(axis=1)] == value).sum(axis=0)
-    twin = list(data_set.skeleton.flip)
+    twin = list(record_folder.skeleton.flip)
     both = labelled & labelled[:, twin] & (np.array(twin) != np.arange(len(twin)))
     statistics.crossed[:, 0] += both.sum(axis=0)
     statistics.crossed[:, 1] += (both & (points[..., 0] > points[:, twin, 0])).sum(axis=0)
@@ -148,17 +148,17 @@ def _count_people(statistics: RecordStatistics, record: Record, data_set: DataSe
     np.add.at(statistics.aspects, _bins(sides[:, 1] / np.maximum(sides[:, 0], 1e-6), ASPECT_EDGES), 1)
 
 
-def _count_matching(statistics: RecordStatistics, record: Record, data_set: DataSet, place: int) -> None:
+def _count_matching(statistics: RecordStatistics, record: Record, record_folder: RecordFolder, place: int) -> None:
     persons = np.flatnonzero(~record.is_crowd)
     if not len(persons) or not record.matchings:
         return
     best_of_all = np.zeros(len(persons))
     for variant, matching in enumerate(record.matchings):
         height, width = data_config.resized_size(
-            record.height, record.width, data_set.short_edges[variant // 2], data_set.max_edge
+            record.height, record.width, record_folder.short_edges[variant // 2], record_folder.max_edge
         )
         boxes = anchors.variant_boxes(record.boxes[persons], height, width, flipped=bool(variant % 2))
-        best = best_iou(data_set.anchors, matching, boxes, height, width)
+        best = best_iou(record_folder.anchors, matching, boxes, height, width)
         best_of_all = np.maximum(best_of_all, best)
         sides = _sides(boxes, 1, 1)
         size = _bins(_size(sides), SIZE_EDGES)

@@ -30,7 +30,7 @@ from pipeline.inspection.statistics import (
     RecordStatistics,
     WorstBox,
 )
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import Record, read_records
 from pipeline.skeleton import Skeleton
 
@@ -43,9 +43,9 @@ _LOOK = (
 )
 
 
-def statistics_page(data_set: DataSet, split: str, statistics: RecordStatistics) -> str:
+def statistics_page(record_folder: RecordFolder, split: str, statistics: RecordStatistics) -> str:
     """The page as HTML. Reads the records of the worst matched boxes again, for their images."""
-    skeleton, anchors = data_set.skeleton, data_set.anchors
+    skeleton, anchors = record_folder.skeleton, record_folder.anchors
     pairs = mirror_pairs(skeleton)
     charts = {
         "Persons in an image": persons(statistics),
@@ -60,8 +60,8 @@ def statistics_page(data_set: DataSet, split: str, statistics: RecordStatistics)
         points["Left against right"] = balance([_pair_name(skeleton, pair) for pair in pairs], difference)
     parts = [
         _LOOK,
-        f"<h1>{html.escape(data_set.name)}, split {html.escape(split)}</h1>",
-        f'<p class="soft">Read from {statistics.images:,} records in {html.escape(str(data_set.folder))}.</p>',
+        f"<h1>{html.escape(record_folder.name)}, split {html.escape(split)}</h1>",
+        f'<p class="soft">Read from {statistics.images:,} records in {html.escape(str(record_folder.path))}.</p>',
         f'<div class="headline">{_headline(statistics)}</div>',
         "<h2>People</h2>",
         _charts(charts),
@@ -69,7 +69,7 @@ def statistics_page(data_set: DataSet, split: str, statistics: RecordStatistics)
         _charts(points),
         _pairs_table(statistics, skeleton, pairs) if pairs else "",
     ]
-    if data_set.short_edges:
+    if record_folder.short_edges:
         matching = {
             "How well boxes are matched": best_iou(statistics, anchors),
             "Which boxes are matched well": best_by_sides(statistics, anchors),
@@ -82,13 +82,13 @@ def statistics_page(data_set: DataSet, split: str, statistics: RecordStatistics)
             "<h3>Positive anchors of a box</h3><p>Mean, by variant and by the size of the box in that variant (square root of "
             "its area in pixels, from the number at the head on). Very small and very large boxes have many, all equally far "
             "off.</p>",
-            _heat_table(data_set, statistics.positives, statistics.boxes, ".1f"),
+            _heat_table(record_folder, statistics.positives, statistics.boxes, ".1f"),
             "<h3>Boxes that no anchor matches well</h3>"
             f"<p>Share of the boxes whose best anchor has an IoU below {WELL_MATCHED}.</p>",
-            _heat_table(data_set, statistics.poor, statistics.boxes, ".0%"),
-            _worst(data_set, split, statistics.worst),
+            _heat_table(record_folder, statistics.poor, statistics.boxes, ".0%"),
+            _worst(record_folder, split, statistics.worst),
         ]
-    return page(f"{data_set.name}, {split}", "\n".join(parts))
+    return page(f"{record_folder.name}, {split}", "\n".join(parts))
 
 
 def mirror_pairs(skeleton: Skeleton) -> list[tuple[int, int]]:
@@ -142,7 +142,7 @@ def _pairs_table(statistics: RecordStatistics, skeleton: Skeleton, pairs: Sequen
     )
 
 
-def _heat_table(data_set: DataSet, values: NDArray[np.int64], boxes: NDArray[np.int64], form: str) -> str:
+def _heat_table(record_folder: RecordFolder, values: NDArray[np.int64], boxes: NDArray[np.int64], form: str) -> str:
     """Values per box by variant and size, sizes that no box has left out."""
     shown = np.flatnonzero(boxes.sum(axis=0))
     with np.errstate(invalid="ignore"):
@@ -158,18 +158,18 @@ def _heat_table(data_set: DataSet, values: NDArray[np.int64], boxes: NDArray[np.
             f"{mean:{form}}</td>"
             for mean in means[variant, shown]
         ]
-        rows.append([f"{data_set.short_edges[variant // 2]}{', flipped' if variant % 2 else ''}", *cells])
+        rows.append([f"{record_folder.short_edges[variant // 2]}{', flipped' if variant % 2 else ''}", *cells])
     head = ["variant", *(f"{names[size]}#" for size in shown)]
     return f'<div class="box"><table>{table(head, rows)}</table></div>'
 
 
-def _worst(data_set: DataSet, split: str, worst: Sequence[WorstBox]) -> str:
+def _worst(record_folder: RecordFolder, split: str, worst: Sequence[WorstBox]) -> str:
     """Crops of the boxes that are matched worst, each with its best IoU."""
     if not worst:
         return ""
-    index = data_set.index(split)
+    index = record_folder.index(split)
     figures = []
-    for box, record in zip(worst, read_records(data_set, split, [index[box.place] for box in worst]), strict=True):
+    for box, record in zip(worst, read_records(record_folder, split, [index[box.place] for box in worst]), strict=True):
         crop = base64.b64encode(_crop(record, box)).decode()
         text = f"IoU {box.iou:.2f}, {box.size[0]:.0f} × {box.size[1]:.0f} px"
         figures.append(

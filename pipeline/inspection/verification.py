@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import image, records
 from pipeline.command import UserError, reason_of
 from pipeline.image import PNG_SIGNATURE
-from pipeline.record_folder import METADATA_FILE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES, DataSet
+from pipeline.record_folder import METADATA_FILE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES, RecordFolder
 from pipeline.record_reader import Record, decode_record, read_payload
 
 _SPLIT_KEYS, _SHARD_KEYS = {"images", "index", "shards", "summary"}, {"file", "records", "bytes", "sha256"}
@@ -43,28 +43,28 @@ class Fault:
         return f"{self.file}{place}: {self.reason}"
 
 
-def verify(data_set: DataSet, split: str, advance: Callable[[int], None]) -> Iterator[Fault]:
+def verify(record_folder: RecordFolder, split: str, advance: Callable[[int], None]) -> Iterator[Fault]:
     """Looks for faults of one split, in the order of the files.
 
     Args:
       split: one that the data set has.
       advance: is told of every record that was looked at.
     """
-    info = data_set.splits[split]
+    info = record_folder.splits[split]
     missing = sorted(_SPLIT_KEYS - set(info)) + [key for s in info.get("shards", ()) for key in sorted(_SHARD_KEYS - set(s))]
     if missing:
-        yield Fault(data_set.folder / METADATA_FILE, None, f"split {split!r} lacks {', '.join(missing)}")
+        yield Fault(record_folder.path / METADATA_FILE, None, f"split {split!r} lacks {', '.join(missing)}")
         return
-    yield from _metadata(data_set, split)
+    yield from _metadata(record_folder, split)
     try:
-        index = data_set.index(split)
+        index = record_folder.index(split)
     except UserError as error:
-        yield Fault(data_set.folder / info["index"], None, str(error).partition(": ")[2])
+        yield Fault(record_folder.path / info["index"], None, str(error).partition(": ")[2])
         index = None
     totals: Counter[str] = Counter()
     whole = index is not None
     for number, shard in enumerate(info["shards"]):
-        path = data_set.folder / shard["file"]
+        path = record_folder.path / shard["file"]
         if not path.exists():
             yield Fault(path, None, "missing")
             whole = False
@@ -76,31 +76,31 @@ def verify(data_set: DataSet, split: str, advance: Callable[[int], None]) -> Ite
         yield from _frames(path, shard, rows)
         there = rows[rows["offset"] + rows["length"] + RECORD_HEADER_BYTES + RECORD_FOOTER_BYTES <= path.stat().st_size]
         whole &= len(there) == len(rows)
-        for fault in _records(path, there, data_set, totals, advance):
+        for fault in _records(path, there, record_folder, totals, advance):
             whole = False
             yield fault
     if index is not None and whole:
-        yield from _totals(data_set, split, index, totals)
+        yield from _totals(record_folder, split, index, totals)
 
 
-def _metadata(data_set: DataSet, split: str) -> Iterator[Fault]:
+def _metadata(record_folder: RecordFolder, split: str) -> Iterator[Fault]:
     """What TFDS reads, and files that should not or should be there."""
-    info = data_set.splits[split]
+    info = record_folder.splits[split]
     listed = {shard["file"] for shard in info["shards"]}
-    for path in sorted(data_set.folder.glob(f"{data_set.name}-{split}.tfrecord-*")):
+    for path in sorted(record_folder.path.glob(f"{record_folder.name}-{split}.tfrecord-*")):
         if path.name not in listed:
             yield Fault(path, None, f"{METADATA_FILE} does not list it")
     try:
-        builder = tfds.builder_from_directory(data_set.folder)
+        builder = tfds.builder_from_directory(record_folder.path)
     except Exception as error:  # (whatever a damaged file makes of TFDS)
-        yield Fault(data_set.folder / "dataset_info.json", None, f"TFDS cannot read it or features.json ({error})")
+        yield Fault(record_folder.path / "dataset_info.json", None, f"TFDS cannot read it or features.json ({error})")
         return
     if builder.info.features.to_json() != records.features().to_json():
-        yield Fault(data_set.folder / "features.json", None, "not the features of these records")
+        yield Fault(record_folder.path / "features.json", None, "not the features of these records")
     lengths = [shard["records"] for shard in info["shards"]]
     if split not in builder.info.splits or builder.info.splits[split].shard_lengths != lengths:
-        yield Fault(data_set.folder / "dataset_info.json", None, f"not the records of split {split!r} in {METADATA_FILE}")
-    errors = data_set.folder / f"errors-{split}.jsonl"
+        yield Fault(record_folder.path / "dataset_info.json", None, f"not the records of split {split!r} in {METADATA_FILE}")
+    errors = record_folder.path / f"errors-{split}.jsonl"
     lines = len(errors.read_bytes().splitlines()) if errors.exists() else 0
     if lines != info["summary"]["images_skipped"]:
         yield Fault(errors, None, f"{lines} lines, {METADATA_FILE} counts {info['summary']['images_skipped']}")
@@ -132,7 +132,7 @@ def _frames(path: Path, shard: dict[str, Any], rows: NDArray[np.void]) -> Iterat
 
 
 def _records(
-    path: Path, rows: NDArray[np.void], data_set: DataSet, totals: Counter[str], advance: Callable[[int], None]
+    path: Path, rows: NDArray[np.void], record_folder: RecordFolder, totals: Counter[str], advance: Callable[[int], None]
 ) -> Iterator[Fault]:
     """Every record of a shard, checked in threads; adds to `totals` what the records count for."""
 
@@ -144,7 +144,7 @@ def _records(
         return payload if len(payload) == row["length"] else f"{len(payload)} bytes long, the index says {row['length']}"
 
     def check(payload: bytes | str, row: np.void) -> tuple[list[str], Counter[str]]:
-        return ([payload], Counter()) if isinstance(payload, str) else check_record(payload, row, data_set)
+        return ([payload], Counter()) if isinstance(payload, str) else check_record(payload, row, record_folder)
 
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(rows), _RECORDS_AT_ONCE):
@@ -156,22 +156,22 @@ def _records(
             advance(len(some))
 
 
-def _totals(data_set: DataSet, split: str, index: NDArray[np.void], totals: Counter[str]) -> Iterator[Fault]:
-    summary = data_set.splits[split]["summary"]
+def _totals(record_folder: RecordFolder, split: str, index: NDArray[np.void], totals: Counter[str]) -> Iterator[Fault]:
+    summary = record_folder.splits[split]["summary"]
     twice = len(index) - len(np.unique(index["image_id"]))
     if twice:
-        yield Fault(data_set.folder / data_set.splits[split]["index"], None, f"{twice} images are listed twice")
+        yield Fault(record_folder.path / record_folder.splits[split]["index"], None, f"{twice} images are listed twice")
     for key, value in totals.items():
         if summary[key] != value:
             yield Fault(
-                data_set.folder / METADATA_FILE, None, f"{key} {summary[key]} in split {split!r}, its records have {value}"
+                record_folder.path / METADATA_FILE, None, f"{key} {summary[key]} in split {split!r}, its records have {value}"
             )
 
 
 # Everything that can be wrong with one record, found out from the record itself and its row of the index.
 
 
-def check_record(payload: bytes, row: np.void, data_set: DataSet) -> tuple[list[str], Counter[str]]:
+def check_record(payload: bytes, row: np.void, record_folder: RecordFolder) -> tuple[list[str], Counter[str]]:
     """Checks a serialized record.
 
     Args:
@@ -185,13 +185,13 @@ def check_record(payload: bytes, row: np.void, data_set: DataSet) -> tuple[list[
         example.ParseFromString(payload)
     except Exception as error:  # (protobuf's own class depends on its implementation)
         return [f"no tf.train.Example ({error})"], Counter()
-    wrong = list(_layout(example, data_set))
+    wrong = list(_layout(example, record_folder))
     if wrong:
         return wrong, Counter()
-    record = decode_record(payload, data_set.skeleton.num_keypoints)
-    wrong += [*_index(record, row), *_objects(example, record, data_set), *_image(example, record)]
+    record = decode_record(payload, record_folder.skeleton.num_keypoints)
+    wrong += [*_index(record, row), *_objects(example, record, record_folder), *_image(example, record)]
     boxes = list(_boxes(record))
-    wrong += boxes or _anchors(record, data_set)  # (only boxes as they should be can be matched)
+    wrong += boxes or _anchors(record, record_folder)  # (only boxes as they should be can be matched)
     labelled = (record.keypoints[..., 2] > 0).sum(axis=1)
     return wrong, Counter(
         persons=int((~record.is_crowd).sum()),
@@ -202,7 +202,7 @@ def check_record(payload: bytes, row: np.void, data_set: DataSet) -> tuple[list[
     )
 
 
-def _layout(example: tf.train.Example, data_set: DataSet) -> Iterator[str]:
+def _layout(example: tf.train.Example, record_folder: RecordFolder) -> Iterator[str]:
     """Keys, types and lengths of the values."""
     feature = example.features.feature
     expected = records.KIND_OF_KEY
@@ -221,7 +221,7 @@ def _layout(example: tf.train.Example, data_set: DataSet) -> Iterator[str]:
     if len(lengths) < len(expected):
         return
     objects = lengths["image/object/bbox/xmin"]
-    wanted = {"[]": 1, "[P]": objects, "[P·K]": objects * data_set.skeleton.num_keypoints}
+    wanted = {"[]": 1, "[P]": objects, "[P·K]": objects * record_folder.skeleton.num_keypoints}
     for field in records.FIELDS:
         if field.shape != "[V, …]":
             if lengths[field.key] != wanted[field.shape]:
@@ -229,7 +229,7 @@ def _layout(example: tf.train.Example, data_set: DataSet) -> Iterator[str]:
             continue
         values, rows = records.ragged_keys(field.key)
         row_lengths = np.array(feature[rows].int64_list.value, np.int64)
-        variants = 2 * len(data_set.short_edges)
+        variants = 2 * len(record_folder.short_edges)
         if len(row_lengths) != variants or (row_lengths < 0).any() or row_lengths.sum() != lengths[values]:
             yield f"{field.key}: {lengths[values]} values in {len(row_lengths)} lists that do not fit, or not {variants} lists"
 
@@ -249,7 +249,7 @@ def _index(record: Record, row: np.void) -> Iterator[str]:
             yield f"{name} {value}, the index says {row[name]}"
 
 
-def _objects(example: tf.train.Example, record: Record, data_set: DataSet) -> Iterator[str]:
+def _objects(example: tf.train.Example, record: Record, record_folder: RecordFolder) -> Iterator[str]:
     feature = example.features.feature
 
     def integers(key: str) -> list[int]:
@@ -257,11 +257,11 @@ def _objects(example: tf.train.Example, record: Record, data_set: DataSet) -> It
 
     if (np.diff(record.object_ids) < 0).any():
         yield "objects are not sorted by id"
-    category = data_set.skeleton.category.encode()
+    category = record_folder.skeleton.category.encode()
     if any(label != 1 for label in integers("class/label")) or any(
         text != category for text in feature["image/object/class/text"].bytes_list.value
     ):
-        yield f"class: not label 1 and {data_set.skeleton.category!r} for every object"
+        yield f"class: not label 1 and {record_folder.skeleton.category!r} for every object"
     if not set(integers("is_crowd")) <= {0, 1}:
         yield "is_crowd: neither 0 nor 1"
     areas = np.array(feature["image/object/area"].float_list.value)
@@ -302,15 +302,15 @@ def _image(example: tf.train.Example, record: Record) -> Iterator[str]:
         yield f"the image is {width}×{height}, image/width and image/height say {record.width}×{record.height}"
 
 
-def _anchors(record: Record, data_set: DataSet) -> Iterator[str]:
+def _anchors(record: Record, record_folder: RecordFolder) -> Iterator[str]:
     """The stored matching against the one that the stored boxes have."""
     expected = records.match_objects(
         record.boxes,
         record.is_crowd,
         (record.height, record.width),
-        data_set.anchors,
-        data_set.short_edges,
-        data_set.max_edge,
+        record_folder.anchors,
+        record_folder.short_edges,
+        record_folder.max_edge,
     )
     for number, (stored, right) in enumerate(zip(record.matchings, expected, strict=True)):
         pairs: list[tuple[str, Any, Any]] = [
@@ -320,6 +320,6 @@ def _anchors(record: Record, data_set: DataSet) -> Iterator[str]:
         ]
         for name, got, wanted in pairs:
             if not np.array_equal(got, wanted):
-                variant = f"short edge {data_set.short_edges[number // 2]}{', flipped' if number % 2 else ''}"
+                variant = f"short edge {record_folder.short_edges[number // 2]}{', flipped' if number % 2 else ''}"
                 yield f"anchors/{name} at {variant}: {len(got)} stored, not the {len(wanted)} that the boxes give"
                 break

@@ -16,7 +16,7 @@ is read by its offset, prepared in a parallel map, and stacked with its neighbou
 | `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid (training only, as the next two) |
 | `anchor_label` | int32 [B, A] | 1, 0, or −1 for unused |
 | `anchor_box` | int32 [B, A] | index into `boxes` of a positive anchor's box |
-| `unreadable` | int64 [B] | id of the image that this padding image replaces, else −1 (with `Loading.on_error` "skip" only) |
+| `unreadable` | int64 [B] | id of the image that this padding image replaces, else −1 (only with on_error = "skip") |
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from pipeline.data_config import DataConfig
 from pipeline.loading import canvases, epoch_plan
 from pipeline.loading.epoch_plan import PlannedBatch, image_rows, planned_batches
 from pipeline.loading.example import Preparation
-from pipeline.loading.options import PLAIN, Loading, check_possible
-from pipeline.record_folder import DataSet
+from pipeline.loading.options import PLAIN, LoadingOptions, check_possible
+from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
 
-def check_compatible(data_set: DataSet, anchors: AnchorConfig, config: DataConfig, skeleton: Skeleton) -> None:
+def check_compatible(record_folder: RecordFolder, anchors: AnchorConfig, config: DataConfig, skeleton: Skeleton) -> None:
     """Refuses records whose keypoints, or precomputed matching if it is to be used, are not those that training is asked for.
 
     Raises:
       UserError: names what the records have and what is asked for.
     """
     online = config.anchors == "online"
-    missing = sorted(set(config.short_edges) - set(data_set.short_edges))
+    missing = sorted(set(config.short_edges) - set(record_folder.short_edges))
     for name, recorded, asked, same in (
-        ("keypoints", data_set.skeleton.to_json(), skeleton.to_json(), data_set.skeleton == skeleton),
-        ("anchors", data_set.anchors.to_json(), anchors.to_json(), online or data_set.anchors == anchors),
-        ("short edges", list(data_set.short_edges), list(config.short_edges), online or not missing),
-        ("max_edge", data_set.max_edge, config.max_edge, online or data_set.max_edge == config.max_edge),
+        ("keypoints", record_folder.skeleton.to_json(), skeleton.to_json(), record_folder.skeleton == skeleton),
+        ("anchors", record_folder.anchors.to_json(), anchors.to_json(), online or record_folder.anchors == anchors),
+        ("short edges", list(record_folder.short_edges), list(config.short_edges), online or not missing),
+        ("max_edge", record_folder.max_edge, config.max_edge, online or record_folder.max_edge == config.max_edge),
         ("resize rule", "standard", config.resize, online or config.resize == "standard"),
     ):
         if not same:
@@ -61,14 +61,14 @@ def check_compatible(data_set: DataSet, anchors: AnchorConfig, config: DataConfi
                 recorded, asked = ({key: value[key] for key in differing} for value in (recorded, asked))
             other = "" if name == "keypoints" else ", or match while loading: --set data.anchors=online"
             raise UserError(
-                f"{data_set.folder}: its records have {name} {recorded}, training asks for {asked}; convert the data again, "
+                f"{record_folder.path}: its records have {name} {recorded}, training asks for {asked}; convert the data again, "
                 f"or train with the records' own{other}"
             )
 
 
-def training_pool(data_set: DataSet, split: str, config: DataConfig) -> epoch_plan.Pool:
+def training_pool(record_folder: RecordFolder, split: str, config: DataConfig) -> epoch_plan.Pool:
     """The images and canvases that `training_batches` uses; `str` of it is a line for the log."""
-    index = data_set.index(split)
+    index = record_folder.index(split)
     side = config.jitter_canvas
     pool = epoch_plan.make_pool(
         index,
@@ -88,7 +88,7 @@ def training_pool(data_set: DataSet, split: str, config: DataConfig) -> epoch_pl
 
 
 def training_batches(
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     config: DataConfig,
     *,
@@ -99,7 +99,7 @@ def training_batches(
     input_workers: int = 1,
     input_worker: int = 0,
     anchors: AnchorConfig | None = None,
-    loading: Loading = PLAIN,
+    options: LoadingOptions = PLAIN,
 ) -> tf.data.Dataset:
     """Batches from `start_step` on; each worker gets its slice of the global batch.
 
@@ -119,25 +119,27 @@ def training_batches(
     """
     if global_batch_size < 1 or global_batch_size % input_workers:
         raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
-    anchors = anchors or data_set.anchors
-    check_compatible(data_set, anchors, config, data_set.skeleton)
+    anchors = anchors or record_folder.anchors
+    check_compatible(record_folder, anchors, config, record_folder.skeleton)
     size = global_batch_size // input_workers
     mine = slice(input_worker * size, (input_worker + 1) * size)
-    pool = training_pool(data_set, split, config)
-    check_possible(loading, data_set.index(split)[pool.rows])
+    pool = training_pool(record_folder, split, config)
+    check_possible(options, record_folder.index(split)[pool.rows])
 
     def batches() -> Iterator[PlannedBatch]:
         every = planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
         for images in itertools.islice(every, num_steps):
             yield images | {"rows": images["rows"][mine], "variants": images["variants"][mine]}
 
-    rows = image_rows(batches, data_set.index(split), pool, config.short_edges, size, whole=bool(loading.data_service))
-    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
-    return _batches(rows, prepare, size, loading)
+    rows = image_rows(batches, record_folder.index(split), pool, config.short_edges, size, whole=bool(options.data_service))
+    prepare = Preparation.of(
+        record_folder, split, config, anchors, max_edge=config.max_edge, training=True, cache=options.cache
+    )
+    return _batches(rows, prepare, size, options)
 
 
 def evaluation_batches(
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     config: DataConfig,
     *,
@@ -146,7 +148,7 @@ def evaluation_batches(
     max_edge: int,
     input_workers: int = 1,
     input_worker: int = 0,
-    loading: Loading = PLAIN,
+    options: LoadingOptions = PLAIN,
 ) -> tf.data.Dataset:
     """Every image of a split exactly once, unflipped, without sampled anchors; the last batch of a canvas is filled up.
 
@@ -159,7 +161,7 @@ def evaluation_batches(
     """
     if batch_size < 1 or batch_size % input_workers:
         raise UserError(f"batch of {batch_size} images: must be a multiple of the {input_workers} input workers")
-    index = data_set.index(split)
+    index = record_folder.index(split)
     pool = epoch_plan.make_pool(
         index,
         short_edges=[short_edge],
@@ -171,7 +173,7 @@ def evaluation_batches(
         require_keypoints=False,
         split=split,
     )
-    check_possible(loading, index)
+    check_possible(options, index)
     size = batch_size // input_workers
     mine = slice(input_worker * size, (input_worker + 1) * size)
 
@@ -180,32 +182,34 @@ def evaluation_batches(
         for canvas, rows, variants in zip(planned.canvas, planned.rows, planned.variants, strict=True):
             yield {"canvas": canvas, "rows": rows[mine], "variants": variants[mine], "key": np.int64(0)}
 
-    prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=max_edge, training=False, cache=loading.cache)
-    rows = image_rows(batches, index, pool, [short_edge], size, whole=bool(loading.data_service))
-    return _batches(rows, prepare, size, loading)
+    prepare = Preparation.of(
+        record_folder, split, config, record_folder.anchors, max_edge=max_edge, training=False, cache=options.cache
+    )
+    rows = image_rows(batches, index, pool, [short_edge], size, whole=bool(options.data_service))
+    return _batches(rows, prepare, size, options)
 
 
-def _batches(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, loading: Loading) -> tf.data.Dataset:
+def _batches(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, options: LoadingOptions) -> tf.data.Dataset:
     """Reads and prepares images in parallel, and stacks each `batch_size` of them, which share a canvas."""
-    if loading.on_error == "skip":
+    if options.on_error == "skip":
         dataset = rows.interleave(
             functools.partial(_image_or_padding, prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
     else:
         dataset = rows.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size, drop_remainder=True)
-    if loading.data_service:
+    if options.data_service:
         dataset = dataset.apply(
             tf.data.experimental.service.distribute(
                 tf.data.experimental.service.ShardingPolicy.DYNAMIC,
-                loading.data_service,
+                options.data_service,
                 compression=None,  # images hardly shrink
             )
         )
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # slices are cut above
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    dataset_options = tf.data.Options()
+    dataset_options.deterministic = True
+    dataset_options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # slices are cut above
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(dataset_options)
 
 
 def _image_or_padding(prepare: Preparation, row: dict[str, tf.Tensor]) -> tf.data.Dataset:

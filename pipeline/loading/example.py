@@ -16,7 +16,7 @@ from pipeline.loading import anchor_targets, augment
 from pipeline.loading.anchor_targets import ImageGrid, Size
 from pipeline.loading.options import Cache
 from pipeline.loading.reader import Reader
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
 Batch = dict[str, tf.Tensor]
@@ -38,7 +38,7 @@ class Preparation:
 
     @staticmethod
     def of(
-        data_set: DataSet,
+        record_folder: RecordFolder,
         split: str,
         config: DataConfig,
         anchors: AnchorConfig,
@@ -48,14 +48,14 @@ class Preparation:
         cache: Cache = "none",
     ) -> Preparation:
         return Preparation(
-            reader=Reader.of([str(path.absolute()) for path in data_set.shards(split)], cache),
-            skeleton=data_set.skeleton,
+            reader=Reader.of([str(path.absolute()) for path in record_folder.shards(split)], cache),
+            skeleton=record_folder.skeleton,
             max_edge=max_edge,
             resize=config.resize,
             keypoint_offset=config.keypoint_offset,
             max_boxes=config.max_boxes,
             anchors=anchors,
-            recorded_short_edges=data_set.short_edges,
+            recorded_short_edges=record_folder.short_edges,
             training=config if training else None,
         )
 

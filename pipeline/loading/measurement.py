@@ -18,10 +18,10 @@ from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.epoch_plan import image_rows, planned_batches
 from pipeline.loading.example import Batch, Preparation
-from pipeline.loading.options import Loading, cache_bytes
+from pipeline.loading.options import LoadingOptions, cache_bytes
 from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 SEED = 0
 ROUNDS = 3  # of which the fastest counts for each part: others at work on the machine only ever slow it down
@@ -29,12 +29,12 @@ ROUNDS = 3  # of which the fastest counts for each part: others at work on the m
 Row = dict[str, tf.Tensor]
 
 
-def describe(data_set: DataSet, split: str, config: DataConfig, *, batch_size: int) -> list[str]:
+def describe(record_folder: RecordFolder, split: str, config: DataConfig, *, batch_size: int) -> list[str]:
     """Lines about canvases, padding, and what caches take."""
-    pool = training_pool(data_set, split, config)
+    pool = training_pool(record_folder, split, config)
     first = epoch_plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=batch_size)
     filled = (first.rows < 0).mean()
-    images = data_set.index(split)[pool.rows]
+    images = record_folder.index(split)[pool.rows]
     records_bytes, decoded_bytes = cache_bytes(images, "records"), cache_bytes(images, "decoded")
     return [
         f"{split} has {pool}",
@@ -81,13 +81,13 @@ class Measured:
 
 
 def measure(
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     config: DataConfig,
     *,
     batch_size: int,
     num_images: int,
-    loading: Loading,
+    options: LoadingOptions,
     anchors: AnchorConfig | None = None,
 ) -> Measured:
     """Loads batches as training does, and the first stages alone; CPU times of stages are differences of these.
@@ -102,29 +102,31 @@ def measure(
       UserError: as `training_batches`, or an image that cannot be read.
     """
     steps = -(-num_images // batch_size)
-    anchors = anchors or data_set.anchors
+    anchors = anchors or record_folder.anchors
     batches = training_batches(
-        data_set, split, config, global_batch_size=batch_size, seed=SEED, num_steps=steps, loading=loading, anchors=anchors
+        record_folder, split, config, global_batch_size=batch_size, seed=SEED, num_steps=steps, options=options, anchors=anchors
     )
-    pool = training_pool(data_set, split, config)
+    pool = training_pool(record_folder, split, config)
 
     def planned() -> itertools.islice[dict[str, object]]:
         return itertools.islice(planned_batches(pool, global_batch_size=batch_size, seed=SEED, start_step=0), steps)
 
-    rows = image_rows(planned, data_set.index(split), pool, config.short_edges, batch_size, whole=False)
+    rows = image_rows(planned, record_folder.index(split), pool, config.short_edges, batch_size, whole=False)
     rows = rows.filter(lambda row: row["image_id"] >= 0)
-    prepare = Preparation.of(data_set, split, config, anchors, max_edge=config.max_edge, training=True, cache=loading.cache)
+    prepare = Preparation.of(
+        record_folder, split, config, anchors, max_edge=config.max_edge, training=True, cache=options.cache
+    )
     parts = {}
     for name, stage in _stages(prepare, config).items():
         staged = rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE)
-        parts[name] = (staged.ignore_errors() if loading.on_error == "skip" else staged).batch(batch_size)
+        parts[name] = (staged.ignore_errors() if options.on_error == "skip" else staged).batch(batch_size)
     parts["rest"] = batches
     try:
         wall, cpu, loaded = _timed(parts)
     except tf.errors.OpError as error:
         raise reading_error(
             error,
-            data_set,
+            record_folder,
             split,
             config,
             global_batch_size=batch_size,

@@ -21,7 +21,7 @@ SECONDS_TO_ANSWER = 10.0  # for the dispatcher of a data service; its own client
 
 
 @dataclasses.dataclass(frozen=True)
-class Loading:
+class LoadingOptions:
     """Choices of a run.
 
     Attributes:
@@ -48,10 +48,10 @@ class Loading:
             raise UserError(f"cache={self.cache}: is kept in this process, data_service={self.data_service} reads in others")
 
 
-PLAIN = Loading()
+PLAIN = LoadingOptions()
 
 
-def check_possible(loading: Loading, images: npt.NDArray[Any]) -> None:
+def check_possible(options: LoadingOptions, images: npt.NDArray[Any]) -> None:
     """Finds out before anything is read whether the memory suffices, and the data service answers.
 
     Args:
@@ -60,16 +60,16 @@ def check_possible(loading: Loading, images: npt.NDArray[Any]) -> None:
     Raises:
       UserError: it does not.
     """
-    needed, machine = cache_bytes(images, loading.cache), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed, machine = cache_bytes(images, options.cache), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > machine:
         raise UserError(
-            f"cache={loading.cache}: takes {needed / 1e9:.1f} GB for these {len(images)} images, this machine has "
+            f"cache={options.cache}: takes {needed / 1e9:.1f} GB for these {len(images)} images, this machine has "
             f"{machine / 1e9:.1f} GB; keep less"
         )
-    if loading.data_service:
-        silence = why_silent(loading.data_service)
+    if options.data_service:
+        silence = why_silent(options.data_service)
         if silence is not None:
-            raise UserError(f"data_service={loading.data_service}: does not answer ({silence}); start its dispatcher first")
+            raise UserError(f"data_service={options.data_service}: does not answer ({silence}); start its dispatcher first")
 
 
 def why_silent(data_service: str) -> str | None:

@@ -15,20 +15,20 @@ from pipeline.data_config import DataConfig
 from pipeline.loading import reader
 from pipeline.loading.batches import training_pool
 from pipeline.loading.epoch_plan import planned_batches
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import read_payload
 
 MOST_SKIPPED = 0.1  # of all images of the split: a data set is not a little damaged any more
 ALWAYS_SKIPPED = 10  # images, however few there are
 
 
-def describe(data_set: DataSet, split: str, image: np.void) -> str | None:
+def describe(record_folder: RecordFolder, split: str, image: np.void) -> str | None:
     """Reads an image as training does, and says where it lies and what is wrong with it; None if nothing is.
 
     Args:
       image: its row of the index.
     """
-    path, offset, length = data_set.shards(split)[image["shard"]], int(image["offset"]), int(image["length"])
+    path, offset, length = record_folder.shards(split)[image["shard"]], int(image["offset"]), int(image["length"])
     result: Any = None
     steps: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("the record is damaged or cut short", lambda: read_payload(path, offset, length)),
@@ -52,12 +52,12 @@ class Skipped:
     """Names each unreadable image when it is first met, and says at the end how often images were skipped.
 
     Args:
-      data_set, split: what is read.
+      record_folder, split: what is read.
       report: takes a line.
     """
 
-    def __init__(self, data_set: DataSet, split: str, report: Callable[[str], None]) -> None:
-        self._data_set, self._split, self._report = data_set, split, report
+    def __init__(self, record_folder: RecordFolder, split: str, report: Callable[[str], None]) -> None:
+        self._record_folder, self._split, self._report = record_folder, split, report
         self._known: set[int] = set()
         self._times = 0
 
@@ -72,14 +72,14 @@ class Skipped:
         new = [image_id for image_id in met if image_id not in self._known]
         if not new:
             return
-        index = self._data_set.index(self._split)
+        index = self._record_folder.index(self._split)
         for image_id in new:
-            found = describe(self._data_set, self._split, index[np.flatnonzero(index["image_id"] == image_id)[0]])
+            found = describe(self._record_folder, self._split, index[np.flatnonzero(index["image_id"] == image_id)[0]])
             self._report(f"skipped {found or f'image {image_id}: unreadable a moment ago, readable now'}")
         self._known.update(new)
         if len(self._known) > max(ALWAYS_SKIPPED, MOST_SKIPPED * len(index)):
             raise UserError(
-                f"{self._data_set.folder}: {len(self._known)} of the {len(index)} images of split {self._split!r} cannot be "
+                f"{self._record_folder.path}: {len(self._known)} of the {len(index)} images of split {self._split!r} cannot be "
                 "read, too many to go on without them; copy the records again or convert anew"
             )
 
@@ -92,22 +92,22 @@ class Skipped:
 
 
 def describe_unreadable(
-    data_set: DataSet, split: str, config: DataConfig, *, global_batch_size: int, seed: int, step: int
+    record_folder: RecordFolder, split: str, config: DataConfig, *, global_batch_size: int, seed: int, step: int
 ) -> list[str]:
     """Which images of a step's global batch cannot be read: where each lies, and what is wrong with it.
 
     For whoever met an error in the step's batch: TensorFlow's own does not say where.
     """
-    index = data_set.index(split)
-    pool = training_pool(data_set, split, config)
+    index = record_folder.index(split)
+    pool = training_pool(record_folder, split, config)
     rows = next(planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=step))["rows"]
-    found = (describe(data_set, split, index[row]) for row in rows[rows >= 0])
+    found = (describe(record_folder, split, index[row]) for row in rows[rows >= 0])
     return [line for line in found if line is not None]
 
 
 def reading_error(
     error: tf.errors.OpError,
-    data_set: DataSet,
+    record_folder: RecordFolder,
     split: str,
     config: DataConfig,
     *,
@@ -118,5 +118,5 @@ def reading_error(
 ) -> UserError:
     """What to tell of an error met in the batches of some steps: the first image of them that cannot be read, and a way out."""
     batch = {"global_batch_size": global_batch_size, "seed": seed}
-    found = (line for step in steps for line in describe_unreadable(data_set, split, config, **batch, step=step))
+    found = (line for step in steps for line in describe_unreadable(record_folder, split, config, **batch, step=step))
     return UserError(f"{next(found, f'the data cannot be read ({reason_of(error)})')}; {way_out}")

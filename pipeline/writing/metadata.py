@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from pipeline import records, storage
 from pipeline.command import UserError
-from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, parse_data_set
+from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, parse_record_folder
 from pipeline.writing.shard_writer import ShardSettings, finished_shards
 
 
@@ -36,7 +36,7 @@ def joined_metadata(output: str, split: str, shared: Mapping[str, Any], overwrit
     if not storage.exists(path):
         return {**shared, "splits": {}}
     content = storage.read(path)
-    parse_data_set(output, content)  # (says what is wrong, if something is)
+    parse_record_folder(output, content)  # (says what is wrong, if something is)
     metadata: dict[str, Any] = json.loads(content)
     others = sorted(set(metadata["splits"]) - {split})
     if overwrite and not others:

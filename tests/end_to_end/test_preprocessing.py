@@ -18,7 +18,7 @@ from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import image
 from pipeline.data_config import DataConfig, ResizeRule, resized_size
 from pipeline.loading.batches import evaluation_batches, training_batches
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 RULES = typing.get_args(ResizeRule)
 SHORT_EDGE, MAX_EDGE = 128, 1333
@@ -74,7 +74,7 @@ def images_of(batches: tf.data.Dataset) -> dict[int, Pixels]:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_training_evaluation_and_saved_model_see_the_same_pixels(
-    coco_sample: Path, coco_sample_records: DataSet, tmp_path: Path, rule: ResizeRule
+    coco_sample: Path, coco_sample_records: RecordFolder, tmp_path: Path, rule: ResizeRule
 ) -> None:
     config = DataConfig(short_edges=(SHORT_EDGE,), flip=False, num_canvases=2, resize=rule, anchors="online")
     evaluated = images_of(

@@ -12,35 +12,35 @@ from pipeline import batch_flags
 from pipeline.batch_flags import BatchConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 
-def given(data_set: DataSet, *arguments: str, **changes: Any) -> BatchConfig:
+def given(record_folder: RecordFolder, *arguments: str, **changes: Any) -> BatchConfig:
     values = flags.FlagValues()
     batch_flags.define(values)
     values(["command", *arguments])
-    return batch_flags.batch_config(values, data_set, **changes)
+    return batch_flags.batch_config(values, record_folder, **changes)
 
 
-def test_without_flags_they_are_the_records_own(small_data_set: DataSet) -> None:
-    own = BatchConfig(small_data_set.anchors, DataConfig(short_edges=(96, 128), max_edge=192))
-    assert given(small_data_set, num_canvases=None) == own
+def test_without_flags_they_are_the_records_own(small_record_folder: RecordFolder) -> None:
+    own = BatchConfig(small_record_folder.anchors, DataConfig(short_edges=(96, 128), max_edge=192))
+    assert given(small_record_folder, num_canvases=None) == own
 
 
-def test_records_without_matching_are_matched_online(small_data_set: DataSet) -> None:
-    bare = dataclasses.replace(small_data_set, short_edges=())
+def test_records_without_matching_are_matched_online(small_record_folder: RecordFolder) -> None:
+    bare = dataclasses.replace(small_record_folder, short_edges=())
     assert given(bare).data == DataConfig(anchors="online")
 
 
-def test_each_flag_has_its_say(small_data_set: DataSet) -> None:
+def test_each_flag_has_its_say(small_record_folder: RecordFolder) -> None:
     arguments = (
         "--set=data.jitter_canvas=64",
         "--set=data.anchors=online",
         "--set=anchors.sizes=[8,16,32,64,128]",
         "--hue=0.1",
     )
-    config = given(small_data_set, *arguments, "--brightness=0.3", "--contrast=0.4", "--saturation=0.5", num_canvases=2)
-    assert config.anchors == dataclasses.replace(small_data_set.anchors, sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
+    config = given(small_record_folder, *arguments, "--brightness=0.3", "--contrast=0.4", "--saturation=0.5", num_canvases=2)
+    assert config.anchors == dataclasses.replace(small_record_folder.anchors, sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
     assert config.data == DataConfig(
         short_edges=(96, 128),
         max_edge=192,
@@ -63,7 +63,7 @@ def test_each_flag_has_its_say(small_data_set: DataSet) -> None:
         ("--hue=0.7", r"data\.hue=0\.7"),
     ],
 )
-def test_a_wrong_value_is_one_line(small_data_set: DataSet, argument: str, message: str) -> None:
+def test_a_wrong_value_is_one_line(small_record_folder: RecordFolder, argument: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        given(small_data_set, argument)
+        given(small_record_folder, argument)
     assert "\n" not in str(error.value)

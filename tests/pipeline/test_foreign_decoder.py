@@ -20,7 +20,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 PYTHON = os.environ.get("KEYPOINT_TF_MODELS_PYTHON")
 pytestmark = [
@@ -30,7 +30,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def decoded(coco_sample_records: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, NDArray[Any]]:
+def decoded(coco_sample_records: RecordFolder, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, NDArray[Any]]:
     """What the decoder makes of the split `train`: arrays by "<image id>/<name>"."""
     output = tmp_path_factory.mktemp("decoded") / "decoded.npz"
     shards = [str(path) for path in coco_sample_records.shards("train")]

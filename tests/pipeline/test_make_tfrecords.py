@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline import command, make_tfrecords
-from pipeline.record_folder import open_data_set
+from pipeline.record_folder import open_record_folder
 
 Command = Callable[..., int]
 ROOT = Path(__file__).parents[2]
@@ -42,12 +42,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
 SIGMAS = "--sigmas=0.1,0.2,0.3"
 
 
-def test_flags_reach_the_data_set(make: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_reach_the_records(make: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [SIGMAS, "--flip_pairs=l_ear:r_ear", "--split=val", "--dataset_name=people", "--num_shards=2", "--max_edge=100"]
     assert make(*flags, "--anchor_sizes=16,32,64,128,256", "--runner=BundleBasedDirectRunner") == 0
     printed = capsys.readouterr().out
     assert f"split 'val' written to {tmp_path / 'out'}" in printed and "labelled keypoints  3" in printed
-    data = open_data_set(tmp_path / "out")
+    data = open_record_folder(tmp_path / "out")
     assert (data.name, data.short_edges, data.max_edge) == ("people", (64,), 100)
     assert data.anchors.sizes == (16, 32, 64, 128, 256)
     assert data.skeleton.flip == (0, 2, 1) and data.skeleton.sigmas == (0.1, 0.2, 0.3)

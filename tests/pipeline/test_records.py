@@ -97,7 +97,7 @@ def test_the_same_image_gives_the_same_bytes() -> None:
     assert encode(IMAGE) == encode(IMAGE)
 
 
-def test_parse_gives_the_same_inside_a_data_set() -> None:
+def test_parse_gives_the_same_inside_a_dataset() -> None:
     eager = records.parse(tf.constant(encode(IMAGE)))
     mapped = next(iter(tf.data.Dataset.from_tensors(encode(IMAGE)).map(records.parse)))
     for key, value in eager.items():

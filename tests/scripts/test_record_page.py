@@ -27,7 +27,7 @@ def test_the_examples_read_records(coco_sample_records: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", record_page.page(), flags=re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
-        code = block.replace('"records', f'"{Path(coco_sample_records.folder)}')
+        code = block.replace('"records', f'"{Path(coco_sample_records.path)}')
         code = "\n".join(line for line in code.splitlines() if "needs pandas" not in line)  # (tried in test_tfds.py)
         found: dict[str, Any] = {}
         exec(code, found)

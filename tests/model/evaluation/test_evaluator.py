@@ -23,7 +23,7 @@ from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import read_coco
 from pipeline.command import UserError
-from pipeline.record_folder import INDEX_DTYPE, DataSet
+from pipeline.record_folder import INDEX_DTYPE, RecordFolder
 from scripts.mean_pose import mean_pose, mean_pose_baseline
 
 CATEGORY = {"id": 7, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
@@ -53,7 +53,7 @@ def annotation_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def data_set(annotations: Path, tmp_path: Path) -> DataSet:
+def record_folder(annotations: Path, tmp_path: Path) -> RecordFolder:
     """Images 1, 2 and 3 as the split val; 4 is in the annotations only."""
     coco, index, path = read_coco(annotations), [], tmp_path / "val.tfrecord"
     offset = 0
@@ -68,10 +68,10 @@ def data_set(annotations: Path, tmp_path: Path) -> DataSet:
             offset += len(record) + 16
     np.save(tmp_path / "index.npy", np.array(index, INDEX_DTYPE))
     splits = {"val": {"shards": [{"file": path.name, "bytes": offset}], "images": 3, "index": "index.npy"}}
-    return DataSet(tmp_path, "small", AnchorConfig(), (96,), 192, coco.skeleton, coco.category_id, splits)
+    return RecordFolder(tmp_path, "small", AnchorConfig(), (96,), 192, coco.skeleton, coco.category_id, splits)
 
 
-def knowing(data_set: DataSet) -> Predictor:
+def knowing(record_folder: RecordFolder) -> Predictor:
     """Knows the truth about images 1 and 2 by their width; finds nobody in the third."""
 
     def answer(images: Sequence[bytes]) -> Answer:
@@ -88,7 +88,7 @@ def knowing(data_set: DataSet) -> Predictor:
                     number[row] += 1
         return {**found, "num_detections": number}
 
-    return Predictor(TINY, data_set.skeleton, answer, lambda height, width: (128, 192))
+    return Predictor(TINY, record_folder.skeleton, answer, lambda height, width: (128, 192))
 
 
 SHAPES: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": (), "keypoints": (3, 2), "keypoint_scores": (3,)}
@@ -108,23 +108,23 @@ def test_figures_of_the_cases(case: str, eval_oracles: Path) -> None:
         assert evaluate_results(truth, folder / "results.json")["keypoints"] == pytest.approx(expected["keypoints"], abs=1e-6)
 
 
-def test_a_model_that_knows_the_truth_reaches_one(data_set: DataSet, annotations: Path) -> None:
-    figures = evaluate(knowing(data_set), data_set, "val", annotations)
+def test_a_model_that_knows_the_truth_reaches_one(record_folder: RecordFolder, annotations: Path) -> None:
+    figures = evaluate(knowing(record_folder), record_folder, "val", annotations)
     assert figures["keypoints"]["AP"] == pytest.approx(1.0)
     assert figures["bbox"]["AP"] == pytest.approx(1.0)
     # Image 4 is no part of the split: whom nobody found there costs nothing.
     assert figures["counts"] == {"images": 3, "persons": 3, "persons_with_keypoints": 3, "crowds": 0, "results": 3}
 
 
-def test_damaged_records_are_told(data_set: DataSet, annotations: Path) -> None:
-    (shard,) = data_set.shards("val")
+def test_damaged_records_are_told(record_folder: RecordFolder, annotations: Path) -> None:
+    (shard,) = record_folder.shards("val")
     content = bytearray(shard.read_bytes())
     content[200] ^= 1
     shard.write_bytes(content)
     with pytest.raises(
         UserError, match=r"the split 'val' is damaged \(.*corrupted record.*\); .*inspect_records .*--verify"
     ) as caught:
-        evaluate(knowing(data_set), data_set, "val", annotations)
+        evaluate(knowing(record_folder), record_folder, "val", annotations)
     assert "\n" not in str(caught.value)
 
 
@@ -264,13 +264,13 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
 
 
 def test_results_of_a_split_of_records(
-    data_set: DataSet, annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    record_folder: RecordFolder, annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The records limit the images, and give the keypoint set: sigmas and twins that the JSON does not have."""
     pairs, sigmas = [("nose", "left_eye")], (0.5, 0.5, 0.5)
-    other = data_set.skeleton.from_category(CATEGORY, flip_pairs=pairs, sigmas=sigmas)
+    other = record_folder.skeleton.from_category(CATEGORY, flip_pairs=pairs, sigmas=sigmas)
     monkeypatch.setattr(
-        "model.evaluation.evaluator.open_data_set", lambda folder: dataclasses.replace(data_set, skeleton=other)
+        "model.evaluation.evaluator.open_record_folder", lambda folder: dataclasses.replace(record_folder, skeleton=other)
     )
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
@@ -280,11 +280,13 @@ def test_results_of_a_split_of_records(
     assert [pair["joints"] for pair in written["twins"]] == [["nose", "left_eye"]]
 
 
-def test_another_keypoint_set_is_refused(data_set: DataSet, annotations: Path) -> None:
+def test_another_keypoint_set_is_refused(record_folder: RecordFolder, annotations: Path) -> None:
     other = dict(read_ground_truth(annotations).category) | {"keypoints": ["nose", "left_ear", "right_ear"]}
-    predictor = Predictor(TINY, data_set.skeleton.from_category(other), knowing(data_set).answer, lambda h, w: (128, 192))
+    predictor = Predictor(
+        TINY, record_folder.skeleton.from_category(other), knowing(record_folder).answer, lambda h, w: (128, 192)
+    )
     with pytest.raises(UserError, match=r"left_eye.*left_ear"):
-        evaluate(predictor, data_set, "val", annotations)
+        evaluate(predictor, record_folder, "val", annotations)
 
 
 def test_mean_pose(annotations: Path) -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from model.training.strategies import distribute, make_strategy, num_workers, worker_index
 from pipeline.data_config import DataConfig
 from pipeline.loading.batches import evaluation_batches, training_batches
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=3, require_keypoints=False
@@ -49,23 +49,23 @@ def of_replicas(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> l
     return found
 
 
-def training_facts(data_set: DataSet, strategy: tf.distribute.Strategy, first: int, steps: int) -> list[list[Facts]]:
+def training_facts(record_folder: RecordFolder, strategy: tf.distribute.Strategy, first: int, steps: int) -> list[list[Facts]]:
     share: dict[str, Any] = {"input_workers": num_workers(strategy), "input_worker": worker_index(strategy)}
     batches = training_batches(
-        data_set, "train", CONFIG, global_batch_size=BATCH, seed=SEED, start_step=first, num_steps=steps, **share
+        record_folder, "train", CONFIG, global_batch_size=BATCH, seed=SEED, start_step=first, num_steps=steps, **share
     )
     return of_replicas(batches, strategy)
 
 
-def evaluation_facts(data_set: DataSet, strategy: tf.distribute.Strategy) -> list[list[Facts]]:
+def evaluation_facts(record_folder: RecordFolder, strategy: tf.distribute.Strategy) -> list[list[Facts]]:
     share: dict[str, Any] = {"input_workers": num_workers(strategy), "input_worker": worker_index(strategy)}
-    batches = evaluation_batches(data_set, "train", CONFIG, batch_size=BATCH, short_edge=100, max_edge=180, **share)
+    batches = evaluation_batches(record_folder, "train", CONFIG, batch_size=BATCH, short_edge=100, max_edge=180, **share)
     return of_replicas(batches, strategy)
 
 
 if __name__ == "__main__":
     chosen = make_strategy(sys.argv[2])
-    pickled: DataSet = pickle.loads(Path(sys.argv[1]).read_bytes())
+    pickled: RecordFolder = pickle.loads(Path(sys.argv[1]).read_bytes())
     answer = {
         "training": training_facts(pickled, chosen, int(sys.argv[3]), int(sys.argv[4])),
         "evaluation": evaluation_facts(pickled, chosen),

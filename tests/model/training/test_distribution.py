@@ -17,22 +17,24 @@ import tensorflow as tf
 from pipeline.coco import CocoImage
 from pipeline.loading import epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from tests.model.training.replica_batches import BATCH, CONFIG, SEED, Facts, evaluation_facts, facts, training_facts
 
 ROOT = Path(__file__).parents[3]
 FIRST, STEPS = 5, 14  # starts within the first epoch and ends within the third
 
 
-def length_of_epoch(data_set: DataSet) -> int:
-    pool = training_pool(data_set, "train", CONFIG)
+def length_of_epoch(record_folder: RecordFolder) -> int:
+    pool = training_pool(record_folder, "train", CONFIG)
     return len(epoch_plan.plan_epoch(pool, seed=SEED, epoch=0, global_batch_size=BATCH).canvas)
 
 
 @pytest.fixture(scope="module")
-def halves(small_data_set: DataSet) -> list[list[Facts]]:
+def halves(small_record_folder: RecordFolder) -> list[list[Facts]]:
     """By step, what two replicas should get: halves of the global batch, as this process makes it from the first step on."""
-    batches = training_batches(small_data_set, "train", CONFIG, global_batch_size=BATCH, seed=SEED, num_steps=FIRST + STEPS)
+    batches = training_batches(
+        small_record_folder, "train", CONFIG, global_batch_size=BATCH, seed=SEED, num_steps=FIRST + STEPS
+    )
     cut = [slice(None, BATCH // 2), slice(BATCH // 2, None)]
     return [[facts({name: value[half] for name, value in batch.items()}) for half in cut] for batch in batches]
 
@@ -45,14 +47,14 @@ def assert_exactly_once(steps: list[list[Facts]], images: dict[int, CocoImage]) 
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_replicas_share_a_batch_in_order(
-    small_data_set: DataSet,
+    small_record_folder: RecordFolder,
     images: dict[int, CocoImage],
     halves: list[list[Facts]],
     two_replicas: tf.distribute.Strategy,
     replicas: int,
 ) -> None:
     strategy = two_replicas if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
-    found = training_facts(small_data_set, strategy, 0, length_of_epoch(small_data_set))
+    found = training_facts(small_record_folder, strategy, 0, length_of_epoch(small_record_folder))
     assert_exactly_once(found, images)
     for parts, expected in zip(found, halves, strict=False):
         assert len(parts) == replicas
@@ -60,15 +62,15 @@ def test_replicas_share_a_batch_in_order(
             assert parts == expected
         else:
             assert parts[0]["ids"] == expected[0]["ids"] + expected[1]["ids"]
-    assert_exactly_once(evaluation_facts(small_data_set, strategy), images)
+    assert_exactly_once(evaluation_facts(small_record_folder, strategy), images)
 
 
 @pytest.mark.slow
 def test_two_workers_started_late_share_the_batches_of_this_process(
-    small_data_set: DataSet, images: dict[int, CocoImage], halves: list[list[Facts]], tmp_path: Path
+    small_record_folder: RecordFolder, images: dict[int, CocoImage], halves: list[list[Facts]], tmp_path: Path
 ) -> None:
     """Two new processes that begin in the middle get, bit for bit, what an uninterrupted one got there."""
-    (tmp_path / "data_set").write_bytes(pickle.dumps(small_data_set))
+    (tmp_path / "record_folder").write_bytes(pickle.dumps(small_record_folder))
     with socket.socket() as a, socket.socket() as b:
         a.bind(("127.0.0.1", 0))
         b.bind(("127.0.0.1", 0))
@@ -77,7 +79,7 @@ def test_two_workers_started_late_share_the_batches_of_this_process(
     processes = []
     for index, output in enumerate(outputs):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        arguments = [str(tmp_path / "data_set"), "multi_worker", str(FIRST), str(STEPS), str(output)]
+        arguments = [str(tmp_path / "record_folder"), "multi_worker", str(FIRST), str(STEPS), str(output)]
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "tests.model.replica_batches", *arguments],

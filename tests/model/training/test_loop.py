@@ -29,8 +29,8 @@ from model.training.step import Trainer
 from model.training.strategies import distribute, make_strategy
 from pipeline.command import UserError
 from pipeline.loading.batches import training_batches, training_pool
-from pipeline.loading.options import Loading
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.loading.options import LoadingOptions
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.synthetic import dataset, poses
 from pipeline.writing.conversion import ConversionConfig, convert
 
@@ -44,17 +44,17 @@ COLOURS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+def record_folder(tmp_path_factory: pytest.TempPathFactory) -> RecordFolder:
     folder = tmp_path_factory.mktemp("synthetic")
     rendered = dataset.write_dataset(folder, dataset.Arguments(12, 5, "train", 160, 128), num_workers=1)
     config = ConversionConfig(short_edges=(96, 128), max_edge=192)
     convert(rendered.annotations, rendered.image_folder, folder / "records", "train", config)
-    return open_data_set(folder / "records")
+    return open_record_folder(folder / "records")
 
 
-def global_batch(data_set: DataSet, config: Config) -> dict[str, tf.Tensor]:
+def global_batch(record_folder: RecordFolder, config: Config) -> dict[str, tf.Tensor]:
     batches = training_batches(
-        data_set, "train", config.data, global_batch_size=config.train.global_batch_size, seed=3, num_steps=1
+        record_folder, "train", config.data, global_batch_size=config.train.global_batch_size, seed=3, num_steps=1
     )
     return next(iter(batches))
 
@@ -82,16 +82,16 @@ def summed_gradients(trainer: Trainer, batch: dict[str, tf.Tensor]) -> tuple[lis
 
 
 def test_two_replicas_give_the_gradients_of_one(
-    data_set: DataSet, small_config: Config, two_replicas: tf.distribute.Strategy
+    record_folder: RecordFolder, small_config: Config, two_replicas: tf.distribute.Strategy
 ) -> None:
     config = dataclasses.replace(
         taking_every_roi(small_config),
         train=dataclasses.replace(small_config.train, global_batch_size=4),
         data=dataclasses.replace(small_config.data, **COLOURS),
     )
-    batch = global_batch(data_set, config)
+    batch = global_batch(record_folder, config)
     assert int(tf.reduce_sum(tf.cast(batch["box_kind"] == 1, tf.int32))) >= 4
-    skeleton = data_set.skeleton
+    skeleton = record_folder.skeleton
     one = Trainer(config, skeleton, tf.distribute.OneDeviceStrategy("CPU:0"), precision="float32", jit_compile=False)
     two = Trainer(config, skeleton, two_replicas, precision="float32", jit_compile=False)
     for path, variable in one.model.variables_by_path().items():
@@ -111,35 +111,40 @@ def test_two_replicas_give_the_gradients_of_one(
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
 def test_trains_under_each_strategy_and_precision(
-    data_set: DataSet, small_config: Config, tmp_path: Path, strategy: str, precision: str, two_replicas: tf.distribute.Strategy
+    record_folder: RecordFolder,
+    small_config: Config,
+    tmp_path: Path,
+    strategy: str,
+    precision: str,
+    two_replicas: tf.distribute.Strategy,
 ) -> None:
     used = two_replicas if strategy == "mirrored" else make_strategy("one_device")
-    train(small_config, data_set, "train", Run(tmp_path / "run", precision=precision, log_every=1), used)
+    train(small_config, record_folder, "train", Run(tmp_path / "run", precision=precision, log_every=1), used)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 4]  # the first contains tracing; a line tells of the steps before its own
     assert all(np.isfinite(line["loss"]) for line in lines)
     saved = json.loads((tmp_path / "run" / "canvases.json").read_text())
-    chosen = training_pool(data_set, "train", small_config.data).canvases
+    chosen = training_pool(record_folder, "train", small_config.data).canvases
     assert [(c["height"], c["width"]) for c in saved["canvases"]] == list(chosen.sizes) and saved["padding"] == chosen.padding
     model = model_dir.load_model(tmp_path / "run")
     assert all(v.dtype == tf.float32 and np.isfinite(v).all() for v in model.variables_by_path().values())
 
 
-def test_a_compiled_step_equals_an_interpreted_one(data_set: DataSet, small_config: Config) -> None:
+def test_a_compiled_step_equals_an_interpreted_one(record_folder: RecordFolder, small_config: Config) -> None:
     config = dataclasses.replace(taking_every_roi(small_config), data=dataclasses.replace(small_config.data, **COLOURS))
-    batch, steps = global_batch(data_set, config), {}
+    batch, steps = global_batch(record_folder, config), {}
     for jit_compile in (False, True):
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-        trainer = Trainer(config, data_set.skeleton, strategy, precision="float32", jit_compile=jit_compile)
+        trainer = Trainer(config, record_folder.skeleton, strategy, precision="float32", jit_compile=jit_compile)
         metrics = trainer.train_step(batch, tf.constant(0.01), tf.constant(5), tf.constant(0.0))
         steps[jit_compile] = {name: float(value) for name, value in metrics.items()}
     for name, value in steps[False].items():
         assert steps[True][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def test_resuming_equals_never_having_stopped(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+def test_resuming_equals_never_having_stopped(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(small_config, data_set, "train", Run(whole), make_strategy("one_device"))
+    train(small_config, record_folder, "train", Run(whole), make_strategy("one_device"))
 
     class StopError(Exception):
         pass
@@ -148,15 +153,15 @@ def test_resuming_equals_never_having_stopped(data_set: DataSet, small_config: C
         raise StopError
 
     with pytest.raises(StopError):  # as a crash just after step 2 was saved
-        train(small_config, data_set, "train", Run(parts, evaluate_every=2), make_strategy("one_device"), stop)
-    train(small_config, data_set, "train", Run(parts), make_strategy("one_device"))
+        train(small_config, record_folder, "train", Run(parts, evaluate_every=2), make_strategy("one_device"), stop)
+    train(small_config, record_folder, "train", Run(parts), make_strategy("one_device"))
     expected, found = (model_dir.load_model(path).variables_by_path() for path in (whole, parts))
     for path, variable in expected.items():
         np.testing.assert_allclose(found[path], variable, rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 def test_a_finished_training_says_so_and_another_model_is_refused(
-    data_set: DataSet,
+    record_folder: RecordFolder,
     small_config: Config,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -164,26 +169,28 @@ def test_a_finished_training_says_so_and_another_model_is_refused(
 ) -> None:
     run = Run(tmp_path / "run")
     one_step = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=1))
-    train(one_step, data_set, "train", run, make_strategy("one_device"))
-    train(one_step, data_set, "train", run, make_strategy("one_device"))
+    train(one_step, record_folder, "train", run, make_strategy("one_device"))
+    train(one_step, record_folder, "train", run, make_strategy("one_device"))
     assert "nothing to do" in capsys.readouterr().out
     wider = dataclasses.replace(one_step, backbone=dataclasses.replace(one_step.backbone, width=16))
     with pytest.raises(UserError, match=r"backbone.width = 8.*16"):
-        train(wider, data_set, "train", run, make_strategy("one_device"))
+        train(wider, record_folder, "train", run, make_strategy("one_device"))
     other_anchors = dataclasses.replace(
         one_step, anchors=dataclasses.replace(one_step.anchors, sizes=(16.0, 32.0, 64.0, 128.0, 256.0))
     )
     with pytest.raises(UserError, match=r"anchors.*32.*16"):
-        train(other_anchors, data_set, "train", Run(tmp_path / "other"), make_strategy("one_device"))
+        train(other_anchors, record_folder, "train", Run(tmp_path / "other"), make_strategy("one_device"))
     odd = dataclasses.replace(one_step, train=dataclasses.replace(one_step.train, global_batch_size=3))
     with pytest.raises(UserError, match="multiple of the 2 replicas"):
-        train(odd, data_set, "train", Run(tmp_path / "odd"), two_replicas)
+        train(odd, record_folder, "train", Run(tmp_path / "odd"), two_replicas)
 
 
-def test_a_loss_that_is_not_finite_is_named_and_not_saved(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_named_and_not_saved(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path
+) -> None:
     hot = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, learning_rate=1e30, clip_norm=0.0))
     with pytest.raises(UserError, match=r"step \d: the loss \w+ is (nan|inf) on images \[\d+"):
-        train(hot, data_set, "train", Run(tmp_path / "run", save_every=1), make_strategy("one_device"))
+        train(hot, record_folder, "train", Run(tmp_path / "run", save_every=1), make_strategy("one_device"))
     saved = model_dir.newest_checkpoint(tmp_path / "run")
     if saved is not None:
         model = model_dir.load_model(tmp_path / "run")
@@ -191,36 +198,36 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(data_set: DataSet, sma
 
 
 def test_an_empty_split_is_ordinary(
-    data_set: DataSet, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody = {"images": [], "annotations": [], "categories": [poses.PERSON_CATEGORY]}
     (tmp_path / "empty.json").write_text(json.dumps(nobody))
     convert(
         tmp_path / "empty.json", tmp_path, tmp_path / "records", "train", ConversionConfig(short_edges=(96, 128), max_edge=192)
     )
-    train(small_config, open_data_set(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    train(small_config, open_record_folder(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device"))
     assert "no images" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_record_is_named_or_skipped(
-    small_config: Config, data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_config: Config, record_folder: RecordFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(data_set.folder, tmp_path / "records")
+    shutil.copytree(record_folder.path, tmp_path / "records")
     (shard,) = (tmp_path / "records").glob("*.tfrecord-*")
     places = []
-    for image in data_set.index("train")[[3, 8]]:  # of the first step; and of the third and seventh
+    for image in record_folder.index("train")[[3, 8]]:  # of the first step; and of the third and seventh
         places.append(f"{shard}, record at byte {image['offset']}, image {image['image_id']}: ")
         with shard.open("r+b") as file:
             file.seek(image["offset"] + 5000)
             file.write(bytes(16))
     config = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=8))
-    damaged = open_data_set(tmp_path / "records")
+    damaged = open_record_folder(tmp_path / "records")
     with pytest.raises(UserError, match=rf"^{places[0]}the record is damaged .*--on_error=skip"):
         train(config, damaged, "train", Run(tmp_path / "run"), make_strategy("one_device"))
     capsys.readouterr()
 
-    run = Run(tmp_path / "run", log_every=1, loading=Loading(on_error="skip"))
+    run = Run(tmp_path / "run", log_every=1, options=LoadingOptions(on_error="skip"))
     train(config, damaged, "train", run, make_strategy("one_device"))
     output = capsys.readouterr().out
     assert all(output.count(f"train: skipped {place}") == 1 for place in places)
@@ -229,7 +236,7 @@ def test_a_damaged_record_is_named_or_skipped(
     assert [line["step"] for line in lines if line["unreadable"] == 1] == [4, 8]  # a line tells of the step before its own
 
 
-def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+def test_ctrl_c_saves_a_checkpoint(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
     long = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=5000))
     previous = signal.getsignal(signal.SIGINT)
 
@@ -241,7 +248,7 @@ def test_ctrl_c_saves_a_checkpoint(data_set: DataSet, small_config: Config, tmp_
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
-        train(long, data_set, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
+        train(long, record_folder, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
     assert model_dir.newest_checkpoint(tmp_path / "run") is not None
     assert signal.getsignal(signal.SIGINT) is previous
 
@@ -265,20 +272,20 @@ from pathlib import Path
 from model import config, strategies, training
 from model.feed import Feed
 from pipeline.command import Progress
-from pipeline.record_folder import open_data_set
-from pipeline.loading import Loading
+from pipeline.record_folder import open_record_folder
+from pipeline.loading import LoadingOptions
 Feed.SECONDS_BETWEEN_LOOKS, training.SECONDS_OF_PATIENCE, Progress.SECONDS_BETWEEN_LINES = 0.125, 0.25, 0.0
-settings = training.Run(Path(sys.argv[3]), log_every=1, loading=Loading(data_service=sys.argv[4]))
+settings = training.Run(Path(sys.argv[3]), log_every=1, options=LoadingOptions(data_service=sys.argv[4]))
 strategy = strategies.make_strategy("one_device")
 try:
-    training.train(config.load(Path(sys.argv[1])), open_data_set(sys.argv[2]), "train", settings, strategy)
+    training.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), "train", settings, strategy)
 except training.InterruptedTrainingError as error:
     print(error, flush=True)
 """
 
 
 def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
-    data_set: DataSet, small_config: Config, tmp_path: Path
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path
 ) -> None:
     long = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, steps=5000))
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(long)))
@@ -293,7 +300,7 @@ def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
         service = start(SERVICE, cwd="/", stdin=subprocess.PIPE)
         assert service.stdout is not None
         address = service.stdout.readline().strip()
-        folders = [str(tmp_path / "config.json"), str(data_set.folder), str(tmp_path / "run")]
+        folders = [str(tmp_path / "config.json"), str(record_folder.path), str(tmp_path / "run")]
         errors = stack.enter_context((tmp_path / "errors.txt").open("w"))  # a page of TensorFlow's about the service
         training = start(TRAIN_FROM_SERVICE, *folders, address, cwd=ROOT, stderr=errors)
         assert training.stdout is not None
@@ -338,7 +345,7 @@ def run_two_workers(arguments: list[str], folder: Path) -> tuple[list[int], list
 
 
 @pytest.mark.slow
-def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
+def test_two_workers_train_one_model(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
     """Two processes under MultiWorkerMirroredStrategy end with the weights of one process with the same global batch."""
     config = small_config
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
@@ -347,26 +354,28 @@ def test_two_workers_train_one_model(data_set: DataSet, small_config: Config, tm
         "from pathlib import Path\n"
         "import tensorflow as tf\n"
         "from model import config, strategies, training\n"
-        "from pipeline.record_folder import open_data_set\n"
+        "from pipeline.record_folder import open_record_folder\n"
         "strategy = strategies.make_strategy('multi_worker')\n"
-        "training.train(config.load(Path(sys.argv[1])), open_data_set(sys.argv[2]), 'train',"
+        "training.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), 'train',"
         " training.Run(Path(sys.argv[3])), strategy)\n"
     )
-    arguments = ["-c", script, str(tmp_path / "config.json"), str(data_set.folder), str(tmp_path / "two")]
+    arguments = ["-c", script, str(tmp_path / "config.json"), str(record_folder.path), str(tmp_path / "two")]
     statuses, outputs = run_two_workers(arguments, tmp_path)
     assert statuses == [0, 0], outputs
-    train(config, data_set, "train", Run(tmp_path / "one"), make_strategy("one_device"))
+    train(config, record_folder, "train", Run(tmp_path / "one"), make_strategy("one_device"))
     expected, found = (model_dir.load_model(tmp_path / name).variables_by_path() for name in ("one", "two"))
     for path, variable in expected.items():
         np.testing.assert_allclose(found[path], variable, rtol=1e-3, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.slow
-def test_where_one_worker_ends_the_other_says_so_in_a_line(data_set: DataSet, small_config: Config, tmp_path: Path) -> None:
-    model_dir.prepare_model_dir(tmp_path / "run", small_config, data_set.skeleton)
+def test_where_one_worker_ends_the_other_says_so_in_a_line(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path
+) -> None:
+    model_dir.prepare_model_dir(tmp_path / "run", small_config, record_folder.skeleton)
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "step-1.index").touch()  # so that worker 0 compares its model with the one asked for
-    arguments = ["-m", "model.train", f"--data_dir={data_set.folder}", "--model_dir=run", "--strategy=multi_worker"]
+    arguments = ["-m", "model.train", f"--data_dir={record_folder.path}", "--model_dir=run", "--strategy=multi_worker"]
     statuses, outputs = run_two_workers([*arguments, "--set", "box_head.channels=48"], tmp_path)
     refused, told = ([line for line in output.splitlines() if line.startswith("error: ")] for output in outputs)
     assert statuses == [1, 1] and "holds a model with" in "".join(refused), outputs

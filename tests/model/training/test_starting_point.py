@@ -24,7 +24,7 @@ from model.training.starting_point import BackboneFile, ModelDirectory, configur
 from model.training.strategies import make_strategy
 from model.weights.importing import import_model
 from pipeline.command import UserError
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import COCO_PERSON
 from pipeline.synthetic import dataset
 from pipeline.writing.conversion import ConversionConfig, convert
@@ -240,7 +240,7 @@ def test_a_model_directory_gives_all_but_what_other_keypoints_change(imported_di
 
 
 @pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+def record_folder(tmp_path_factory: pytest.TempPathFactory) -> RecordFolder:
     folder = tmp_path_factory.mktemp("synthetic")
     rendered = dataset.write_dataset(folder, dataset.Arguments(4, 5, "train", 160, 128), num_workers=1)
     convert(
@@ -250,15 +250,15 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
         "train",
         ConversionConfig(short_edges=(96,), max_edge=192),
     )
-    return open_data_set(folder / "records")
+    return open_record_folder(folder / "records")
 
 
 def test_training_goes_on_in_an_imported_directory(
-    imported_dir: Path, data_set: DataSet, capsys: pytest.CaptureFixture[str]
+    imported_dir: Path, record_folder: RecordFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = load_model(imported_dir)
-    assert data_set.skeleton == before.skeleton
-    train(before.config, data_set, "train", Run(imported_dir), make_strategy("one_device"))
+    assert record_folder.skeleton == before.skeleton
+    train(before.config, record_folder, "train", Run(imported_dir), make_strategy("one_device"))
     assert f"starts from the imported weights of {imported_dir}" in capsys.readouterr().out
     after = load_model(imported_dir).variables_by_path()
     for path, variable in before.variables_by_path().items():
@@ -269,14 +269,14 @@ def test_training_goes_on_in_an_imported_directory(
 
 
 def test_training_starts_from_a_backbone(
-    torch_file: Path, started: KeypointRCNN, config: Config, data_set: DataSet, tmp_path: Path
+    torch_file: Path, started: KeypointRCNN, config: Config, record_folder: RecordFolder, tmp_path: Path
 ) -> None:
     start = open_starting_point(torch_file)
     adapted = start.adapt(config)
     one_step = dataclasses.replace(
         adapted, train=dataclasses.replace(config.train, steps=1), data=dataclasses.replace(config.data, short_edges=(96,))
     )
-    of_category_7 = dataclasses.replace(data_set, category_id=7)
+    of_category_7 = dataclasses.replace(record_folder, category_id=7)
     train(one_step, of_category_7, "train", Run(tmp_path), make_strategy("one_device"), start=start)
     after = load_model(tmp_path)
     assert after.config.inference.category_id == 7  # that of the records

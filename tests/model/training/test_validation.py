@@ -11,20 +11,20 @@ import pytest
 from model.training.validation import SHOWN_IMAGES, Validation
 from pipeline.coco import CocoImage
 from pipeline.command import UserError
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 
 @pytest.fixture(name="annotations")
-def annotation_file(small_data_set: DataSet, tmp_path: Path) -> Path:
-    category = {"id": 1, "name": "person", "keypoints": list(small_data_set.skeleton.keypoints)}
+def annotation_file(small_record_folder: RecordFolder, tmp_path: Path) -> Path:
+    category = {"id": 1, "name": "person", "keypoints": list(small_record_folder.skeleton.keypoints)}
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
     return path
 
 
-def test_the_truth_that_is_shown(small_data_set: DataSet, annotations: Path, images: dict[int, CocoImage]) -> None:
-    validation = Validation(small_data_set, "train", annotations)
-    shown = [int(image_id) for image_id in small_data_set.index("train")["image_id"][:SHOWN_IMAGES]]
+def test_the_truth_that_is_shown(small_record_folder: RecordFolder, annotations: Path, images: dict[int, CocoImage]) -> None:
+    validation = Validation(small_record_folder, "train", annotations)
+    shown = [int(image_id) for image_id in small_record_folder.index("train")["image_id"][:SHOWN_IMAGES]]
     assert len(validation._examples) == len(shown) == SHOWN_IMAGES
     for image_id, example in zip(shown, validation._examples, strict=True):
         persons = [person for person in images[image_id].persons if not person.is_crowd]
@@ -35,8 +35,12 @@ def test_the_truth_that_is_shown(small_data_set: DataSet, annotations: Path, ima
             np.testing.assert_allclose(keypoints, person.keypoints, atol=1e-3)
 
 
-def test_damaged_records_are_named_before_training(small_data_set: DataSet, annotations: Path, tmp_path: Path) -> None:
-    damaged = dataclasses.replace(small_data_set, folder=Path(shutil.copytree(small_data_set.folder, tmp_path / "damaged")))
+def test_damaged_records_are_named_before_training(
+    small_record_folder: RecordFolder, annotations: Path, tmp_path: Path
+) -> None:
+    damaged = dataclasses.replace(
+        small_record_folder, path=Path(shutil.copytree(small_record_folder.path, tmp_path / "damaged"))
+    )
     shard = damaged.shards("train")[0]
     with shard.open("r+b") as file:
         file.seek(100)

@@ -20,15 +20,15 @@ from pipeline.inspection.contact_sheet import POSITIVE
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.random_draws import step_seed
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 from tests.conftest import SKELETON
 
 CONFIG = DataConfig(short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=32, num_canvases=3)
 
 
-def test_every_canvas_and_both_flips_are_chosen(small_data_set: DataSet) -> None:
-    steps = chosen_steps(small_data_set, "train", CONFIG, batch_size=2, seed=0, per_canvas=2)
-    pool = training_pool(small_data_set, "train", CONFIG)
+def test_every_canvas_and_both_flips_are_chosen(small_record_folder: RecordFolder) -> None:
+    steps = chosen_steps(small_record_folder, "train", CONFIG, batch_size=2, seed=0, per_canvas=2)
+    pool = training_pool(small_record_folder, "train", CONFIG)
     assert {step.canvas for step in steps} == set(pool.canvases.sizes) and len(pool.canvases.sizes) == 3
     assert len(steps) <= 6 and [step.number for step in steps] == sorted({step.number for step in steps})
     assert {variant % 2 for step in steps for variant in step.variants} == {0, 1}
@@ -38,8 +38,8 @@ def test_every_canvas_and_both_flips_are_chosen(small_data_set: DataSet) -> None
         assert all(0 <= variant < 4 for variant in step.variants) and 1 <= len(step.variants) <= 2
 
 
-def test_a_sheet_shows_the_steps_asked_for(small_data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = chosen_steps(small_data_set, "train", CONFIG, batch_size=2, seed=0, per_canvas=1)
+def test_a_sheet_shows_the_steps_asked_for(small_record_folder: RecordFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = chosen_steps(small_record_folder, "train", CONFIG, batch_size=2, seed=0, per_canvas=1)
     drawn: list[tuple[int, ...]] = []
 
     def note(image: batch_sheet.Batch, *arguments: object, **rest: object) -> tuple[np.ndarray, np.ndarray]:
@@ -47,15 +47,15 @@ def test_a_sheet_shows_the_steps_asked_for(small_data_set: DataSet, monkeypatch:
         return image["image"], image["image"]
 
     monkeypatch.setattr(batch_sheet, "draw_image", note)
-    made = batch_sheet.batch_sheet(small_data_set, "train", CONFIG, steps, batch_size=2, seed=0, width=900)
+    made = batch_sheet.batch_sheet(small_record_folder, "train", CONFIG, steps, batch_size=2, seed=0, width=900)
     assert made.width == 900
     by_area = sorted(steps, key=lambda step: (np.prod(step.canvas), step.canvas, step.number))
     assert drawn == [step.canvas for step in by_area for _ in step.variants]
 
 
-def test_colours_and_crops_are_those_of_the_step(small_data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_and_crops_are_those_of_the_step(small_record_folder: RecordFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(CONFIG, anchors="online", jitter_canvas=128, brightness=0.4, hue=0.1)
-    steps = chosen_steps(small_data_set, "train", config, batch_size=2, seed=3, per_canvas=2)
+    steps = chosen_steps(small_record_folder, "train", config, batch_size=2, seed=3, per_canvas=2)
     drawn: list[batch_sheet.Batch] = []
     captions: list[str] = []
 
@@ -71,10 +71,10 @@ def test_colours_and_crops_are_those_of_the_step(small_data_set: DataSet, monkey
 
     monkeypatch.setattr(batch_sheet, "draw_image", note)
     monkeypatch.setattr(sheet, "compose", compose)
-    batch_sheet.batch_sheet(small_data_set, "train", config, steps, batch_size=2, seed=3, width=900)
+    batch_sheet.batch_sheet(small_record_folder, "train", config, steps, batch_size=2, seed=3, width=900)
 
     loaded = list(
-        training_batches(small_data_set, "train", config, global_batch_size=2, seed=3, num_steps=1 + steps[-1].number)
+        training_batches(small_record_folder, "train", config, global_batch_size=2, seed=3, num_steps=1 + steps[-1].number)
     )
     images = iter(zip(drawn, captions, strict=True))
     for step in steps:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipeline import records
 from pipeline.inspection.verification import check_record
-from pipeline.record_folder import open_data_set
+from pipeline.record_folder import open_record_folder
 from pipeline.record_reader import read_payload
 
 Feature = Any
@@ -89,17 +89,17 @@ OBJECT, POINT = "image/object/", "image/object/keypoint/"
     ],
 )
 def test_each_fault_is_named(small_records: Path, change: Callable[[Feature], Any], words: str) -> None:
-    data_set = open_data_set(small_records)
-    row = next(row for row in data_set.index("train") if row["image_id"] == 6)  # three persons
-    payload = read_payload(data_set.shards("train")[row["shard"]], int(row["offset"]), int(row["length"]))
-    assert check_record(payload, row, data_set)[0] == []
+    record_folder = open_record_folder(small_records)
+    row = next(row for row in record_folder.index("train") if row["image_id"] == 6)  # three persons
+    payload = read_payload(record_folder.shards("train")[row["shard"]], int(row["offset"]), int(row["length"]))
+    assert check_record(payload, row, record_folder)[0] == []
     example = tf.train.Example.FromString(payload)
     change(example.features.feature)
-    wrong, _ = check_record(example.SerializeToString(), row, data_set)
+    wrong, _ = check_record(example.SerializeToString(), row, record_folder)
     assert any(words in reason for reason in wrong), wrong
 
 
 def test_bytes_that_are_no_record(small_records: Path) -> None:
-    data_set = open_data_set(small_records)
-    wrong, counts = check_record(b"\xff\xff\xff", data_set.index("train")[0], data_set)
+    record_folder = open_record_folder(small_records)
+    wrong, counts = check_record(b"\xff\xff\xff", record_folder.index("train")[0], record_folder)
     assert len(wrong) == 1 and "no tf.train.Example" in wrong[0] and not counts

@@ -10,13 +10,13 @@ import pytest
 from pipeline import anchors, data_config
 from pipeline.coco import CocoImage
 from pipeline.inspection.statistics import MOST_PERSONS, WELL_MATCHED, WORST_KEPT, RecordStatistics, best_iou, collect
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.record_reader import read_records
 
 
 @pytest.fixture(scope="module")
 def statistics(small_records: Path) -> RecordStatistics:
-    return collect(open_data_set(small_records), "train", lambda _: None)
+    return collect(open_record_folder(small_records), "train", lambda _: None)
 
 
 def test_people_and_keypoints(statistics: RecordStatistics, entries: dict[int, CocoImage]) -> None:
@@ -45,26 +45,28 @@ def test_sizes_and_shapes(statistics: RecordStatistics, entries: dict[int, CocoI
 
 
 def test_every_positive_anchor_belongs_to_a_box(statistics: RecordStatistics, small_records: Path) -> None:
-    data_set = open_data_set(small_records)
-    records = list(read_records(data_set, "train", data_set.index("train")))
+    record_folder = open_record_folder(small_records)
+    records = list(read_records(record_folder, "train", record_folder.index("train")))
     for variant in range(4):
         assert statistics.positives[variant].sum() == sum(len(record.matchings[variant].positive) for record in records)
         assert statistics.boxes[variant].sum() == statistics.best[variant].sum() == statistics.sizes.sum()
     assert statistics.best_by_sides[0].sum() == statistics.boxes.sum()
 
 
-def test_the_best_anchor_is_that_of_the_whole_grid(coco_sample_records: DataSet) -> None:
-    data_set = coco_sample_records
-    for record in read_records(data_set, "train", data_set.index("train")[:12]):
+def test_the_best_anchor_is_that_of_the_whole_grid(coco_sample_records: RecordFolder) -> None:
+    record_folder = coco_sample_records
+    for record in read_records(record_folder, "train", record_folder.index("train")[:12]):
         for variant, matching in enumerate(record.matchings):
-            size = data_config.resized_size(record.height, record.width, data_set.short_edges[variant // 2], data_set.max_edge)
+            size = data_config.resized_size(
+                record.height, record.width, record_folder.short_edges[variant // 2], record_folder.max_edge
+            )
             boxes = anchors.variant_boxes(record.boxes[~record.is_crowd], *size, flipped=bool(variant % 2))
             if len(boxes):
-                whole = anchors.iou(anchors.grid(data_set.anchors, *size)[:, None], boxes).max(axis=0)
-                np.testing.assert_array_equal(best_iou(data_set.anchors, matching, boxes, *size), whole)
+                whole = anchors.iou(anchors.grid(record_folder.anchors, *size)[:, None], boxes).max(axis=0)
+                np.testing.assert_array_equal(best_iou(record_folder.anchors, matching, boxes, *size), whole)
 
 
-def test_the_worst_boxes_come_first(coco_sample_records: DataSet) -> None:
+def test_the_worst_boxes_come_first(coco_sample_records: RecordFolder) -> None:
     found = collect(coco_sample_records, "train", lambda _: None)
     assert 0 < len(found.worst) <= WORST_KEPT and found.worst == sorted(found.worst)
     assert all(box.iou < WELL_MATCHED for box in found.worst)

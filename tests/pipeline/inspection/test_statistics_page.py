@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.inspection.statistics import collect
 from pipeline.inspection.statistics_page import mirror_pairs, statistics_page
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
-from tests.conftest import MakeDataSet
+from tests.conftest import MakeRecordFolder
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "wbr", "hr", "link"}
 
@@ -38,16 +38,16 @@ class Checked(HTMLParser):
         self.words.append(data)
 
 
-def page_of(data_set: DataSet, split: str = "train") -> tuple[str, str]:
+def page_of(record_folder: RecordFolder, split: str = "train") -> tuple[str, str]:
     """The page, and the words in it."""
-    made = statistics_page(data_set, split, collect(data_set, split, lambda _: None))
+    made = statistics_page(record_folder, split, collect(record_folder, split, lambda _: None))
     checked = Checked()
     checked.feed(made)
     assert checked.open == []
     return made, " ".join(" ".join(checked.words).split())
 
 
-def test_real_photographs(coco_sample_records: DataSet) -> None:
+def test_real_photographs(coco_sample_records: RecordFolder) -> None:
     made, words = page_of(coco_sample_records)
     assert made.count("<svg") == 8
     assert not re.search(r'(src|href)="(?!data:|#)', made) and "@import" not in made  # nothing is fetched
@@ -59,12 +59,12 @@ def test_real_photographs(coco_sample_records: DataSet) -> None:
     assert made.count("data:image/jpeg;base64,") == len(collect(coco_sample_records, "train", lambda _: None).worst)
 
 
-def test_a_split_of_nobody_and_records_without_anchors(make_data_set: MakeDataSet, small_records: Path) -> None:
-    made, words = page_of(make_data_set([], split="empty"), "empty")
+def test_a_split_of_nobody_and_records_without_anchors(make_record_folder: MakeRecordFolder, small_records: Path) -> None:
+    made, words = page_of(make_record_folder([], split="empty"), "empty")
     assert "0 images" in words and made.count("<svg") == 8
-    data_set = open_data_set(small_records)
-    without = dataclasses.replace(data_set, short_edges=())
-    statistics = collect(data_set, "train", lambda _: None)
+    record_folder = open_record_folder(small_records)
+    without = dataclasses.replace(record_folder, short_edges=())
+    statistics = collect(record_folder, "train", lambda _: None)
     made = statistics_page(without, "train", statistics)
     assert made.count("<svg") == 6 and "Anchors" not in made
 

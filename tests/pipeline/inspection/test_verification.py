@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.inspection.verification import verify
-from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, open_data_set
+from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, open_record_folder
 
 SHARD, INDEX = "small-train.tfrecord-00001-of-00002", "index-train.npy"
 
@@ -25,18 +25,18 @@ def folder(small_records: Path, tmp_path: Path) -> Path:
 
 def faults(folder: Path) -> list[str]:
     """What is wrong, without the folder's name."""
-    return [str(fault).removeprefix(f"{folder}/") for fault in verify(open_data_set(folder), "train", lambda _: None)]
+    return [str(fault).removeprefix(f"{folder}/") for fault in verify(open_record_folder(folder), "train", lambda _: None)]
 
 
 def offset(folder: Path, number: int) -> int:
     """Of the record with that number in the second shard."""
-    index = open_data_set(folder).index("train")
+    index = open_record_folder(folder).index("train")
     return int(index["offset"][index["shard"] == 1][number])
 
 
 def test_what_was_written_is_right(small_records: Path) -> None:
     seen: list[int] = []
-    assert not list(verify(open_data_set(small_records), "train", seen.append))
+    assert not list(verify(open_record_folder(small_records), "train", seen.append))
     assert sum(seen) == 24
 
 
@@ -147,8 +147,8 @@ def test_metadata_that_do_not_fit(folder: Path, damage: Callable[[Path], Any], w
         assert all(word in fault for word in expected), fault
 
 
-def test_a_data_set_that_was_never_finished_is_refused(folder: Path) -> None:
+def test_a_record_folder_that_was_never_finished_is_refused(folder: Path) -> None:
     assert np.load(folder / INDEX).dtype == INDEX_DTYPE
     (folder / METADATA_FILE).unlink()
     with pytest.raises(Exception, match=METADATA_FILE):
-        open_data_set(folder)
+        open_record_folder(folder)

@@ -19,7 +19,7 @@ from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.loading import augment
 from pipeline.loading.batches import training_batches, training_pool
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 Arrays = dict[str, NDArray[Any]]
 SIZE = (37, 50)  # of the image within the canvas
@@ -150,10 +150,12 @@ JITTER = DataConfig(
 )
 
 
-def train(data_set: DataSet, config: DataConfig, *, steps: int = 12, seed: int = 1, batch: int = 4) -> list[tuple[int, Arrays]]:
+def train(
+    record_folder: RecordFolder, config: DataConfig, *, steps: int = 12, seed: int = 1, batch: int = 4
+) -> list[tuple[int, Arrays]]:
     """Images with their ids, over several epochs."""
     result = []
-    for b in training_batches(data_set, "train", config, global_batch_size=batch, seed=seed, num_steps=steps):
+    for b in training_batches(record_folder, "train", config, global_batch_size=batch, seed=seed, num_steps=steps):
         arrays = {name: value.numpy() for name, value in b.items()}
         for row, image_id in enumerate(arrays["image_id"].tolist()):
             if image_id >= 0:
@@ -184,13 +186,13 @@ class _Window:
 
 
 def test_boxes_and_keypoints_stay_on_the_same_content(
-    make_data_set: Callable[..., DataSet], entries: dict[int, CocoImage]
+    make_record_folder: Callable[..., RecordFolder], entries: dict[int, CocoImage]
 ) -> None:
-    data_set = make_data_set(list(entries.values()), draw=coordinates)
-    flip = np.array(data_set.skeleton.flip)
+    record_folder = make_record_folder(list(entries.values()), draw=coordinates)
+    flip = np.array(record_folder.skeleton.flip)
     cut = whole = points = lost = 0
     scales = []
-    for image_id, example in train(data_set, JITTER, steps=42):
+    for image_id, example in train(record_folder, JITTER, steps=42):
         entry = entries[image_id]
         height, width = example["image_size"]
         assert example["image"].shape == (128, 128, 3) and height <= 128 and width <= 128
@@ -243,10 +245,10 @@ def test_boxes_and_keypoints_stay_on_the_same_content(
     assert min(scales) < 0.25 and max(scales) > 1.8 and min(scales) > 0.09 and max(scales) < 2.01
 
 
-def test_anchors_of_a_crop_are_those_of_the_definition(small_data_set: DataSet) -> None:
+def test_anchors_of_a_crop_are_those_of_the_definition(small_record_folder: RecordFolder) -> None:
     config, canvas = AnchorConfig(), (128, 128)
     some = 0
-    for _, example in train(small_data_set, JITTER):
+    for _, example in train(small_record_folder, JITTER):
         height, width = example["image_size"].tolist()
         person = np.flatnonzero(example["box_kind"] == 1)
         expected = anchors.match_dense(config, example["boxes"][person], height, width, canvas)
@@ -259,25 +261,25 @@ def test_anchors_of_a_crop_are_those_of_the_definition(small_data_set: DataSet) 
     assert some > 100
 
 
-def test_scale_one_is_the_plain_path(small_data_set: DataSet) -> None:
+def test_scale_one_is_the_plain_path(small_record_folder: RecordFolder) -> None:
     """Nothing is larger than the canvas then, so nothing is cropped."""
     plain = dataclasses.replace(JITTER, jitter_canvas=0, short_edges=(128,), max_edge=128, num_canvases=1)
     one = dataclasses.replace(JITTER, jitter_scales=(1.0, 1.0))
     for (image_id, example), (other_id, other) in zip(
-        train(small_data_set, one, steps=6), train(small_data_set, plain, steps=6), strict=True
+        train(small_record_folder, one, steps=6), train(small_record_folder, plain, steps=6), strict=True
     ):
         assert image_id == other_id
         for name, value in other.items():
             np.testing.assert_array_equal(example[name], value, err_msg=name)
 
 
-def test_draws_are_keyed_by_seed_epoch_and_image(small_data_set: DataSet) -> None:
+def test_draws_are_keyed_by_seed_epoch_and_image(small_record_folder: RecordFolder) -> None:
     steps = 6  # one epoch, of 24 images in batches of 4
-    epochs = train(small_data_set, JITTER, steps=2 * steps)
+    epochs = train(small_record_folder, JITTER, steps=2 * steps)
     assert len(epochs) == 48
     first, second = dict(epochs[:24]), dict(epochs[24:])
-    in_threes = dict(train(small_data_set, JITTER, steps=8, batch=3))
-    other_seed = dict(train(small_data_set, JITTER, steps=steps, seed=2))
+    in_threes = dict(train(small_record_folder, JITTER, steps=8, batch=3))
+    other_seed = dict(train(small_record_folder, JITTER, steps=steps, seed=2))
     for image_id, example in first.items():
         np.testing.assert_array_equal(example["boxes"], in_threes[image_id]["boxes"])
         np.testing.assert_array_equal(example["image"], in_threes[image_id]["image"])
@@ -285,20 +287,20 @@ def test_draws_are_keyed_by_seed_epoch_and_image(small_data_set: DataSet) -> Non
         assert not np.array_equal(example["scale"], other_seed[image_id]["scale"])
 
 
-def test_padding_to_expect(small_data_set: DataSet) -> None:
-    pool = training_pool(small_data_set, "train", JITTER)
+def test_padding_to_expect(small_record_folder: RecordFolder) -> None:
+    pool = training_pool(small_record_folder, "train", JITTER)
     assert pool.canvases.sizes == ((128, 128),)
-    filled = [np.prod(example["image_size"]) / 128**2 for _, example in train(small_data_set, JITTER, steps=60)]
+    filled = [np.prod(example["image_size"]) / 128**2 for _, example in train(small_record_folder, JITTER, steps=60)]
     assert abs(1 - np.mean(filled) - pool.canvases.padding) < 0.05
 
 
-def test_nobody_left_in_the_crop(make_data_set: Callable[..., DataSet]) -> None:
+def test_nobody_left_in_the_crop(make_record_folder: Callable[..., RecordFolder]) -> None:
     """A person in a corner, and a window that mostly shows the rest: no box, no positive anchor."""
     keypoints = np.array([[2.0, 2, 2]] * 5)
     entry = CocoImage(1, "", 200, 200, (coco.Person(1, (1, 1, 4, 4), 9.0, False, keypoints),))
     config = dataclasses.replace(JITTER, jitter_scales=(2.0, 2.0), flip=False)
     empty = 0
-    for _, example in train(make_data_set([entry]), config, steps=8, batch=1):
+    for _, example in train(make_record_folder([entry]), config, steps=8, batch=1):
         if not example["box_kind"].any():
             assert not example["boxes"].any() and not example["keypoints"].any()
             assert not (example["anchor_label"] == 1).any() and (example["anchor_label"] == 0).any()

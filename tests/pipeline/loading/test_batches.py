@@ -17,7 +17,7 @@ from pipeline.command import UserError
 from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
 from pipeline.loading import epoch_plan
 from pipeline.loading.batches import check_compatible, evaluation_batches, training_batches, training_pool
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 SMALL = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=64, num_canvases=3, require_keypoints=False
@@ -29,8 +29,10 @@ def arrays(batches: Iterable[dict[str, tf.Tensor]]) -> list[Arrays]:
     return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
 
 
-def train(data_set: DataSet, config: DataConfig, split: str = "train", **options: Any) -> list[Arrays]:
-    return arrays(training_batches(data_set, split, config, **{"global_batch_size": 4, "seed": 1, "num_steps": 12, **options}))
+def train(record_folder: RecordFolder, config: DataConfig, split: str = "train", **options: Any) -> list[Arrays]:
+    return arrays(
+        training_batches(record_folder, split, config, **{"global_batch_size": 4, "seed": 1, "num_steps": 12, **options})
+    )
 
 
 def images(batches: Iterable[Arrays]) -> Iterator[tuple[int, Arrays]]:
@@ -49,25 +51,29 @@ def assert_same(first: list[Arrays], second: list[Arrays]) -> None:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def length_of_epoch(data_set: DataSet, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4) -> int:
-    pool = training_pool(data_set, split, config)
+def length_of_epoch(
+    record_folder: RecordFolder, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4
+) -> int:
+    pool = training_pool(record_folder, split, config)
     return len(epoch_plan.plan_epoch(pool, seed=seed, epoch=0, global_batch_size=batch).canvas)
 
 
-def variants(data_set: DataSet, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4) -> dict[int, int]:
+def variants(
+    record_folder: RecordFolder, config: DataConfig, split: str = "train", seed: int = 1, batch: int = 4
+) -> dict[int, int]:
     """By image id the variant that it draws in the first epoch."""
-    epoch = epoch_plan.plan_epoch(training_pool(data_set, split, config), seed=seed, epoch=0, global_batch_size=batch)
+    epoch = epoch_plan.plan_epoch(training_pool(record_folder, split, config), seed=seed, epoch=0, global_batch_size=batch)
     real = epoch.rows >= 0
-    ids = data_set.index(split)["image_id"][epoch.rows[real]]
+    ids = record_folder.index(split)["image_id"][epoch.rows[real]]
     return dict(zip(ids.tolist(), epoch.variants[real].tolist(), strict=True))
 
 
 # Contents -----------------------------------------------------------------------------------------------------------
 
 
-def test_element_spec(small_data_set: DataSet) -> None:
-    spec = training_batches(small_data_set, "train", SMALL, global_batch_size=4, seed=1).element_spec
-    k = small_data_set.skeleton.num_keypoints
+def test_element_spec(small_record_folder: RecordFolder) -> None:
+    spec = training_batches(small_record_folder, "train", SMALL, global_batch_size=4, seed=1).element_spec
+    k = small_record_folder.skeleton.num_keypoints
     assert {name: (s.dtype.name, s.shape.as_list()) for name, s in spec.items()} == {
         "image": ("uint8", [4, None, None, 3]),
         "image_size": ("int32", [4, 2]),
@@ -85,11 +91,11 @@ def test_element_spec(small_data_set: DataSet) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])
 def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(
-    small_data_set: DataSet, entries: dict[int, CocoImage], offset: float
+    small_record_folder: RecordFolder, entries: dict[int, CocoImage], offset: float
 ) -> None:
     config = dataclasses.replace(SMALL, keypoint_offset=offset)
-    drawn = variants(small_data_set, config)
-    for image_id, example in images(train(small_data_set, config, num_steps=length_of_epoch(small_data_set, config))):
+    drawn = variants(small_record_folder, config)
+    for image_id, example in images(train(small_record_folder, config, num_steps=length_of_epoch(small_record_folder, config))):
         entry, variant = entries[image_id], drawn[image_id]
         height, width = data_config.resized_size(entry.height, entry.width, SMALL.short_edges[variant // 2], 192)
         assert example["image_size"].tolist() == [height, width]
@@ -107,13 +113,13 @@ def test_boxes_and_keypoints_are_the_annotations_on_the_canvas(
             expected = (person.keypoints + np.where(labelled, [offset, offset, 0], 0)) * [*scale, 1]
             if variant % 2:
                 expected_box[[0, 2]] = width - expected_box[[2, 0]]
-                expected = expected[list(small_data_set.skeleton.flip)]
+                expected = expected[list(small_record_folder.skeleton.flip)]
                 expected[:, 0] = np.where(expected[:, 2] > 0, width - expected[:, 0], 0)
             np.testing.assert_allclose(box, expected_box, atol=1e-3)
             np.testing.assert_allclose(keypoints, expected, atol=1e-3)
 
 
-def test_a_keypoint_lies_on_its_own_colour(make_data_set: Callable[..., DataSet], colours: NDArray[np.uint8]) -> None:
+def test_a_keypoint_lies_on_its_own_colour(make_record_folder: Callable[..., RecordFolder], colours: NDArray[np.uint8]) -> None:
     """Flipped, the point called left lies on the pixels that were drawn for the right one, and the other way round."""
     rng = np.random.default_rng(0)
     corners = np.array([[30, 30], [100, 25], [35, 90], [110, 80], [70, 120]])
@@ -125,11 +131,11 @@ def test_a_keypoint_lies_on_its_own_colour(make_data_set: Callable[..., DataSet]
     ]
     for person in persons:
         person.keypoints[person.keypoints[:, 2] == 0] = 0
-    data_set = make_data_set([CocoImage(p.id, "", 150 + p.id, 190 - p.id, (p,)) for p in persons])
-    drawn = variants(data_set, SMALL)
-    flip = data_set.skeleton.flip
+    record_folder = make_record_folder([CocoImage(p.id, "", 150 + p.id, 190 - p.id, (p,)) for p in persons])
+    drawn = variants(record_folder, SMALL)
+    flip = record_folder.skeleton.flip
     seen = set()
-    for image_id, example in images(train(data_set, SMALL, num_steps=length_of_epoch(data_set, SMALL))):
+    for image_id, example in images(train(record_folder, SMALL, num_steps=length_of_epoch(record_folder, SMALL))):
         flipped = bool(drawn[image_id] % 2)
         for k, (x, y, visibility) in enumerate(example["keypoints"][0]):
             if visibility:
@@ -140,34 +146,36 @@ def test_a_keypoint_lies_on_its_own_colour(make_data_set: Callable[..., DataSet]
     assert len(seen) == 2 * len(flip)
 
 
-def test_all_matched_anchors_of_every_image(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
+def test_all_matched_anchors_of_every_image(small_record_folder: RecordFolder, entries: dict[int, CocoImage]) -> None:
     config = dataclasses.replace(SMALL, sampled_anchors=4000, positive_fraction=1.0)
-    assert_anchors(small_data_set, "train", config, entries, epochs=2)
+    assert_anchors(small_record_folder, "train", config, entries, epochs=2)
 
 
-def assert_anchors(data_set: DataSet, split: str, config: DataConfig, of: dict[int, CocoImage], epochs: int) -> None:
+def assert_anchors(record_folder: RecordFolder, split: str, config: DataConfig, of: dict[int, CocoImage], epochs: int) -> None:
     """With room for all positives: they are those of `anchors.match`, and no negative is positive, ignored or in a crowd."""
-    batches = train(data_set, config, split, num_steps=epochs * (length_of_epoch(data_set, config, split) + 2))
+    batches = train(record_folder, config, split, num_steps=epochs * (length_of_epoch(record_folder, config, split) + 2))
     checked = 0
     for image_id, example in images(batches):
         size, canvas = tuple(example["image_size"].tolist()), example["image"].shape[:2]
         persons = np.array([i for i, p in enumerate(of[image_id].persons) if not p.is_crowd], np.int64)
         crowds = np.array([i for i, p in enumerate(of[image_id].persons) if p.is_crowd], np.int64)
-        matching = anchors.match(data_set.anchors, example["boxes"][persons], *size)
+        matching = anchors.match(record_folder.anchors, example["boxes"][persons], *size)
         index, label = example["anchor_index"].astype(np.int64), example["anchor_label"]
 
-        positive = anchors.to_canvas(data_set.anchors, matching.positive, size, canvas)
+        positive = anchors.to_canvas(record_folder.anchors, matching.positive, size, canvas)
         order = np.argsort(index[label == 1])
         np.testing.assert_array_equal(index[label == 1][order], np.sort(positive))
         boxes = dict(zip(positive.tolist(), persons[matching.positive_box].tolist(), strict=True))
         assert [boxes[i] for i in index[label == 1].tolist()] == example["anchor_box"][label == 1].tolist()
 
-        taboo = anchors.to_canvas(data_set.anchors, np.concatenate([matching.positive, matching.ignored]), size, canvas)
+        taboo = anchors.to_canvas(record_folder.anchors, np.concatenate([matching.positive, matching.ignored]), size, canvas)
         negative = index[label == 0]
         assert len(negative) and not np.isin(negative, taboo).any()
-        own = anchors.to_canvas(data_set.anchors, np.arange(anchors.num_anchors(data_set.anchors, *size)), size, canvas)
+        own = anchors.to_canvas(
+            record_folder.anchors, np.arange(anchors.num_anchors(record_folder.anchors, *size)), size, canvas
+        )
         assert np.isin(negative, own).all()  # none of the canvas's padding
-        grid = anchors.grid(data_set.anchors, *canvas)[negative][:, None]
+        grid = anchors.grid(record_folder.anchors, *canvas)[negative][:, None]
         for crowd in example["boxes"][crowds]:
             sides = np.clip(np.minimum(grid[..., 2:], crowd[2:]) - np.maximum(grid[..., :2], crowd[:2]), 0, None)
             assert (sides.prod(axis=-1) < 0.7 * (grid[..., 2:] - grid[..., :2]).prod(axis=-1)).all()
@@ -180,23 +188,23 @@ def box_of_positives(example: Arrays) -> dict[int, int]:
     return dict(zip(example["anchor_index"][positive].tolist(), example["anchor_box"][positive].tolist(), strict=True))
 
 
-def test_half_of_the_anchors_are_positive_at_most(small_data_set: DataSet) -> None:
+def test_half_of_the_anchors_are_positive_at_most(small_record_folder: RecordFolder) -> None:
     config = dataclasses.replace(SMALL, sampled_anchors=16, positive_fraction=0.5)
     most = 0
-    for _, example in images(train(small_data_set, config)):
+    for _, example in images(train(small_record_folder, config)):
         positives = (example["anchor_label"] == 1).sum()
         assert positives <= 8 and (example["anchor_label"] == 0).sum() == 16 - positives
         most = max(most, positives)
     assert most == 8
 
 
-def test_of_too_many_boxes_the_largest_stay(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
+def test_of_too_many_boxes_the_largest_stay(small_record_folder: RecordFolder, entries: dict[int, CocoImage]) -> None:
     full = dataclasses.replace(SMALL, sampled_anchors=4000, positive_fraction=1.0)
     few = dataclasses.replace(full, max_boxes=2)
-    steps = length_of_epoch(small_data_set, full)
-    everything = dict(images(train(small_data_set, full, num_steps=steps)))
+    steps = length_of_epoch(small_record_folder, full)
+    everything = dict(images(train(small_record_folder, full, num_steps=steps)))
     dropped = 0
-    for image_id, example in images(train(small_data_set, few, num_steps=steps)):
+    for image_id, example in images(train(small_record_folder, few, num_steps=steps)):
         whole = everything[image_id]
         sides = whole["boxes"][:, 2:] - whole["boxes"][:, :2]
         kept = np.sort(np.argsort(-sides.prod(axis=1), kind="stable")[:2])
@@ -208,20 +216,20 @@ def test_of_too_many_boxes_the_largest_stay(small_data_set: DataSet, entries: di
         gone = [a for a, b in was.items() if b not in kept]
         assert not np.isin(example["anchor_index"][example["anchor_label"] == 0], gone).any()
         dropped += max(0, len(entries[image_id].persons) - 2)
-    assert dropped == training_pool(small_data_set, "train", few).dropped_boxes > 0
+    assert dropped == training_pool(small_record_folder, "train", few).dropped_boxes > 0
 
 
 # Order --------------------------------------------------------------------------------------------------------------
 
 
-def test_every_image_once_an_epoch(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
-    steps = length_of_epoch(small_data_set, SMALL)
-    assert sorted(i for i, _ in images(train(small_data_set, SMALL, num_steps=steps))) == sorted(entries)
+def test_every_image_once_an_epoch(small_record_folder: RecordFolder, entries: dict[int, CocoImage]) -> None:
+    steps = length_of_epoch(small_record_folder, SMALL)
+    assert sorted(i for i, _ in images(train(small_record_folder, SMALL, num_steps=steps))) == sorted(entries)
 
 
-def test_padding_images_are_empty(small_data_set: DataSet) -> None:
+def test_padding_images_are_empty(small_record_folder: RecordFolder) -> None:
     found = 0
-    for batch in train(small_data_set, SMALL):
+    for batch in train(small_record_folder, SMALL):
         padding = batch["image_id"] < 0
         found += padding.sum()
         for name in ("image", "image_size", "scale", "original_size", "boxes", "keypoints", "box_kind"):
@@ -230,48 +238,50 @@ def test_padding_images_are_empty(small_data_set: DataSet) -> None:
     assert found
 
 
-def test_images_without_labelled_persons_are_left_out(small_data_set: DataSet, entries: dict[int, CocoImage]) -> None:
+def test_images_without_labelled_persons_are_left_out(small_record_folder: RecordFolder, entries: dict[int, CocoImage]) -> None:
     config = dataclasses.replace(SMALL, require_keypoints=True)
-    steps = length_of_epoch(small_data_set, config)
+    steps = length_of_epoch(small_record_folder, config)
     labelled = [i for i, p in entries.items() if any(q.num_labelled for q in p.persons)]
-    assert sorted(i for i, _ in images(train(small_data_set, config, num_steps=steps))) == labelled
+    assert sorted(i for i, _ in images(train(small_record_folder, config, num_steps=steps))) == labelled
     assert len(labelled) < len(entries)
 
 
 @pytest.mark.parametrize("start", [1, 19])
-def test_a_restart_goes_on_with_the_same_batches(small_data_set: DataSet, start: int) -> None:
-    whole = train(small_data_set, SMALL, num_steps=24)  # three epochs
-    assert_same(whole[start:], train(small_data_set, SMALL, start_step=start, num_steps=24 - start))
+def test_a_restart_goes_on_with_the_same_batches(small_record_folder: RecordFolder, start: int) -> None:
+    whole = train(small_record_folder, SMALL, num_steps=24)  # three epochs
+    assert_same(whole[start:], train(small_record_folder, SMALL, start_step=start, num_steps=24 - start))
 
 
-def test_other_seed_other_batches(small_data_set: DataSet) -> None:
-    first, second = ([b["image_id"].tolist() for b in train(small_data_set, SMALL, seed=seed)] for seed in (1, 2))
+def test_other_seed_other_batches(small_record_folder: RecordFolder) -> None:
+    first, second = ([b["image_id"].tolist() for b in train(small_record_folder, SMALL, seed=seed)] for seed in (1, 2))
     assert first != second
 
 
-def test_workers_share_the_global_batch(small_data_set: DataSet) -> None:
-    whole = train(small_data_set, SMALL)
-    slices = [train(small_data_set, SMALL, input_workers=2, input_worker=worker) for worker in (0, 1)]
+def test_workers_share_the_global_batch(small_record_folder: RecordFolder) -> None:
+    whole = train(small_record_folder, SMALL)
+    slices = [train(small_record_folder, SMALL, input_workers=2, input_worker=worker) for worker in (0, 1)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*slices, strict=True)]
     assert_same(whole, joined)
 
 
-def test_draws_do_not_depend_on_the_batch_size(small_data_set: DataSet) -> None:
+def test_draws_do_not_depend_on_the_batch_size(small_record_folder: RecordFolder) -> None:
     by_size = []
     for size in (2, 6):
-        steps = length_of_epoch(small_data_set, SMALL, batch=size)
-        by_size.append(dict(images(train(small_data_set, SMALL, global_batch_size=size, num_steps=steps))))
+        steps = length_of_epoch(small_record_folder, SMALL, batch=size)
+        by_size.append(dict(images(train(small_record_folder, SMALL, global_batch_size=size, num_steps=steps))))
     for image_id, example in by_size[0].items():
         np.testing.assert_array_equal(example["boxes"], by_size[1][image_id]["boxes"])
         np.testing.assert_array_equal(example["anchor_index"], by_size[1][image_id]["anchor_index"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_evaluation_sees_every_image_once(small_data_set: DataSet, entries: dict[int, CocoImage], workers: int) -> None:
+def test_evaluation_sees_every_image_once(
+    small_record_folder: RecordFolder, entries: dict[int, CocoImage], workers: int
+) -> None:
     parts = [
         arrays(
             evaluation_batches(
-                small_data_set,
+                small_record_folder,
                 "train",
                 SMALL,
                 batch_size=4,
@@ -295,45 +305,53 @@ def test_evaluation_sees_every_image_once(small_data_set: DataSet, entries: dict
 # Refusals -----------------------------------------------------------------------------------------------------------
 
 
-def test_records_of_another_configuration_are_refused(small_data_set: DataSet) -> None:
-    check_compatible(small_data_set, small_data_set.anchors, SMALL, small_data_set.skeleton)
+def test_records_of_another_configuration_are_refused(small_record_folder: RecordFolder) -> None:
+    check_compatible(small_record_folder, small_record_folder.anchors, SMALL, small_record_folder.skeleton)
     check_compatible(
-        small_data_set, small_data_set.anchors, dataclasses.replace(SMALL, short_edges=(128,)), small_data_set.skeleton
+        small_record_folder,
+        small_record_folder.anchors,
+        dataclasses.replace(SMALL, short_edges=(128,)),
+        small_record_folder.skeleton,
     )
-    other_anchors = dataclasses.replace(small_data_set.anchors, sizes=(16.0, 32.0, 64.0, 128.0, 256.0))
-    other_skeleton = dataclasses.replace(small_data_set.skeleton, sigmas=(0.07,) * 5)
+    other_anchors = dataclasses.replace(small_record_folder.anchors, sizes=(16.0, 32.0, 64.0, 128.0, 256.0))
+    other_skeleton = dataclasses.replace(small_record_folder.skeleton, sigmas=(0.07,) * 5)
     for given, message in (
-        ((other_anchors, SMALL, small_data_set.skeleton), r"\{'sizes': \[32.*512.*\]\}, training asks for \{'sizes': \[16"),
-        ((small_data_set.anchors, SMALL, other_skeleton), r"'sigmas': \[0\.05.*asks for \{'sigmas': \[0\.07"),
         (
-            (small_data_set.anchors, dataclasses.replace(SMALL, short_edges=(128, 160)), small_data_set.skeleton),
+            (other_anchors, SMALL, small_record_folder.skeleton),
+            r"\{'sizes': \[32.*512.*\]\}, training asks for \{'sizes': \[16",
+        ),
+        ((small_record_folder.anchors, SMALL, other_skeleton), r"'sigmas': \[0\.05.*asks for \{'sigmas': \[0\.07"),
+        (
+            (small_record_folder.anchors, dataclasses.replace(SMALL, short_edges=(128, 160)), small_record_folder.skeleton),
             r"short edges \[96, 128\], training asks for \[128, 160\]",
         ),
         (
-            (small_data_set.anchors, dataclasses.replace(SMALL, max_edge=200), small_data_set.skeleton),
+            (small_record_folder.anchors, dataclasses.replace(SMALL, max_edge=200), small_record_folder.skeleton),
             r"max_edge 192, training asks for 200; .*data\.anchors=online",
         ),
         (
-            (small_data_set.anchors, dataclasses.replace(SMALL, resize="detectron2"), small_data_set.skeleton),
+            (small_record_folder.anchors, dataclasses.replace(SMALL, resize="detectron2"), small_record_folder.skeleton),
             r"resize rule standard, training asks for detectron2",
         ),
     ):
         with pytest.raises(UserError, match=message):
-            check_compatible(small_data_set, *given)
+            check_compatible(small_record_folder, *given)
     online = dataclasses.replace(SMALL, anchors="online", short_edges=(100,), max_edge=200, resize="detectron2")
-    check_compatible(small_data_set, other_anchors, online, small_data_set.skeleton)
+    check_compatible(small_record_folder, other_anchors, online, small_record_folder.skeleton)
     with pytest.raises(UserError, match="sigmas"):
-        check_compatible(small_data_set, other_anchors, online, other_skeleton)
+        check_compatible(small_record_folder, other_anchors, online, other_skeleton)
 
 
-def test_batches_refuse_short_edges_that_the_records_lack(small_data_set: DataSet) -> None:
+def test_batches_refuse_short_edges_that_the_records_lack(small_record_folder: RecordFolder) -> None:
     with pytest.raises(UserError, match=r"short edges \[96, 128\], training asks for \[100\]"):
-        training_batches(small_data_set, "train", dataclasses.replace(SMALL, short_edges=(100,)), global_batch_size=4, seed=1)
+        training_batches(
+            small_record_folder, "train", dataclasses.replace(SMALL, short_edges=(100,)), global_batch_size=4, seed=1
+        )
 
 
-def test_batch_that_workers_cannot_share(small_data_set: DataSet) -> None:
+def test_batch_that_workers_cannot_share(small_record_folder: RecordFolder) -> None:
     with pytest.raises(UserError, match=r"global batch of 3 images: .* 2 input workers"):
-        training_batches(small_data_set, "train", SMALL, global_batch_size=3, seed=1, input_workers=2)
+        training_batches(small_record_folder, "train", SMALL, global_batch_size=3, seed=1, input_workers=2)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +365,7 @@ def test_wrong_configuration(wrong: dict[str, Any]) -> None:
 # Real photographs ---------------------------------------------------------------------------------------------------
 
 
-def test_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> None:
+def test_real_photographs(coco_sample_records: RecordFolder, coco_sample: Any) -> None:
     config = DataConfig(
         short_edges=(128, 160),
         max_boxes=20,
@@ -361,7 +379,7 @@ def test_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> Non
         assert_anchors(coco_sample_records, split, config, {p.id: p for p in data.images}, epochs=2)
 
 
-def test_pixels_of_real_photographs(coco_sample_records: DataSet, coco_sample: Any) -> None:
+def test_pixels_of_real_photographs(coco_sample_records: RecordFolder, coco_sample: Any) -> None:
     """At the size of the file, an evaluation batch holds Pillow's pixels."""
     config = DataConfig(num_canvases=3)
     batches = evaluation_batches(coco_sample_records, "val", config, batch_size=1, short_edge=480, max_edge=640)
@@ -375,9 +393,9 @@ def test_pixels_of_real_photographs(coco_sample_records: DataSet, coco_sample: A
     assert checked >= 5
 
 
-def test_record_is_read_whole_by_its_offset(small_data_set: DataSet) -> None:
+def test_record_is_read_whole_by_its_offset(small_record_folder: RecordFolder) -> None:
     """The index says where; a reader of whole files finds the same records there."""
-    index = small_data_set.index("train")
-    for shard, path in enumerate(small_data_set.shards("train")):
+    index = small_record_folder.index("train")
+    for shard, path in enumerate(small_record_folder.shards("train")):
         ids = [int(records.parse(r)["image/source_id"].numpy()) for r in tf.data.TFRecordDataset(str(path))]
         assert index["image_id"][index["shard"] == shard].tolist() == ids

@@ -13,7 +13,7 @@ from pipeline.data_config import DataConfig
 from pipeline.loading.anchor_targets import ImageGrid
 from pipeline.loading.batches import training_batches
 from pipeline.loading.example import Preparation
-from pipeline.record_folder import DataSet, open_data_set
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.writing.conversion import ConversionConfig, convert
 
 ONLINE = DataConfig(
@@ -28,52 +28,54 @@ ONLINE = DataConfig(
 
 
 @pytest.fixture(scope="module")
-def full_size_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+def full_size_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordFolder:
     """All of the sample, `train` and `val`, with the twelve variants of the default short edges."""
     folder = tmp_path_factory.mktemp("full_size")
     config = ConversionConfig(dataset_name="coco_sample", num_shards=1)
     for split in ("train", "val"):
         annotations = coco_sample / "annotations" / f"person_keypoints_{split}2017.json"
         convert(annotations, coco_sample / f"{split}2017", folder, split, config)
-    return open_data_set(folder)
+    return open_record_folder(folder)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_online_matching_is_the_recorded_one_for_every_variant(full_size_records: DataSet, split: str) -> None:
-    data_set, config = full_size_records, DataConfig(anchors="online")
-    prepare = Preparation.of(data_set, split, config, data_set.anchors, max_edge=1333, training=True)
-    variants = [(edge, flipped) for edge in data_set.short_edges for flipped in (False, True)]
+def test_online_matching_is_the_recorded_one_for_every_variant(full_size_records: RecordFolder, split: str) -> None:
+    record_folder, config = full_size_records, DataConfig(anchors="online")
+    prepare = Preparation.of(record_folder, split, config, record_folder.anchors, max_edge=1333, training=True)
+    variants = [(edge, flipped) for edge in record_folder.short_edges for flipped in (False, True)]
 
     def both(serialized: tf.Tensor, short_edge: tf.Tensor, flipped: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         record = records.parse(serialized)
         size = image.resized_size_tf(record["image/height"], record["image/width"], short_edge, 1333)
         boxes, crowd = prepare.boxes(record, size, flipped), record["image/object/is_crowd"] > 0
         canvas = (tf.constant(1344), tf.constant(1344))
-        online = prepare.match(ImageGrid.of(data_set.anchors, size, canvas), boxes, crowd)
+        online = prepare.match(ImageGrid.of(record_folder.anchors, size, canvas), boxes, crowd)
         return list(zip(prepare.recorded_matching(record, short_edge, flipped), online, strict=True))
 
     every = tf.data.Dataset.from_tensor_slices(
         (tf.constant([v[0] for v in variants], tf.int64), tf.constant([v[1] for v in variants]))
     )
-    files = tf.data.TFRecordDataset([str(path) for path in data_set.shards(split)])
+    files = tf.data.TFRecordDataset([str(path) for path in record_folder.shards(split)])
     compared = positives = 0
     for (recorded, online), *others in files.flat_map(lambda r: every.map(lambda e, f: both(r, e, f))):
         for names, own in ((recorded, online), *others):
             np.testing.assert_array_equal(names, own)
         compared, positives = compared + 1, positives + len(recorded)
-    assert compared == 12 * len(data_set.index(split)) and positives > 12 * compared
+    assert compared == 12 * len(record_folder.index(split)) and positives > 12 * compared
 
 
-def arrays(data_set: DataSet, config: DataConfig, anchor_config: AnchorConfig | None = None) -> list[dict[str, np.ndarray]]:
-    batches = training_batches(data_set, "train", config, global_batch_size=4, seed=1, num_steps=7, anchors=anchor_config)
+def arrays(
+    record_folder: RecordFolder, config: DataConfig, anchor_config: AnchorConfig | None = None
+) -> list[dict[str, np.ndarray]]:
+    batches = training_batches(record_folder, "train", config, global_batch_size=4, seed=1, num_steps=7, anchors=anchor_config)
     return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
 
 
 @pytest.mark.parametrize("max_boxes", [8, 2])
-def test_online_batches_are_the_precomputed_ones(small_data_set: DataSet, max_boxes: int) -> None:
+def test_online_batches_are_the_precomputed_ones(small_record_folder: RecordFolder, max_boxes: int) -> None:
     online = dataclasses.replace(ONLINE, max_boxes=max_boxes)
     precomputed = dataclasses.replace(online, anchors="precomputed")
-    for one, other in zip(arrays(small_data_set, online), arrays(small_data_set, precomputed), strict=True):
+    for one, other in zip(arrays(small_record_folder, online), arrays(small_record_folder, precomputed), strict=True):
         for name, value in one.items():
             np.testing.assert_array_equal(value, other[name], err_msg=name)
 
@@ -86,12 +88,12 @@ def test_online_batches_are_the_precomputed_ones(small_data_set: DataSet, max_bo
         AnchorConfig(strides=(8, 16, 32), sizes=(24.0, 48.0, 96.0), aspect_ratios=(1.0, 2.0)),
     ],
 )
-def test_grids_and_sizes_that_the_records_do_not_hold(small_data_set: DataSet, anchor_config: AnchorConfig) -> None:
+def test_grids_and_sizes_that_the_records_do_not_hold(small_record_folder: RecordFolder, anchor_config: AnchorConfig) -> None:
     config = dataclasses.replace(
         ONLINE, short_edges=(100, 150), max_edge=230, resize="torchvision", sampled_anchors=6000, positive_fraction=1.0
     )
     checked = 0
-    for batch in arrays(small_data_set, config, anchor_config):
+    for batch in arrays(small_record_folder, config, anchor_config):
         canvas = batch["image"].shape[1:3]
         for row in np.flatnonzero(batch["image_id"] >= 0):
             height, width = size = tuple(batch["image_size"][row].tolist())

@@ -18,8 +18,8 @@ import tensorflow as tf
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.loading.batches import training_batches
-from pipeline.loading.options import Cache, Loading, cache_bytes, check_possible
-from pipeline.record_folder import INDEX_DTYPE, DataSet
+from pipeline.loading.options import Cache, LoadingOptions, cache_bytes, check_possible
+from pipeline.record_folder import INDEX_DTYPE, RecordFolder
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=2, require_keypoints=False
@@ -29,8 +29,10 @@ EPOCH = 9  # steps, more than one epoch has
 Arrays = list[dict[str, Any]]
 
 
-def batches(data_set: DataSet, **options: Any) -> tf.data.Dataset:
-    return training_batches(data_set, "train", CONFIG, **{"global_batch_size": 4, "seed": 1, "num_steps": 2 * EPOCH, **options})
+def batches(record_folder: RecordFolder, **options: Any) -> tf.data.Dataset:
+    return training_batches(
+        record_folder, "train", CONFIG, **{"global_batch_size": 4, "seed": 1, "num_steps": 2 * EPOCH, **options}
+    )
 
 
 def arrays(dataset: tf.data.Dataset) -> Arrays:
@@ -38,8 +40,8 @@ def arrays(dataset: tf.data.Dataset) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def plain(small_data_set: DataSet) -> Arrays:
-    return arrays(batches(small_data_set))
+def plain(small_record_folder: RecordFolder) -> Arrays:
+    return arrays(batches(small_record_folder))
 
 
 def assert_same(found: Arrays, expected: Arrays) -> None:
@@ -55,20 +57,20 @@ def assert_same(found: Arrays, expected: Arrays) -> None:
 
 @pytest.mark.parametrize("cache", ["records", "decoded"])
 def test_a_cache_changes_nothing_and_spares_the_files(
-    small_data_set: DataSet, plain: Arrays, tmp_path: Path, cache: Cache
+    small_record_folder: RecordFolder, plain: Arrays, tmp_path: Path, cache: Cache
 ) -> None:
     folder = tmp_path / "records"
-    shutil.copytree(small_data_set.folder, folder)
-    copy = dataclasses.replace(small_data_set, folder=folder)
-    cached = batches(copy, loading=Loading(cache=cache))
+    shutil.copytree(small_record_folder.path, folder)
+    copy = dataclasses.replace(small_record_folder, path=folder)
+    cached = batches(copy, options=LoadingOptions(cache=cache))
     assert_same(arrays(cached), plain)
     for shard in copy.shards("train"):
         shard.unlink()
     assert_same(arrays(cached), plain)
 
 
-def test_a_restart_with_a_cache_goes_on_with_the_same_batches(small_data_set: DataSet, plain: Arrays) -> None:
-    restarted = batches(small_data_set, start_step=5, num_steps=2 * EPOCH - 5, loading=Loading(cache="decoded"))
+def test_a_restart_with_a_cache_goes_on_with_the_same_batches(small_record_folder: RecordFolder, plain: Arrays) -> None:
+    restarted = batches(small_record_folder, start_step=5, num_steps=2 * EPOCH - 5, options=LoadingOptions(cache="decoded"))
     assert_same(arrays(restarted), plain[5:])
 
 
@@ -82,9 +84,9 @@ def test_what_caches_cost() -> None:
 def test_more_than_the_machine_has_is_refused() -> None:
     images = np.zeros(100, INDEX_DTYPE)
     images["height"] = images["width"] = 1_000_000
-    check_possible(Loading(cache="records"), images)
+    check_possible(LoadingOptions(cache="records"), images)
     with pytest.raises(UserError, match=r"cache=decoded: takes 300000\.0 GB for these 100 images, this machine has [\d.]+ GB"):
-        check_possible(Loading(cache="decoded"), images)
+        check_possible(LoadingOptions(cache="decoded"), images)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_more_than_the_machine_has_is_refused() -> None:
 )
 def test_wrong_choices(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Loading(**wrong)
+        LoadingOptions(**wrong)
 
 
 # tf.data service ----------------------------------------------------------------------------------------------------
@@ -132,10 +134,12 @@ def data_service() -> Iterator[str]:
 
 
 def test_a_data_service_makes_the_same_batches_in_some_order(
-    small_data_set: DataSet, plain: Arrays, data_service: str, tmp_path: Path
+    small_record_folder: RecordFolder, plain: Arrays, data_service: str, tmp_path: Path
 ) -> None:
-    served = batches(small_data_set, start_step=2, num_steps=2 * EPOCH - 2, loading=Loading(data_service=data_service))
-    assert served.element_spec == batches(small_data_set).element_spec
+    served = batches(
+        small_record_folder, start_step=2, num_steps=2 * EPOCH - 2, options=LoadingOptions(data_service=data_service)
+    )
+    assert served.element_spec == batches(small_record_folder).element_spec
     found = arrays(served)
 
     def ordered(several: Arrays) -> Arrays:
@@ -144,22 +148,22 @@ def test_a_data_service_makes_the_same_batches_in_some_order(
     assert_same(ordered(found), ordered(plain[2:]))
     assert found[0]["image"].shape[1:3] in {batch["image"].shape[1:3] for batch in plain}
 
-    damaged = dataclasses.replace(small_data_set, folder=tmp_path / "damaged")
-    shutil.copytree(small_data_set.folder, damaged.folder)
+    damaged = dataclasses.replace(small_record_folder, path=tmp_path / "damaged")
+    shutil.copytree(small_record_folder.path, damaged.path)
     with damaged.shards("train")[1].open("r+b") as file:
         file.seek(1000)
         file.write(bytes(8))
     victim = int(damaged.index("train")["image_id"][damaged.index("train")["shard"] == 1][0])
-    skipping = Loading(on_error="skip", data_service=data_service)
-    marked = np.concatenate([batch["unreadable"] for batch in arrays(batches(damaged, num_steps=EPOCH, loading=skipping))])
+    skipping = LoadingOptions(on_error="skip", data_service=data_service)
+    marked = np.concatenate([batch["unreadable"] for batch in arrays(batches(damaged, num_steps=EPOCH, options=skipping))])
     assert set(marked[marked >= 0].tolist()) == {victim}
     with pytest.raises(tf.errors.OpError):
-        arrays(batches(damaged, num_steps=EPOCH, loading=Loading(data_service=data_service)))
+        arrays(batches(damaged, num_steps=EPOCH, options=LoadingOptions(data_service=data_service)))
 
 
-def test_a_data_service_that_is_not_there(small_data_set: DataSet) -> None:
+def test_a_data_service_that_is_not_there(small_record_folder: RecordFolder) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         address = f"grpc://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"data_service={address}: does not answer .*start its dispatcher first"):
-            batches(small_data_set, loading=Loading(data_service=address))
+            batches(small_record_folder, options=LoadingOptions(data_service=address))

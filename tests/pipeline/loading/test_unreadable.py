@@ -20,9 +20,9 @@ from pipeline.data_config import DataConfig
 from pipeline.inspection import batch_sheet
 from pipeline.loading import measurement, unreadable
 from pipeline.loading.batches import evaluation_batches, training_batches
-from pipeline.loading.options import Loading
+from pipeline.loading.options import LoadingOptions
 from pipeline.loading.unreadable import describe_unreadable
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 CONFIG = DataConfig(
     short_edges=(96, 128), max_edge=192, max_boxes=8, sampled_anchors=16, num_canvases=2, require_keypoints=False
@@ -53,12 +53,12 @@ def with_image(change: Callable[[int, int], bytes]) -> Damage:
     return damage
 
 
-def rewritten(data_set: DataSet, folder: Path, damages: dict[int, Damage]) -> DataSet:
+def rewritten(record_folder: RecordFolder, folder: Path, damages: dict[int, Damage]) -> RecordFolder:
     """A copy of the data set with the records of some image ids replaced by others, with sound checksums."""
-    shutil.copytree(data_set.folder, folder)
-    index = data_set.index("train").copy()
+    shutil.copytree(record_folder.path, folder)
+    index = record_folder.index("train").copy()
     shards = []
-    for number, path in enumerate(data_set.shards("train")):
+    for number, path in enumerate(record_folder.shards("train")):
         offset = 0
         with tf.io.TFRecordWriter(str(folder / path.name)) as writer:
             for row, record in zip(np.flatnonzero(index["shard"] == number), tf.data.TFRecordDataset(str(path)), strict=True):
@@ -69,13 +69,13 @@ def rewritten(data_set: DataSet, folder: Path, damages: dict[int, Damage]) -> Da
         shards.append({"file": path.name, "bytes": (folder / path.name).stat().st_size})
     np.save(folder / "index.npy", index)
     splits = {"train": {"shards": shards, "images": len(index), "index": "index.npy"}}
-    return dataclasses.replace(data_set, folder=folder, splits=splits)
+    return dataclasses.replace(record_folder, path=folder, splits=splits)
 
 
-def overwritten(data_set: DataSet, folder: Path, place: int, content: bytes) -> DataSet:
+def overwritten(record_folder: RecordFolder, folder: Path, place: int, content: bytes) -> RecordFolder:
     """A copy of the data set with some bytes of the victim's record changed, counted from its header."""
-    shutil.copytree(data_set.folder, folder)
-    copy = dataclasses.replace(data_set, folder=folder)
+    shutil.copytree(record_folder.path, folder)
+    copy = dataclasses.replace(record_folder, path=folder)
     image = row(copy)
     with copy.shards("train")[image["shard"]].open("r+b") as file:
         file.seek(image["offset"] + place)
@@ -83,8 +83,8 @@ def overwritten(data_set: DataSet, folder: Path, place: int, content: bytes) -> 
     return copy
 
 
-def row(data_set: DataSet, image_id: int = VICTIM) -> Any:
-    index = data_set.index("train")
+def row(record_folder: RecordFolder, image_id: int = VICTIM) -> Any:
+    index = record_folder.index("train")
     return index[np.flatnonzero(index["image_id"] == image_id)[0]]
 
 
@@ -104,41 +104,45 @@ BYTES = {"in the length": (3, b"\x07"), "in its checksum": (9, b"\0\0"), "in the
 
 
 @pytest.fixture
-def damaged(request: pytest.FixtureRequest, small_data_set: DataSet, tmp_path: Path) -> tuple[DataSet, str]:
+def damaged(request: pytest.FixtureRequest, small_record_folder: RecordFolder, tmp_path: Path) -> tuple[RecordFolder, str]:
     """A data set with one damaged image, and what is to be said about it."""
     case, folder = request.param, tmp_path / "damaged"
     if case in IMAGES:
         change, reason = IMAGES[case]
-        return rewritten(small_data_set, folder, {VICTIM: with_image(change)}), reason
+        return rewritten(small_record_folder, folder, {VICTIM: with_image(change)}), reason
     if case in RECORDS:
         damage, reason = RECORDS[case]
-        return rewritten(small_data_set, folder, {VICTIM: damage}), reason
-    return overwritten(small_data_set, folder, *BYTES[case]), "damaged or cut short.*corrupted record"
+        return rewritten(small_record_folder, folder, {VICTIM: damage}), reason
+    return overwritten(small_record_folder, folder, *BYTES[case]), "damaged or cut short.*corrupted record"
 
 
 @pytest.mark.parametrize("damaged", [*IMAGES, *RECORDS, *BYTES], indirect=True)
-def test_damage_is_named_and_nothing_else_is(damaged: tuple[DataSet, str]) -> None:
-    data_set, reason = damaged
-    found = {i: unreadable.describe(data_set, "train", row(data_set, i)) for i in (VICTIM - 1, VICTIM, VICTIM + 2)}
+def test_damage_is_named_and_nothing_else_is(damaged: tuple[RecordFolder, str]) -> None:
+    record_folder, reason = damaged
+    found = {i: unreadable.describe(record_folder, "train", row(record_folder, i)) for i in (VICTIM - 1, VICTIM, VICTIM + 2)}
     assert found.pop(VICTIM - 1) is found.pop(VICTIM + 2) is None
     line = found[VICTIM]
-    image = row(data_set)
+    image = row(record_folder)
     assert line is not None and len(line.splitlines()) == 1
-    file = data_set.shards("train")[image["shard"]]
+    file = record_folder.shards("train")[image["shard"]]
     assert line.startswith(f"{file}, record at byte {image['offset']}, image {VICTIM}: ")
     assert re.search(reason, line), line
     assert "{{" not in line and "Op:" not in line
 
 
-def test_fatal_or_a_padding_image(small_data_set: DataSet, tmp_path: Path) -> None:
+def test_fatal_or_a_padding_image(small_record_folder: RecordFolder, tmp_path: Path) -> None:
     entries = {4: IMAGES["a JPEG cut short"], 9: IMAGES["another size"]}
     damages = {i: with_image(change) for i, (change, _) in entries.items()} | {14: RECORDS["no record"][0]}
-    data_set = overwritten(rewritten(small_data_set, tmp_path / "some", damages), tmp_path / "all", *BYTES["in the data"])
+    record_folder = overwritten(
+        rewritten(small_record_folder, tmp_path / "some", damages), tmp_path / "all", *BYTES["in the data"]
+    )
     victims = [*damages, VICTIM]
 
     steps = 18  # two epochs
-    sound = [arrays(batch) for batch in training_batches(small_data_set, "train", CONFIG, **BATCH, num_steps=steps)]
-    batches = training_batches(data_set, "train", CONFIG, **BATCH, num_steps=steps, loading=Loading(on_error="skip"))
+    sound = [arrays(batch) for batch in training_batches(small_record_folder, "train", CONFIG, **BATCH, num_steps=steps)]
+    batches = training_batches(
+        record_folder, "train", CONFIG, **BATCH, num_steps=steps, options=LoadingOptions(on_error="skip")
+    )
     skipped = [arrays(batch) for batch in batches]
     assert len(skipped) == len(sound)
     for expected, found in zip(sound, skipped, strict=True):
@@ -151,67 +155,69 @@ def test_fatal_or_a_padding_image(small_data_set: DataSet, tmp_path: Path) -> No
 
     met = [step for step, batch in enumerate(sound) if np.isin(batch["image_id"], victims).any()]
     assert len(met) >= 5
-    iterator = iter(training_batches(data_set, "train", CONFIG, **BATCH, num_steps=steps))
+    iterator = iter(training_batches(record_folder, "train", CONFIG, **BATCH, num_steps=steps))
     for step in range(met[0]):
         np.testing.assert_array_equal(next(iterator)["image_id"], sound[step]["image_id"])
     with pytest.raises(tf.errors.OpError):
         next(iterator)
     for step in range(met[2]):
-        lines = describe_unreadable(data_set, "train", CONFIG, **BATCH, step=step)
+        lines = describe_unreadable(record_folder, "train", CONFIG, **BATCH, step=step)
         there = [i for i in victims if i in sound[step]["image_id"]]
         assert len(lines) == len(there)
         for image_id in there:
-            assert any(f"byte {row(data_set, image_id)['offset']}, image {image_id}: " in line for line in lines)
+            assert any(f"byte {row(record_folder, image_id)['offset']}, image {image_id}: " in line for line in lines)
 
 
 def arrays(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
     return {name: value.numpy() for name, value in batch.items()}
 
 
-def test_a_whole_batch_may_be_unreadable(small_data_set: DataSet, tmp_path: Path) -> None:
+def test_a_whole_batch_may_be_unreadable(small_record_folder: RecordFolder, tmp_path: Path) -> None:
     """Also in evaluation, where all others are still seen exactly once."""
     every: dict[str, Any] = {"batch_size": 4, "short_edge": 100, "max_edge": 180}
-    first = next(iter(evaluation_batches(small_data_set, "train", CONFIG, **every)))["image_id"].numpy().tolist()
-    data_set = rewritten(small_data_set, tmp_path / "damaged", dict.fromkeys(first, lambda _: b""))
-    batches = [arrays(b) for b in evaluation_batches(data_set, "train", CONFIG, **every, loading=Loading(on_error="skip"))]
+    first = next(iter(evaluation_batches(small_record_folder, "train", CONFIG, **every)))["image_id"].numpy().tolist()
+    record_folder = rewritten(small_record_folder, tmp_path / "damaged", dict.fromkeys(first, lambda _: b""))
+    batches = [
+        arrays(b) for b in evaluation_batches(record_folder, "train", CONFIG, **every, options=LoadingOptions(on_error="skip"))
+    ]
     assert batches[0]["unreadable"].tolist() == first and (batches[0]["image_id"] == -1).all()
     seen = np.concatenate([batch["image_id"] for batch in batches])
-    assert sorted(seen[seen >= 0]) == sorted(set(small_data_set.index("train")["image_id"]) - set(first))
+    assert sorted(seen[seen >= 0]) == sorted(set(small_record_folder.index("train")["image_id"]) - set(first))
 
 
-def test_a_shard_that_is_cut_short_while_it_is_read(small_data_set: DataSet, tmp_path: Path) -> None:
-    shutil.copytree(small_data_set.folder, tmp_path / "copy")
-    data_set = dataclasses.replace(small_data_set, folder=tmp_path / "copy")
-    batches = training_batches(data_set, "train", CONFIG, **BATCH, num_steps=9, loading=Loading(on_error="skip"))
-    shard = data_set.shards("train")[0]
+def test_a_shard_that_is_cut_short_while_it_is_read(small_record_folder: RecordFolder, tmp_path: Path) -> None:
+    shutil.copytree(small_record_folder.path, tmp_path / "copy")
+    record_folder = dataclasses.replace(small_record_folder, path=tmp_path / "copy")
+    batches = training_batches(record_folder, "train", CONFIG, **BATCH, num_steps=9, options=LoadingOptions(on_error="skip"))
+    shard = record_folder.shards("train")[0]
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size // 2)
-    index = data_set.index("train")
+    index = record_folder.index("train")
     lost = index["image_id"][(index["shard"] == 0) & (index["offset"] + index["length"] + 16 > shard.stat().st_size)]
     marked = np.concatenate([batch["unreadable"].numpy() for batch in batches])
     assert set(marked[marked >= 0]) == set(lost) and len(lost) >= 5
 
 
-def test_a_benchmark_and_a_sheet_name_it(small_data_set: DataSet, tmp_path: Path) -> None:
-    data_set = overwritten(small_data_set, tmp_path / "damaged", *BYTES["in the data"])
-    named = rf"record at byte {row(data_set)['offset']}, image {VICTIM}: the record is damaged .*"
+def test_a_benchmark_and_a_sheet_name_it(small_record_folder: RecordFolder, tmp_path: Path) -> None:
+    record_folder = overwritten(small_record_folder, tmp_path / "damaged", *BYTES["in the data"])
+    named = rf"record at byte {row(record_folder)['offset']}, image {VICTIM}: the record is damaged .*"
 
-    def measure(loading: Loading) -> measurement.Measured:
-        return measurement.measure(data_set, "train", CONFIG, batch_size=4, num_images=24, loading=loading)
+    def measure(options: LoadingOptions) -> measurement.Measured:
+        return measurement.measure(record_folder, "train", CONFIG, batch_size=4, num_images=24, options=options)
 
     with pytest.raises(UserError, match=named + "--on_error=skip"):
-        measure(Loading())
-    assert measure(Loading(on_error="skip")).images_per_second > 0
-    steps = batch_sheet.chosen_steps(data_set, "train", CONFIG, batch_size=4, seed=0, per_canvas=9)
+        measure(LoadingOptions())
+    assert measure(LoadingOptions(on_error="skip")).images_per_second > 0
+    steps = batch_sheet.chosen_steps(record_folder, "train", CONFIG, batch_size=4, seed=0, per_canvas=9)
     with pytest.raises(UserError, match=named + "inspect_records --verify"):
-        batch_sheet.batch_sheet(data_set, "train", CONFIG, steps, batch_size=4, seed=0, width=400)
+        batch_sheet.batch_sheet(record_folder, "train", CONFIG, steps, batch_size=4, seed=0, width=400)
 
 
 # Counting -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damaged", ["another kind of file"], indirect=True)
-def test_each_is_named_once_and_counted_every_time(damaged: tuple[DataSet, str]) -> None:
+def test_each_is_named_once_and_counted_every_time(damaged: tuple[RecordFolder, str]) -> None:
     lines: list[str] = []
     with unreadable.Skipped(damaged[0], "train", lines.append) as skipped:
         for ids in ([-1, -1], [-1, VICTIM], [VICTIM, -1]):
@@ -221,8 +227,8 @@ def test_each_is_named_once_and_counted_every_time(damaged: tuple[DataSet, str])
     assert counted == "1 images could not be read; they were skipped 2 times"
 
 
-def test_too_many_are_fatal(small_data_set: DataSet) -> None:
-    skipped = unreadable.Skipped(small_data_set, "train", lambda _: None)
+def test_too_many_are_fatal(small_record_folder: RecordFolder) -> None:
+    skipped = unreadable.Skipped(small_record_folder, "train", lambda _: None)
     skipped.see(np.arange(1, 11))
     with pytest.raises(UserError, match=r"11 of the 24 images of split 'train' cannot be read, too many"):
         skipped.see(np.arange(11, 12))

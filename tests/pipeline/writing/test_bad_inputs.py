@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline import records
 from pipeline.command import UserError
-from pipeline.record_folder import open_data_set
+from pipeline.record_folder import open_record_folder
 from pipeline.writing import conversion, shard_writer
 from pipeline.writing.conversion import ConversionConfig, convert
 
@@ -104,7 +104,7 @@ def test_the_rest_is_accepted_and_what_was_put_right_is_counted(run: Any, tmp_pa
     assert {key: summary[key] for key in REPAIRS if summary[key]} == COUNTED.get(number, {})
 
     examples = {}
-    data = open_data_set(tmp_path / "out")
+    data = open_record_folder(tmp_path / "out")
     for record in tf.data.TFRecordDataset([str(path) for path in data.shards("bad")]):
         example = records.parse(record)
         examples[int(example["image/source_id"].numpy())] = example

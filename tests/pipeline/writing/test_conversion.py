@@ -25,7 +25,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress, UserError
 from pipeline.data_config import DataConfig
 from pipeline.loading.batches import evaluation_batches, training_batches
-from pipeline.record_folder import open_data_set
+from pipeline.record_folder import open_record_folder
 from pipeline.writing import conversion, shard_writer
 from pipeline.writing.beam_job import beam_options
 from pipeline.writing.conversion import ConversionConfig, convert
@@ -81,7 +81,7 @@ def changed(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) 
 
 def test_all_images_are_there_once_in_an_order_of_their_own(run: Convert, tmp_path: Path) -> None:
     result = run()
-    data = open_data_set(tmp_path / "out")
+    data = open_record_folder(tmp_path / "out")
     rows = data.index("train")
     assert sorted(rows["image_id"]) == list(range(1, 41)) and list(rows["image_id"]) != sorted(rows["image_id"])
     assert np.bincount(rows["shard"]).tolist() == [10, 10, 10, 10]
@@ -121,12 +121,12 @@ def test_the_default_number_of_shards_depends_on_the_number_of_images(
     monkeypatch.setattr(conversion, "IMAGES_PER_SHARD", 10)
     config = ConversionConfig(short_edges=(64,))
     run(config=config)
-    assert len(open_data_set(tmp_path / "out").shards("train")) == 4
+    assert len(open_record_folder(tmp_path / "out").shards("train")) == 4
     run("few", config=ConversionConfig(short_edges=(64,), limit=3))
-    few = open_data_set(tmp_path / "few")
+    few = open_record_folder(tmp_path / "few")
     assert len(few.shards("train")) == 1
     np.testing.assert_array_equal(
-        few.index("train")["image_id"], open_data_set(tmp_path / "out").index("train")["image_id"][:3]
+        few.index("train")["image_id"], open_record_folder(tmp_path / "out").index("train")["image_id"][:3]
     )
 
 
@@ -145,7 +145,7 @@ def test_a_second_split_joins_without_touching_the_first(run: Convert, finished:
     after = content_of(tmp_path / "out")
     for name in before.keys() - {"pipeline.json", "dataset_info.json", "features.json"}:
         assert after[name] == before[name]
-    data = open_data_set(tmp_path / "out")
+    data = open_record_folder(tmp_path / "out")
     assert sorted(data.splits) == ["train", "val"] and len(data.index("val")) == 5 and len(data.index("train")) == 40
 
 
@@ -179,7 +179,7 @@ def test_a_second_split_of_another_kind_is_refused(run: Convert, finished: Path,
     shutil.copytree(finished, tmp_path / "out")
     with pytest.raises(UserError, match="split train"):
         run(split="val", config=dataclasses.replace(CONFIG, short_edges=(64,)), overwrite=True)
-    assert sorted(open_data_set(tmp_path / "out").splits) == ["train"]
+    assert sorted(open_record_folder(tmp_path / "out").splits) == ["train"]
 
 
 def test_other_annotations_are_refused(run: Convert, source: Path, finished: Path, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_interrupted_at_any_rename_it_goes_on_and_ends_with_the_same_bytes(
         with pytest.raises(Killed):
             run()
     with pytest.raises(UserError, match=r"no pipeline\.json"):
-        open_data_set(tmp_path / "out")
+        open_record_folder(tmp_path / "out")
     run()
     assert content_of(tmp_path / "out") == content_of(finished)
 
@@ -330,7 +330,7 @@ def test_or_is_left_out_and_listed(run: Convert, source: Path, tmp_path: Path) -
     assert (result.summary["images"], result.summary["images_skipped"]) == (37, 3)
     errors = [json.loads(line) for line in (tmp_path / "out" / "errors-train.jsonl").read_text().splitlines()]
     assert {error["image_id"]: error["reason"].split()[0] for error in errors} == {1: "no", 2: "64×48", 3: "annotation"}
-    assert not set(open_data_set(tmp_path / "out").index("train")["image_id"]) & {1, 2, 3}
+    assert not set(open_record_folder(tmp_path / "out").index("train")["image_id"]) & {1, 2, 3}
     kinds = {"N×N pixels, the annotations say N×N": 1, "annotation N: bbox has N numbers, N are needed": 1, "no such file": 1}
     assert result.skipped == kinds
 
@@ -396,7 +396,7 @@ def test_a_file_system_that_takes_no_more_is_named(run: Convert, source: Path, f
 def test_an_empty_annotation_file_gives_an_empty_split(run: Convert, source: Path, tmp_path: Path) -> None:
     result = run(annotations=changed(source, tmp_path / "b.json", lambda c: c.update(images=[], annotations=[])), split="test")
     assert result.summary["images"] == 0
-    data = open_data_set(tmp_path / "out")
+    data = open_record_folder(tmp_path / "out")
     assert len(data.index("test")) == 0 and sum(path.stat().st_size for path in data.shards("test")) == 0
 
 
@@ -421,7 +421,7 @@ def test_tensorflow_datasets_reads_it(run: Convert, source: Path, finished: Path
 
 def test_records_can_do_without_anchors(run: Convert, tmp_path: Path) -> None:
     run(config=dataclasses.replace(CONFIG, short_edges=()))
-    data = open_data_set(tmp_path / "out")
+    data = open_record_folder(tmp_path / "out")
     batches = list(evaluation_batches(data, "train", DataConfig(), batch_size=40, short_edge=64, max_edge=96))
     assert len(batches) == 1
     assert (batches[0]["image_id"] > 0).numpy().all()
@@ -454,9 +454,9 @@ def test_bad_inputs(shared_data: Path, tmp_path: Path) -> None:
     assert errors.keys() == expected.keys()
     for number, reason in expected.items():
         assert reason in errors[number], number
-    rows = open_data_set(tmp_path).index("bad")
+    rows = open_record_folder(tmp_path).index("bad")
     assert len(rows) == 61 - len(expected)
-    summary = open_data_set(tmp_path).splits["bad"]["summary"]
+    summary = open_record_folder(tmp_path).splits["bad"]["summary"]
     assert summary["images_rotated"] == 1 and summary["boxes_without_area"] == 4 and summary["keypoints_outside"] == 3
 
 

@@ -10,14 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline.record_folder import DataSet
+from pipeline.record_folder import RecordFolder
 
 
-def test_images_boxes_and_keypoints_of_real_photographs(coco_sample: Path, coco_sample_records: DataSet) -> None:
+def test_images_boxes_and_keypoints_of_real_photographs(coco_sample: Path, coco_sample_records: RecordFolder) -> None:
     content = json.loads((coco_sample / "annotations" / "person_keypoints_train2017.json").read_text())
     images = {image["id"]: image for image in content["images"]}
     annotations = {annotation["id"]: annotation for annotation in content["annotations"]}
-    builder = tfds.builder_from_directory(coco_sample_records.folder)
+    builder = tfds.builder_from_directory(coco_sample_records.path)
     examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
     assert {int(example["image/source_id"]) for example in examples} == set(images)
     for example in examples:
@@ -40,10 +40,10 @@ def test_images_boxes_and_keypoints_of_real_photographs(coco_sample: Path, coco_
         np.testing.assert_allclose(points * [width, height, 1], expected, atol=1e-3)
 
 
-def test_a_table_of_them(coco_sample_records: DataSet) -> None:
+def test_a_table_of_them(coco_sample_records: RecordFolder) -> None:
     for package in ("pandas", "jinja2"):
         pytest.importorskip(package, reason=f"{package} is not installed (the extra 'dev' and requirements.lock have it)")
-    builder = tfds.builder_from_directory(coco_sample_records.folder)
+    builder = tfds.builder_from_directory(coco_sample_records.path)
     frame = tfds.as_dataframe(builder.as_dataset(split="val").take(3), builder.info)
     assert len(frame) == 3 and {"image/encoded", "image/object/bbox/xmin", "anchors/positive"} <= set(frame.columns)
     shown = frame._repr_html_()
