@@ -60,7 +60,7 @@ def stages(oracle: Oracle) -> list[Stages]:
 
 def stages_function(model: KeypointRCNN) -> Any:
     """From a canvas, its image's size, the reference's proposals [1, N, 4] and detections [D, 4] to each stage's answer."""
-    representation = keras.Model(model.network.box_head.input, model.network.box_head.get_layer("box.fc2").output)
+    representation = keras.Model(model.box_head.input, model.box_head.get_layer("box.fc2").output)
 
     @tf.function(
         input_signature=[
@@ -75,7 +75,7 @@ def stages_function(model: KeypointRCNN) -> Any:
         config = model.config
         answers = {"input": model.normalised(canvas, size)}
         stages = model.backbone(answers["input"])
-        pyramid = model.network.backbone(stages)
+        pyramid = model.fpn(stages)
         answers |= {f"C{level}": stage for level, stage in enumerate(stages, 2)}
         answers |= {f"P{level}": features for level, features in enumerate(pyramid, 2)}
         anchors = rpn.anchor_grid(config.anchors, level_shapes(pyramid))

@@ -343,7 +343,7 @@ def test_oracles_features_and_proposal_head(oracle: tuple[Path, KeypointRCNN]) -
     arrays = np.load(folder / "inference_0.npz")
     kept = json.loads((folder / "meta.json").read_text())["slices_kept_in_inference_npz"]
     stages = model.backbone(input_of(arrays, model))
-    pyramid = model.network.backbone(stages)
+    pyramid = model.fpn(stages)
     named = {f"C{level}": stage for level, stage in enumerate(stages, 2)}
     named |= {f"P{level}": features for level, features in enumerate(pyramid, 2)}
     for level, features in enumerate(pyramid, 2):
