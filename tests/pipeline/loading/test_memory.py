@@ -29,7 +29,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
-    "loading", [LoadingOptions(), LoadingOptions(on_error="skip", cache="decoded")], ids=["plain", "skip and cache"]
+    "options", [LoadingOptions(), LoadingOptions(on_error="skip", cache="decoded")], ids=["plain", "skip and cache"]
 )
 def test_memory_is_flat_over_ten_epochs(small_record_folder: RecordFolder, options: LoadingOptions) -> None:
     pool = training_pool(small_record_folder, "train", CONFIG)
