@@ -13,20 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoImage, Person
 from pipeline.record_folder import INDEX_DTYPE, RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
-# Two devices for tests of tf.distribute; must be said before TensorFlow looks for devices.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+# What `--fast` runs: a check of half a minute of the parts that need no TensorFlow, whose import alone takes seconds.
+FAST = ("test_architecture.py",)
 
 SKELETON = Skeleton(
     category="person",
@@ -39,6 +35,29 @@ COLOURS = np.array([[255, 255, 255], [0, 255, 0], [0, 0, 255], [255, 255, 0], [2
 MARK = 6  # half the side of a keypoint's square
 
 MakeRecordFolder = Callable[..., RecordFolder]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="Runs only the tests that need no TensorFlow (FAST in tests/conftest.py)."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        return
+    import tensorflow as tf
+
+    # Tests of tf.distribute need two devices, which must be set before TensorFlow looks for devices.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--fast") and collection_path.is_file():
+        return str(collection_path.relative_to(Path(__file__).parent)) not in FAST
+    return None
 
 
 def draw(image: CocoImage) -> bytes:
@@ -74,6 +93,9 @@ def random_image(image_id: int, rng: np.random.Generator, persons: int, crowds: 
 @pytest.fixture(scope="session")
 def make_record_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeRecordFolder:
     """Function that writes images as one split, in two shards."""
+    import tensorflow as tf
+
+    from pipeline import records
 
     def make(
         images: list[CocoImage],
@@ -147,7 +169,7 @@ def eval_oracles() -> Path:
 
 @pytest.fixture(scope="session")
 def oracles() -> Path:
-    """Answers of torchvision and Detectron2: a folder for each, and `images`."""
+    """Answers of torchvision and Detectron2: a folder for each, and `pictures`."""
     return shared_folder("oracles")
 
 
