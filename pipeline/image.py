@@ -6,6 +6,11 @@ family's rule has them so; the model normalises them, and reorders the channels 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline.data_config import ResizeRule
@@ -119,6 +124,108 @@ def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -
     rows = tf.reshape(image, [height, 3 * width])  # padding in two dimensions is several times faster than in three
     rows = tf.pad(rows, [[0, canvas_height - height], [0, 3 * (canvas_width - width)]])
     return tf.reshape(rows, [canvas_height, canvas_width, 3])
+
+
+# The rotation that a file stores beside its pixels (EXIF orientation). A viewer applies it; a decoder does not.
+#
+# Everything that a user sees of an image (predictions, sheets, examples) is in the frame in which a viewer shows it.
+
+_EXIF_SEARCHED = 1 << 16  # bytes at a file's start in which its EXIF block begins, if it has one
+_ORIENTATION = 0x0112  # TIFF 6.0's tag 274; values 1…8 as in EXIF 2.3, section 4.6.4
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers of JPEG that no segment follows
+
+
+def stored_orientation(content: bytes) -> int:
+    """The EXIF orientation of a JPEG or PNG file.
+
+    Only the first 64 kB are looked at. A malformed block is no error, and nothing but the orientation is read of it.
+
+    Args:
+      content: the file, or its first 64 kB.
+
+    Returns:
+      1…8 as EXIF has them, for `upright`; 1 (upright already) if there is none, or none that can be read.
+    """
+    content = content[:_EXIF_SEARCHED]
+    blocks = _exif_of_png(content) if content.startswith(PNG_SIGNATURE) else _exif_of_jpeg(content)
+    for block in blocks:
+        orientation = _orientation_in(block)
+        if orientation:
+            return orientation
+    return 1
+
+
+def _exif_of_jpeg(content: bytes) -> Iterator[bytes]:
+    """The TIFF structures of a JPEG's APP1 segments."""
+    place = 2
+    while content.startswith(b"\xff\xd8") and place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif marker in _WITHOUT_LENGTH:
+            place += 2
+        else:
+            end = place + 2 + max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
+            if marker == _APP1 and content[place + 4 : place + 10] == b"Exif\0\0":
+                yield content[place + 10 : end]
+            place = end
+
+
+def _exif_of_png(content: bytes) -> Iterator[bytes]:
+    """The TIFF structure of a PNG's eXIf chunk; some programs begin it as a JPEG's segment begins."""
+    place = len(PNG_SIGNATURE)
+    while place + 8 <= len(content):
+        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] == b"eXIf":
+            yield content[place + 8 : end].removeprefix(b"Exif\0\0")
+        place = end + 4  # (a checksum follows)
+
+
+def _orientation_in(tiff: bytes) -> int:
+    """The orientation in the first directory of a TIFF structure; 0 if it has none of 1…8."""
+    if tiff[:4] not in (b"II*\0", b"MM\0*"):
+        return 0
+
+    def number(start: int, size: int) -> int:  # (what lies beyond the end reads as 0)
+        return int.from_bytes(tiff[start : start + size], "little" if tiff[0] == ord("I") else "big")
+
+    directory = number(4, 4)
+    for i in range(number(directory, 2)):
+        entry = directory + 2 + 12 * i
+        if entry + 12 > len(tiff):
+            break
+        size = {3: 2, 4: 4}.get(number(entry + 2, 2))  # SHORT, as EXIF wants it, or LONG
+        if number(entry, 2) == _ORIENTATION and size is not None and number(entry + 4, 4) == 1:
+            orientation = number(entry + 8, size)
+            return orientation if 1 <= orientation <= 8 else 0
+    return 0
+
+
+def swaps_sides(orientation: int) -> bool:
+    """Whether `upright` exchanges height and width."""
+    return orientation >= 5
+
+
+def upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turns and mirrors decoded pixels as a viewer shows them.
+
+    Args:
+      pixels: [h, w, …] of any type, as stored.
+      orientation: 1…8, as `stored_orientation` gives it.
+
+    Returns:
+      [h, w, …], or [w, h, …] if `swaps_sides`; a new array unless the orientation is 1.
+    """
+    if swaps_sides(orientation):
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 # Pillow's bilinear resize of bytes, to the bit: models of Detectron2's family were trained on such images.

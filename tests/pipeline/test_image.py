@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline import image
 from pipeline.data_config import ResizeRule, resized_size
@@ -34,6 +34,58 @@ def test_decodes_to_pillows_pixels(mode: str, file_format: str) -> None:
     data = encoded(photograph(41, 57), mode, file_format)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(image.decode(tf.constant(data)), expected)
+
+
+def with_exif(pixels: Pixels, file_format: str, block: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format, exif=block)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_a_stored_orientation_turns_pixels_as_pillow_turns_them(file_format: str, orientation: int, byte_order: str) -> None:
+    exif = Image.Exif()
+    exif.endian = byte_order
+    exif[0x010F], exif[0x0112] = "a maker", orientation
+    data = with_exif(photograph(31, 43), file_format, exif.tobytes())
+    assert image.stored_orientation(data) == image.stored_orientation(data[:65536]) == orientation
+    stored = Image.open(io.BytesIO(data))
+    shown = np.asarray(ImageOps.exif_transpose(stored))
+    turned = image.upright(np.asarray(stored), orientation)
+    np.testing.assert_array_equal(turned, shown)
+    assert image.swaps_sides(orientation) == (turned.shape != (31, 43, 3))
+    np.testing.assert_array_equal(image.upright(np.asarray(stored)[..., 0], orientation), shown[..., 0])
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_an_orientation_that_cannot_be_read_is_none(file_format: str) -> None:
+    pixels = photograph(31, 43)
+    assert image.stored_orientation(encoded(pixels, "RGB", file_format)) == 1
+    entry = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01"
+    assert image.stored_orientation(with_exif(pixels, file_format, entry + b"\x03\0\x01\0\0\0\x06\0\0\0")) == 6
+    assert image.stored_orientation(with_exif(pixels, file_format, entry + b"\x04\0\x01\0\0\0\x06\0\0\0")) == 6
+    for rest in (
+        b"\x03\0\x01\0\0\0\x09\0\0\0",
+        b"\x03\0\x01\0\0\0\0\0\0\0",
+        b"\x03\0\x02\0\0\0\x06\0\0\0",
+        b"\x0a\0\x01\0\0\0\x06\0\0\0",
+        b"\x03\0",
+    ):
+        assert image.stored_orientation(with_exif(pixels, file_format, entry + rest)) == 1
+
+
+def test_random_bytes_never_end_the_search_for_an_orientation() -> None:
+    rng = np.random.default_rng(0)
+    for i in range(6000):
+        block = bytearray(b"Exif\0\0" + (b"II*\0", b"MM\0*")[i % 2] + rng.bytes(int(rng.integers(0, 200))))
+        if i % 3:
+            block[10:18] = b"\x08\0\0\0\x04\0\x12\x01"
+        segment = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+        assert 1 <= image.stored_orientation(b"\xff\xd8" + segment + b"\xff\xd9") <= 8
+        assert 1 <= image.stored_orientation(b"\xff\xd8" + rng.bytes(60)) <= 8
+        assert 1 <= image.stored_orientation(image.PNG_SIGNATURE + b"\0\0\0\x40eXIf" + block) <= 8
 
 
 def test_cmyk_becomes_rgb() -> None:
