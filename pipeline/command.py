@@ -7,6 +7,7 @@ TensorFlow is imported inside `main`, so that `--help` and a mistyped flag are a
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -18,6 +19,8 @@ from typing import Any, NoReturn
 
 from absl import flags
 from tqdm import tqdm
+
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -37,6 +40,8 @@ def run(
 
     Ends with status 0; with 1 and one line on stderr for a `UserError`; with 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
     try:
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
             flags_help = flag_values.get_help(prefix="  ", include_special_flags=False).strip()
@@ -45,8 +50,10 @@ def run(
         rest = flag_values(sys.argv, known_only=True)[1:] if passes_unknown_flags else _parse_all(flag_values)
         _check_empty(flag_values)
         main(rest)
-    except (UserError, flags.Error) as error:
-        _fail(str(error).removeprefix("FATAL Flags parsing error: "))
+    except UserError as error:
+        _fail(str(error))
+    except flags.Error as error:
+        _fail(" ".join(str(error).removeprefix("FATAL Flags parsing error: ").split()))
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C; the same command goes on from what is finished", status=130)
     except BrokenPipeError:
@@ -57,6 +64,20 @@ def run(
             raise
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}; put it right, or name another place")
     sys.exit(0)
+
+
+def shown(text: str) -> str:
+    r"""A text that may hold names from data, as one line that a terminal shows and obeys nothing of.
+
+    Control characters (newlines and terminal escapes among them), line separators, marks that turn the direction of writing and
+    lone surrogates (Python's form of names that are not UTF-8) are shown as Python writes them: `\\n`, `\\x1b`, `\\udcff`.
+    """
+    return _NOT_SHOWN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
+
+
+def say(text: str) -> None:
+    """Prints one line at once, with `shown` for the names in it."""
+    print(shown(text), flush=True)
 
 
 def load_tensorflow() -> None:
@@ -112,7 +133,7 @@ def _check_empty(flag_values: flags.FlagValues) -> None:
 
 def _fail(message: str, status: int = 1) -> NoReturn:
     sys.stdout.flush()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {shown(message.strip())}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -126,7 +147,7 @@ class Progress:
     SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, total: int, title: str, unit: str, *, done: int = 0) -> None:
-        self._total, self._title, self._unit = total, title, unit
+        self._total, self._title, self._unit = total, shown(title), unit
         self._done = self._first = done
         self._start = self._last_line = time.monotonic()
         self._note = ""
@@ -136,7 +157,7 @@ class Progress:
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
-        self._note = note or self._note
+        self._note = shown(note) or self._note
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(count)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
+import socket
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from pipeline.command import UserError
+
+JSON_LIMIT = 64 << 20  # bytes of a JSON file that a command wrote; the largest, metrics aside, have some kilobytes
+NO_SPACE = re.compile(r"\S")
+
+Parsed = TypeVar("Parsed")
 
 
 def publish(written: Path, final: Path) -> None:
@@ -49,13 +59,101 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# JSON files, read with an error for people, written whole or not at all.
+def open_regular(path: Path, limit: int) -> BinaryIO:
+    """Opens a file that lies in somebody else's folder: never a FIFO, which would wait for ever, a device or a giant.
 
-NO_SPACE = re.compile(r"\S")
+    Args:
+      limit: the number of bytes up to which the file is opened.
+
+    Raises:
+      OSError: the file is missing, cannot be read, is no regular file (links are followed), or is larger than `limit`.
+    """
+    _check_regular(os.stat(path), path, limit)  # noqa: PTH116 (opening some devices already does something)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _check_regular(os.fstat(file.fileno()), path, limit)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: Path, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        raise OSError(errno.EINVAL, f"a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, not a file", str(path))
+    if status.st_size > limit:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes long, at most {limit} are read", str(path))
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | Path, what: str) -> Iterator[None]:
+    """Holds a lock on a folder, which the kernel gives back however the process ends.
+
+    The folder is made if it is missing. The lock is a file `.lock` in it, which goes when the work ends; a `.lock` that a
+    killed process left holds nobody up. Two threads of one process exclude each other, too. A file system without locks lets
+    everybody in.
+
+    Args:
+      what: the work, as the other process reads it: "training", "export".
+
+    Raises:
+      UserError: another process holds the lock.
+      OSError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    descriptor = _locked(folder, what)
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)  # before the lock goes, so that nobody else's is removed
+        os.close(descriptor)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something, as it should
+                folder.rmdir()
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _locked(folder: Path, what: str) -> int:
+    """The descriptor of a locked `.lock`, in which its holder stands."""
+    path = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # another process has just removed the folder that it had made
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            its_work, _, process = os.pread(descriptor, 100, 0).decode(errors="replace").partition("\n")
+            os.close(descriptor)
+            who = f"another {what}" if its_work in ("", what) else f"{'an' if its_work[0] in 'aeio' else 'a'} {its_work}"
+            which = f" ({process.strip()})" if process else ""
+            raise UserError(f"{folder}: {who}{which} is writing to it; wait for its end, or name another folder") from None
+        except OSError:  # a file system without locks
+            return descriptor
+        if _is_at(descriptor, path):
+            with contextlib.suppress(OSError):  # a full disk cannot take the holder's name; the lock holds
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{what}\nprocess {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return descriptor
+        os.close(descriptor)  # its holder removed the name between opening and locking
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises: UserError where there is no such file, or no JSON in it."""
+    """The content of a JSON file that a person names.
+
+    Raises:
+      UserError: the file is missing, or holds no JSON.
+    """
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
@@ -64,6 +162,49 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: is a folder, not a JSON file") from None
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def checked_json(
+    path: str | Path, what: str, parse: Callable[[Any], Parsed], *, remedy: str = "copy it again, or make it anew"
+) -> Parsed:
+    """What `parse` makes of a JSON file that a command wrote; whatever is wrong with the file becomes one line.
+
+        config = checked_json(model_dir / "config.json", "configuration", from_json)
+
+    Args:
+      what: what the file should hold, for the message.
+      parse: takes the JSON's value. It may fail on a value of a wrong type or form however Python fails on it, or raise a
+        UserError of its own, which passes.
+
+    Raises:
+      UserError: the file is missing, no regular file, larger than 64 MiB, no JSON, or `parse` fails.
+    """
+    try:
+        with open_regular(Path(path), JSON_LIMIT) as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    return parsed_json(content, f"{path}: is a damaged {what}", parse, remedy=remedy)
+
+
+def parsed_json(content: bytes | str, damage: str, parse: Callable[[Any], Parsed], *, remedy: str) -> Parsed:
+    """As `checked_json`, for text that is at hand.
+
+    Args:
+      damage: the message's beginning: which text it is that is damaged.
+    """
+    try:
+        return parse(json.loads(content))
+    except UserError:
+        raise
+    except json.JSONDecodeError as error:
+        raise UserError(f"{damage} (not JSON: {error}); {remedy}") from None
+    except KeyError as error:
+        raise UserError(f"{damage} ({error} is missing); {remedy}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{damage} ({type(error).__name__}: {str(error)[:200]}); {remedy}") from None
 
 
 def iterate_list(path: str | Path) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pickle
@@ -30,6 +29,7 @@ from pipeline import storage
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoData, CocoImage, read_coco
 from pipeline.command import Progress, UserError
+from pipeline.files import only_writer
 from pipeline.record_folder import FORMAT_VERSION
 from pipeline.writing.beam_job import beam_options, quiet_workers, run_job
 from pipeline.writing.image_files import LocatedImage, bytes_of, check_images, locate
@@ -129,7 +129,7 @@ def convert(
         raise UserError(
             f"{output}: cannot be a folder of records ({storage.reason(error)}); name another --output_dir"
         ) from None
-    with _only_writer(output):
+    with contextlib.nullcontext() if storage.is_url(output) else only_writer(output, "conversion"):  # stores have no locks
         metadata = joined_metadata(output, split, _shared_metadata(config, coco), overwrite)
         existing = metadata["splits"].get(split)
         if existing is not None and not overwrite:
@@ -287,26 +287,6 @@ def _check_disk(settings: ShardSettings, entries: Sequence[LocatedImage]) -> Non
         raise UserError(
             f"{settings.output}: about {needed / 1e9:.1f} GB will be written, {free / 1e9:.1f} GB are free; make room"
         )
-
-
-@contextlib.contextmanager
-def _only_writer(output: str) -> Iterator[None]:
-    """Holds a lock on the folder, which the system gives back however the process ends. Object stores have none."""
-    if storage.is_url(output):
-        yield
-        return
-    path = Path(output, ".lock")
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another conversion is writing to it; wait for its end") from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _open_work_folder(output: str, split: str, arguments: Mapping[str, Any], overwrite: bool) -> str:

@@ -300,8 +300,7 @@ def test_killed_by_the_system_it_goes_on(run: Convert, source: Path, finished: P
 
 
 def test_two_conversions_cannot_write_to_one_folder(run: Convert, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with conversion._only_writer(str(tmp_path / "out")), pytest.raises(UserError, match="another conversion"):
+    with files.only_writer(tmp_path / "out", "conversion"), pytest.raises(UserError, match="another conversion"):
         run()
     run()
 
