@@ -28,7 +28,7 @@ def test_people_of_a_folder(family: str, oracles: Path, tmp_path: Path) -> None:
     assert imported.status == 0 and "model in model" in imported.output, imported
     predicted = run(
         "model.predict",
-        *("--model=model", f"--input={oracles / 'images'}", "--output_dir=out", "--score_threshold=0.05"),
+        *("--model=model", f"--input={oracles / 'pictures'}", "--output_dir=out", "--score_threshold=0.05"),
         *("--short_edge=256", "--max_edge=448", "--decoder=reference"),
         cwd=tmp_path,
     )

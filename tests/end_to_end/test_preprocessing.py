@@ -106,7 +106,7 @@ def resized(pixels: NDArray[np.uint8], rule: ResizeRule) -> Pixels:
 def originals(oracles: Path, name: str) -> list[NDArray[np.uint8]]:
     """The image as the oracle decoded it, and as we do."""
     decoded = image.decode(tf.constant((oracles / "pictures" / name).read_bytes())).numpy()
-    return [np.load(oracles / "pictures" / "images.npz")[name], decoded]
+    return [np.load(oracles / "pictures" / "pictures.npz")[name], decoded]
 
 
 @pytest.mark.parametrize("number", range(3))

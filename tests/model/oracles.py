@@ -39,7 +39,7 @@ class Oracle:
     @functools.cached_property
     def images(self) -> dict[str, NDArray[np.uint8]]:
         """Decoded pixels by file name, uint8 [h, w, 3], RGB."""
-        with np.load(self.folder.parent / "pictures" / "images.npz") as file:
+        with np.load(self.folder.parent / "pictures" / "pictures.npz") as file:
             return dict(file)
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:

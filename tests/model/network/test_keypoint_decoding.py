@@ -88,7 +88,7 @@ def test_answers_of_the_published_packages(family: str, decode: Decoder, oracles
 def test_all_detections_of_the_published_packages(family: str, weights: str, oracles: Path) -> None:
     """Heatmaps of the imported model at the saved boxes: many of these are small, and of people that are none."""
     model, _ = imported(family, oracles / family / weights, report=lambda _: None)
-    images, answers = np.load(oracles / "pictures" / "images.npz"), json.loads((oracles / family / "meta.json").read_text())
+    images, answers = np.load(oracles / "pictures" / "pictures.npz"), json.loads((oracles / family / "meta.json").read_text())
     errors: dict[Decoder, list[np.ndarray]] = {decode: [] for decode in DECODERS}
     for number, about in enumerate(answers["inference"]):
         oracle = np.load(oracles / family / f"inference_{number}.npz")
