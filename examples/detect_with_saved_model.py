@@ -20,7 +20,7 @@ names = json.loads((Path(arguments.model) / "assets" / "skeleton.json").read_tex
 
 # Images of any sizes go together; boxes and keypoints come back in pixels of each.
 found = model.signatures["serving_default"](image_bytes=tf.constant([Path(p).read_bytes() for p in arguments.images]))
-for i, image in enumerate(arguments.images):
+for i, path in enumerate(arguments.images):
     people = []
     for d in range(found["num_detections"][i]):  # best score first
         if found["scores"][i, d] >= arguments.min_score:
@@ -34,4 +34,4 @@ for i, image in enumerate(arguments.images):
                     "keypoints": {name: [*xy, score] for name, (xy, score) in zip(names, points, strict=True)},
                 }
             )
-    print(json.dumps({"image": image, "people": people}))
+    print(json.dumps({"image": path, "people": people}))

@@ -19,9 +19,9 @@ arguments = parser.parse_args()
 interpreter = Interpreter(model_path=arguments.model)
 detect = interpreter.get_signature_runner("serve_images")
 _, height, width, _ = detect.get_input_details()["images"]["shape"]
-for image in arguments.images:
+for path in arguments.images:
     # The file takes images of one size: make this one as large as it fits, at the top left, black elsewhere.
-    image = Image.open(image).convert("RGB")
+    image = Image.open(path).convert("RGB")
     scale = min(width / image.width, height / image.height)
     size = (max(1, min(width, int(image.width * scale + 0.5))), max(1, min(height, int(image.height * scale + 0.5))))
     canvas = np.zeros((1, height, width, 3), np.uint8)
@@ -35,4 +35,4 @@ for image in arguments.images:
             box = np.clip((found["boxes"][0, d].reshape(2, 2) * back), 0, image.size).reshape(4)  # x0, y0, x1, y1
             points = np.concatenate([found["keypoints"][0, d] * back, found["keypoint_scores"][0, d, :, None]], axis=1)
             people.append({"score": float(found["scores"][0, d]), "box": box.tolist(), "keypoints": points.tolist()})
-    print(json.dumps({"image": image, "people": people}))
+    print(json.dumps({"image": path, "people": people}))
