@@ -130,7 +130,7 @@ def make_record_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeRecordFo
 
 
 @pytest.fixture(scope="session")
-def images() -> dict[int, CocoImage]:
+def entries() -> dict[int, CocoImage]:
     """Two dozen small images by id: with one to four persons, three with nobody, two with crowds."""
     rng = np.random.default_rng(7)
     people = {5: 0, 11: 0, 17: 0}
@@ -138,8 +138,8 @@ def images() -> dict[int, CocoImage]:
 
 
 @pytest.fixture(scope="session")
-def small_record_folder(make_record_folder: MakeRecordFolder, images: dict[int, CocoImage]) -> RecordFolder:
-    return make_record_folder(list(images.values()))
+def small_record_folder(make_record_folder: MakeRecordFolder, entries: dict[int, CocoImage]) -> RecordFolder:
+    return make_record_folder(list(entries.values()))
 
 
 @pytest.fixture(scope="session")

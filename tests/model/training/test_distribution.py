@@ -39,35 +39,35 @@ def halves(small_record_folder: RecordFolder) -> list[list[Facts]]:
     return [[facts({name: value[half] for name, value in batch.items()}) for half in cut] for batch in batches]
 
 
-def assert_exactly_once(steps: list[list[Facts]], images: dict[int, CocoImage]) -> None:
+def assert_exactly_once(steps: list[list[Facts]], entries: dict[int, CocoImage]) -> None:
     assert all(len({tuple(part["canvas"]) for part in parts}) == 1 for parts in steps)
     ids = itertools.chain.from_iterable(part["ids"] for parts in steps for part in parts)
-    assert sorted(i for i in ids if i >= 0) == sorted(images)
+    assert sorted(i for i in ids if i >= 0) == sorted(entries)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_replicas_share_a_batch_in_order(
     small_record_folder: RecordFolder,
-    images: dict[int, CocoImage],
+    entries: dict[int, CocoImage],
     halves: list[list[Facts]],
     two_replicas: tf.distribute.Strategy,
     replicas: int,
 ) -> None:
     strategy = two_replicas if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
     found = training_facts(small_record_folder, strategy, 0, length_of_epoch(small_record_folder))
-    assert_exactly_once(found, images)
+    assert_exactly_once(found, entries)
     for parts, expected in zip(found, halves, strict=False):
         assert len(parts) == replicas
         if replicas == 2:
             assert parts == expected
         else:
             assert parts[0]["ids"] == expected[0]["ids"] + expected[1]["ids"]
-    assert_exactly_once(evaluation_facts(small_record_folder, strategy), images)
+    assert_exactly_once(evaluation_facts(small_record_folder, strategy), entries)
 
 
 @pytest.mark.slow
 def test_two_workers_started_late_share_the_batches_of_this_process(
-    small_record_folder: RecordFolder, images: dict[int, CocoImage], halves: list[list[Facts]], tmp_path: Path
+    small_record_folder: RecordFolder, entries: dict[int, CocoImage], halves: list[list[Facts]], tmp_path: Path
 ) -> None:
     """Two new processes that begin in the middle get, bit for bit, what an uninterrupted one got there."""
     (tmp_path / "record_folder").write_bytes(pickle.dumps(small_record_folder))
@@ -102,4 +102,4 @@ def test_two_workers_started_late_share_the_batches_of_this_process(
         for kind in ("training", "evaluation")
     }
     assert joined["training"] == halves[FIRST:]
-    assert_exactly_once(joined["evaluation"], images)
+    assert_exactly_once(joined["evaluation"], entries)

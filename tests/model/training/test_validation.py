@@ -22,12 +22,12 @@ def annotation_file(small_record_folder: RecordFolder, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_truth_that_is_shown(small_record_folder: RecordFolder, annotations: Path, images: dict[int, CocoImage]) -> None:
+def test_the_truth_that_is_shown(small_record_folder: RecordFolder, annotations: Path, entries: dict[int, CocoImage]) -> None:
     validation = Validation(small_record_folder, "train", annotations)
     shown = [int(image_id) for image_id in small_record_folder.index("train")["image_id"][:SHOWN_IMAGES]]
     assert len(validation._examples) == len(shown) == SHOWN_IMAGES
     for image_id, example in zip(shown, validation._examples, strict=True):
-        persons = [person for person in images[image_id].persons if not person.is_crowd]
+        persons = [person for person in entries[image_id].persons if not person.is_crowd]
         truth = validation._true_people(example)
         assert len(truth.boxes) == len(persons)
         for box, keypoints, person in zip(truth.boxes, truth.keypoints, persons, strict=True):
