@@ -49,14 +49,14 @@ def versions(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_saved_model(module: ServingModule, path: Path, source: Mapping[str, Any]) -> None:
-    """Saves both signatures, with the configuration, the keypoint set and the versions beside them.
+    """Saves the signatures, with the configuration, the keypoint set and the versions beside them.
 
     Args:
       module: the model.
       path: a new folder; half-written if the process is stopped, so give it its final name afterwards.
       source: where the weights come from, for `versions.json`.
     """
-    signatures = {"serving_default": module.serving_default, "serve_images": module.serve_images}
+    signatures = {name: getattr(module, name) for name in ("serving_default", "serving_tolerant", "serve_images")}
     tf.saved_model.save(module, str(path), signatures=signatures)
     assets = path / "assets"
     write_json(assets / "config.json", config_lib.to_json(module.model.config))

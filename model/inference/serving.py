@@ -9,50 +9,18 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
+from model.inference.encoded_images import MAX_PIXELS as MAX_PIXELS
+from model.inference.encoded_images import READ, all_read, canvases, headers
 from model.network.keypoint_head import Decoder, decode_fast
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import image
-from pipeline.data_config import ResizeRule
 
 CANVAS_MULTIPLE = 32  # P5's stride: smaller canvases would lose the last row or column of a level
-MAX_PIXELS = 64 * 2**20  # a header may promise more than any memory holds
 
 
 def round_up(size: tf.Tensor) -> tf.Tensor:
     """The next multiple of `CANVAS_MULTIPLE`, at least one; an int or an integer tensor, element by element."""
     return (size + CANVAS_MULTIPLE - 1) // CANVAS_MULTIPLE * CANVAS_MULTIPLE
-
-
-def header_size(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Reads an image's size off its first bytes, without decoding.
-
-    Args:
-      image_bytes: scalar string, a JPEG or PNG file.
-
-    Returns:
-      int32 [2], height and width in pixels.
-
-    Raises:
-      tf.errors.InvalidArgumentError: neither JPEG nor PNG, or more than `MAX_PIXELS`.
-    """
-    # A PNG begins with its signature, the length and the name of the first chunk, then width and height, big end first.
-    is_png = (tf.strings.substr(image_bytes, 0, 8) == image.PNG_SIGNATURE) & (tf.strings.length(image_bytes) >= 24)
-    is_jpeg = tf.strings.substr(image_bytes, 0, 2) == b"\xff\xd8"
-    known = tf.debugging.Assert(is_png | is_jpeg, ["an image must be a JPEG or PNG file; this one begins neither like one"])
-    with tf.control_dependencies([known]):
-        size = tf.cond(
-            is_png,
-            lambda: tf.io.decode_raw(tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False)[::-1],
-            lambda: tf.io.extract_jpeg_shape(image_bytes)[:2],
-        )
-    size = tf.ensure_shape(size, [2])
-    height, width = tf.cast(size[0], tf.int64), tf.cast(size[1], tf.int64)
-    fits = tf.debugging.Assert(
-        (height > 0) & (width > 0) & (height <= MAX_PIXELS) & (width <= MAX_PIXELS) & (height * width <= MAX_PIXELS),
-        [f"an image must have between 1 and {MAX_PIXELS} pixels; this one's height and width:", size],
-    )
-    with tf.control_dependencies([fits]):
-        return tf.identity(size)
 
 
 def own_pixels(
@@ -80,15 +48,10 @@ def own_pixels(
     }
 
 
-def _prepare(encoded: tf.Tensor, resized: tf.Tensor, canvas: tf.Tensor, rule: ResizeRule) -> tf.Tensor:
-    """One file as pixels [H, W, 3]: decoded, resized to `resized` [2], at the top left of a canvas of `canvas` [2]."""
-    return image.place(image.resize(image.decode(encoded), resized[0], resized[1], rule), canvas[0], canvas[1])
-
-
 class ServingModule(tf.Module):
-    """The two signatures of an exported model, over a model's variables.
+    """The signatures of an exported model, over a model's variables.
 
-    Both answer with `num_detections` int32 [N], `boxes` float32 [N, D, 4] (x0, y0, x1, y1), `scores` [N, D], `keypoints`
+    All answer with `num_detections` int32 [N], `boxes` float32 [N, D, 4] (x0, y0, x1, y1), `scores` [N, D], `keypoints`
     [N, D, K, 2] (x, y) and `keypoint_scores` [N, D, K], best score first, zeros from `num_detections` on.
 
     Args:
@@ -117,35 +80,29 @@ class ServingModule(tf.Module):
     # Nothing branches on tensors in Python; without AutoGraph, tracing takes half the time.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def serving_default(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Finds the people in JPEG or PNG files, in pixels of each.
+        """Finds the people in JPEG or PNG files, in pixels of each as a viewer shows it: a stored rotation (EXIF) is applied.
 
         Args:
           image_bytes: string [N]. N may be 0, and sizes may differ.
 
         Raises:
-          tf.errors.InvalidArgumentError: an image that cannot be read, or has too many pixels (told before it is decoded).
+          tf.errors.InvalidArgumentError: an image cannot be read, or has too many pixels by its header, in which case none is
+            decoded. The message names the places of all such images.
         """
-        count = tf.shape(image_bytes)[0]
-        # oneDNN's convolutions refuse an empty batch: look at a blank image, and leave its answer out again.
-        image_bytes = tf.cond(count > 0, lambda: image_bytes, lambda: tf.constant([self._blank]))
-        size = tf.map_fn(header_size, image_bytes, fn_output_signature=tf.TensorSpec([2], tf.int32))
-        inference, rule = self.model.config.inference, self.model.config.data.resize
-        resized = tf.stack(
-            image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge, rule), axis=-1
-        )  # [N, 2]
-        if self.model.config.backbone.norm == "group":
-            # Its statistics are those of the whole canvas: on a canvas of its own, an image's answer is its own affair.
-            found = tf.map_fn(self._detect_alone, (image_bytes, resized), fn_output_signature=self._answer_of_one())
-        else:
-            canvas = round_up(tf.reduce_max(resized, axis=0))
-            pixels = tf.map_fn(
-                lambda item: _prepare(item[0], item[1], canvas, rule),
-                (image_bytes, resized),
-                fn_output_signature=tf.TensorSpec([None, None, 3], image.pixel_dtype(rule)),
-            )
-            found = self.model.detect(pixels, resized, self._decode)
-        answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset)
-        return {name: value[:count] for name, value in answers.items()}
+        answers = self._detect_encoded(image_bytes, tolerant=False)
+        del answers["status"]
+        return answers
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
+    def serving_tolerant(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`serving_default`, but an image that cannot be read gets a status and zero people, and the others their answers.
+
+        A server that batches the requests of strangers together needs this: one bad image fails nobody else's request.
+
+        Returns:
+          What `serving_default` does, and `status` int32 [N], one of the values of `encoded_images`.
+        """
+        return self._detect_encoded(image_bytes, tolerant=True)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")], autograph=False)
     def serve_images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -157,11 +114,46 @@ class ServingModule(tf.Module):
         spec = tf.TensorSpec([1, height, width, 3], tf.uint8, name="images")
         return tf.function(self._detect_pixels, input_signature=[spec], autograph=False).get_concrete_function()
 
+    def _detect_encoded(self, image_bytes: tf.Tensor, *, tolerant: bool) -> dict[str, tf.Tensor]:
+        """The answer to N files, in pixels of each, and `status` int32 [N]; unless `tolerant`, every status is `READ`."""
+        count = tf.shape(image_bytes)[0]
+        # oneDNN's convolutions refuse an empty batch: look at a blank image, and leave its answer out again.
+        image_bytes = tf.cond(count > 0, lambda: image_bytes, lambda: tf.constant([self._blank]))
+        status, size, orientation = headers(image_bytes)
+        if not tolerant:
+            with tf.control_dependencies([all_read(status)]):  # nothing is decoded if one header is refused
+                image_bytes = tf.identity(image_bytes)
+        inference, rule = self.model.config.inference, self.model.config.data.resize
+        resized = tf.stack(
+            image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge, rule), axis=-1
+        )  # [N, 2]
+        resized = tf.where(tf.expand_dims(status == READ, -1), resized, 1)
+        canvas = round_up(tf.reduce_max(resized, axis=0))
+        pixels, status = canvases(image_bytes, status, size, orientation, resized, canvas, rule)
+        if not tolerant:
+            with tf.control_dependencies([all_read(status)]):
+                pixels = tf.identity(pixels)
+        if self.model.config.backbone.norm == "group":
+            # Its statistics are those of the whole canvas: on a canvas of its own, an image's answer is its own affair.
+            found = tf.map_fn(self._detect_alone, (pixels, resized), fn_output_signature=self._answer_of_one())
+        else:
+            found = self.model.detect(pixels, resized, self._decode)
+        answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset)
+        if tolerant:
+            read = tf.equal(status, READ)
+            answers = {
+                name: tf.where(tf.reshape(read, [-1, *[1] * (value.shape.rank - 1)]), value, tf.zeros([], value.dtype))
+                for name, value in answers.items()
+            }
+        answers["status"] = status
+        return {name: value[:count] for name, value in answers.items()}
+
     def _detect_alone(self, item: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """`detect` of one encoded image, resized to the given size, on the smallest canvas."""
-        encoded, resized = item
-        pixels = _prepare(encoded, resized, round_up(resized), self.model.config.data.resize)
-        found = self.model.detect(pixels[None], resized[None], self._decode)
+        """`detect` of one image, at the top left of a canvas that may be too large for it, on the smallest canvas."""
+        pixels, resized = item
+        own = round_up(resized)
+        pixels = pixels[: own[0], : own[1]]
+        found = self.model.detect(tf.expand_dims(pixels, 0), tf.expand_dims(resized, 0), self._decode)
         return {name: value[0] for name, value in found.items()}
 
     def _answer_of_one(self) -> dict[str, tf.TensorSpec]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import io
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from model.config import Norm
-from model.inference.serving import MAX_PIXELS, ServingModule, header_size, own_pixels, round_up
+from model.inference.encoded_images import DAMAGED, MAX_PIXELS, NOT_AN_IMAGE, READ, TOO_LARGE, stored_orientation
+from model.inference.serving import ServingModule, own_pixels, round_up
 from model.network.keypoint_head import Decoder
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config
+from pipeline import image as pipeline_image
 
 
 class FixedAnswer:
@@ -121,21 +128,142 @@ def test_empty_batches(module: ServingModule, small_model: KeypointRCNN) -> None
         assert answer["keypoints"].shape == (0, number, keypoints, 2)
 
 
-@pytest.mark.parametrize("grey", [False, True])
-def test_header_size(grey: bool) -> None:
-    pixels = image(33, 77)[..., :1] if grey else image(33, 77)
-    for encoded in (png(pixels), jpeg(pixels)):
-        assert header_size(tf.constant(encoded)).numpy().tolist() == [33, 77]
+def claiming(height: int, width: int) -> bytes:
+    """A PNG whose header claims a size; little follows."""
+    return png(image(8, 8))[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big")
 
 
-def test_too_large_a_image_is_refused_by_its_header() -> None:
-    side = (MAX_PIXELS // 1000 + 1).to_bytes(4, "big")
-    header = png(image(8, 8))[:16] + (1000).to_bytes(4, "big") + side
-    with pytest.raises(tf.errors.InvalidArgumentError, match=str(MAX_PIXELS)):
-        header_size(tf.constant(header))
-    huge = png(image(8, 8))[:16] + b"\x7f\xff\xff\xff\x7f\xff\xff\xff"  # the product overflows 32 bits
-    with pytest.raises(tf.errors.InvalidArgumentError, match=str(MAX_PIXELS)):
-        header_size(tf.constant(huge))
+@pytest.mark.parametrize("size", [(1000, MAX_PIXELS // 1000 + 1), (2**31 - 1, 2**31 - 1), (0, 5)])
+def test_too_large_a_image_is_refused_by_its_header(module: ServingModule, size: tuple[int, int]) -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"image 1 of 1 must have between 1 and {MAX_PIXELS} pixels"):
+        module.serving_default(tf.constant([claiming(*size)]))
+
+
+def test_the_places_of_bad_images_are_named(module: ServingModule) -> None:
+    good, text = png(image(40, 50)), b"GIF89a" + bytes(40)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        module.serving_default(tf.constant([good, text, good, claiming(9000, 9000)]))
+    assert "image 2 of 4 is neither a JPEG nor a PNG file; no other format is read. image 4 of 4 must" in str(caught.value)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image 3 of 3 is a damaged JPEG or PNG file"):
+        module.serving_default(tf.constant([good, good, good[:-30]]))
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen_batch"])
+def test_the_tolerant_signature_answers_the_others(small_model: KeypointRCNN, norm: Norm) -> None:
+    module = ServingModule(FixedAnswer(small_model, norm))  # type: ignore[arg-type]
+    good, cut = jpeg(image(50, 80)), jpeg(image(50, 80))[:-400]
+    files = [good, b"text", claiming(9000, 9000), cut, png(image(33, 40)), png(image(30, 40))[:-30], b""]
+    answer = module.serving_tolerant(tf.constant(files))
+    assert answer["status"].numpy().tolist() == [READ, NOT_AN_IMAGE, TOO_LARGE, DAMAGED, READ, DAMAGED, NOT_AN_IMAGE]
+    for row, status in enumerate(answer.pop("status").numpy()):
+        if status == READ:
+            assert_same(module.serving_default(tf.constant([files[row]])), answer, 0, row)
+            assert answer["num_detections"][row] == 1
+        else:
+            assert not any(value[row].numpy().any() for value in answer.values())
+    only_bad = module.serving_tolerant(tf.constant([b"text"]))
+    assert only_bad["num_detections"].numpy().tolist() == [0] and only_bad["status"].numpy().tolist() == [NOT_AN_IMAGE]
+    assert module.serving_tolerant(tf.zeros([0], tf.string))["status"].shape == (0,)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_stored_rotation_is_applied(module: ServingModule, form: str, orientation: int) -> None:
+    stored, exif, turned = io.BytesIO(), Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    pixels = Image.fromarray(image(60, 90))
+    pixels.save(stored, form, exif=exif, quality=95)
+    shown = ImageOps.exif_transpose(Image.open(stored)).convert("RGB")
+    shown.save(turned, "PNG")
+    assert shown.size == ((90, 60) if orientation < 5 else (60, 90))
+    assert_same(
+        module.serving_default(tf.constant([stored.getvalue()])), module.serving_default(tf.constant([turned.getvalue()]))
+    )
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_malformed_orientations_are_read_as_the_pipeline_reads_them(form: str) -> None:
+    """Random bytes in EXIF blocks, blocks that end anywhere, blocks beyond the bytes that are searched: equal, and no error."""
+    find = tf.function(stored_orientation, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    random, seen = np.random.default_rng(0), set()
+    for orientation, endian in ((6, "<"), (8, ">")):
+        stored, exif = io.BytesIO(), Image.Exif()
+        exif[0x010E], exif[0x0112] = "a description", orientation
+        exif.endian = endian
+        Image.new("RGB", (8, 8)).save(stored, form, exif=exif)
+        content = stored.getvalue()
+        assert int(find(content)) == pipeline_image.stored_orientation(content) == orientation
+        block = content.index(b"Exif" if form == "JPEG" else b"eXIf")
+        files = [content[:end] for end in range(0, block + 80, 5)]
+        for _ in range(200):
+            changed = bytearray(content)
+            for place in random.integers(block - 8, block + 60, random.integers(1, 4)):
+                changed[place] = random.choice([0, 1, 2, 3, 4, 6, 255, int(random.integers(256))])
+            files.append(bytes(changed))
+        comment = b"\xff\xfe\xff\xff" + bytes(65533)
+        files += [
+            content[:2] + comment + content[2:],
+            content[:2] + comment[:104].replace(b"\xff\xff", b"\0\x66") + content[2:],
+        ]
+        for file in files:
+            found = int(find(file))
+            assert found == pipeline_image.stored_orientation(file), file
+            seen.add(found)
+    assert {1, 6, 8} <= seen
+
+
+MEMORY = """
+import resource, sys
+import tensorflow as tf
+module = tf.saved_model.load(sys.argv[1])
+def ask(*files):
+    images = tf.constant([open(file, "rb").read() for file in files])
+    try:
+        return module.serving_default(images)["num_detections"].shape[0]
+    except tf.errors.InvalidArgumentError as error:
+        return str(error)
+ask(sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+said = ask(*sys.argv[3:])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, said)
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(module: ServingModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved")
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serving_default})
+    return path
+
+
+def peak_of(saved: Path, folder: Path, files: Sequence[bytes]) -> tuple[int, str]:
+    """MiB that a process of its own needs for these images together, more than for one small one; and what it answers."""
+    names = [folder / f"{i}.png" for i in range(len(files) + 1)]
+    for name, content in zip(names, (png(image(40, 50)), *files), strict=True):
+        name.write_bytes(content)
+    arguments = [sys.executable, "-c", MEMORY, str(saved), *map(str, names)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    number, said = ended.stdout.strip().split(" ", 1)
+    return int(number), said
+
+
+def grey_png(height: int, width: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (width, height)).save(content, "PNG")
+    return content.getvalue()
+
+
+def test_nothing_is_decoded_if_a_header_is_refused(saved: Path, tmp_path: Path) -> None:
+    refused, large = grey_png(12000, 12000), grey_png(8000, 8000)  # 412 MB of pixels, and 183 MB
+    needed, said = peak_of(saved, tmp_path, [refused, large])
+    assert "image 1 of 2 must have" in said
+    assert needed < 60  # MiB
+
+
+def test_images_that_are_large_together_are_decoded_one_after_the_other(saved: Path, tmp_path: Path) -> None:
+    needed, said = peak_of(saved, tmp_path, [grey_png(2500, 2500)] * 8)  # decoded and resized, each needs some 160 MB
+    assert said == "8"
+    assert needed < 450  # MiB
 
 
 @pytest.mark.parametrize("encoded", [b"", b"GIF89a" + bytes(40), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
