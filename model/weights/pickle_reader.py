@@ -1,8 +1,13 @@
 """Reads pickles that hold arrays, numbers, text and containers of these, and refuses every other one; nothing in them is run.
 
-`pickle.Unpickler` looks up whatever function a file names and calls it. Here the file's instructions are taken apart by
-`pickletools.genops`, which executes nothing, and followed by a machine that knows those of them that arrays need. Names of
-functions are looked up in a table of our own, so no import, no attribute and no method of any object can be reached.
+The instructions are followed by the standard library's unpickler. It finds functions in a table of our own, so that no import,
+no attribute and no method of any object can be reached.
+
+This is the library's unpickler in Python, `pickle._Unpickler`, which joblib extends in the same way, and not the one in C: the
+latter hashes whatever a file gives as a dictionary's key (a tuple of itself twice, 40 levels deep, takes for ever), allocates
+what a file announces before it reads it (34 GB for one index of the memo), and lets a file call and change what it has made.
+Here an instruction that arrays do not need is refused, keys are checked before they are hashed, and what calls are given is
+counted.
 """
 
 from __future__ import annotations
@@ -10,8 +15,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import pickle
 import pickletools
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +70,7 @@ def from_bytes(data: Any, dtype: Any, shape: Any, order: str = "C") -> NDArray[A
     if isinstance(data, list) or not isinstance(dtype, Dtype):
         raise RefusedError("holds an array of Python objects, not of numbers")
     raw = as_bytes(data)
-    sizes = checked_sizes(shape)
+    sizes = checked_shape(shape)
     if math.prod(sizes) * dtype.dtype.itemsize != len(raw):
         raise RefusedError(f"an array's size does not fit its {len(raw)} bytes: damaged")
     return np.frombuffer(raw, dtype.dtype).reshape(sizes, order="F" if order == "F" else "C")
@@ -78,11 +85,19 @@ def as_bytes(data: Any) -> bytes | bytearray:
     raise RefusedError("an array without its bytes: damaged")
 
 
-def checked_sizes(shape: Any) -> tuple[int, ...]:
-    """A shape, or strides. Raises: RefusedError where it is no short tuple of integers from 0."""
-    if not isinstance(shape, tuple | list) or len(shape) > 32 or not all(type(n) is int and 0 <= n < _INT64 for n in shape):
+def checked_sizes(sizes: Any) -> tuple[int, ...]:
+    """Sizes, offsets or strides. Raises: RefusedError if `sizes` is not a short tuple of integers from 0 to below 2^63."""
+    if not isinstance(sizes, tuple | list) or len(sizes) > 32 or not all(type(n) is int and 0 <= n < _INT64 for n in sizes):
         raise RefusedError("an array's shape is not a tuple of sizes: damaged")
-    return tuple(shape)
+    return tuple(sizes)
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """A shape of which NumPy can count the bytes, also if one of its sizes is 0. Raises: RefusedError."""
+    sizes = checked_sizes(shape)
+    if math.prod(max(size, 1) for size in sizes) >= _INT64 // 16:
+        raise RefusedError("an array's shape has more elements than a memory can have: damaged")
+    return sizes
 
 
 def _dtype(text: Any, *_: Any) -> Dtype:
@@ -104,10 +119,9 @@ def _empty_bytes(*arguments: Any) -> bytes:
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    made = {}
-    for key, value in pairs:
-        made[_key(key)] = value
-    return made
+    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise RefusedError("calls collections.OrderedDict otherwise than pickles do: damaged")
+    return {_key(key): value for key, value in pairs}
 
 
 def _key(key: Any) -> Any:
@@ -150,7 +164,7 @@ def load(
     """Reads one pickle and leaves `stream` behind it.
 
     Args:
-      stream: the file; what a pickle announces can then never be more than there is.
+      stream: the file.
       names: what may be named besides NumPy's arrays.
       persistent: makes the value of a persistent id, of which by default none is known.
 
@@ -160,139 +174,155 @@ def load(
     Raises:
       RefusedError: damaged, truncated, or holding anything else.
     """
-    machine = _Machine({**_NUMPY, **(names or {})}, persistent, budget=4 * len(stream.getbuffer()) + 2**20)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > MAX_INSTRUCTIONS:
-                raise RefusedError(f"has more than {MAX_INSTRUCTIONS:,} instructions, which no file of weights needs")
-            machine.step(opcode.name, argument)
-        return machine.result()
+        return _ArrayUnpickler(stream, {**_NUMPY, **(names or {})}, persistent).load()
     except RefusedError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+    except EOFError:
+        raise RefusedError("truncated pickle") from None
+    except (
+        pickle.UnpicklingError, struct.error, ValueError, TypeError, LookupError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         raise RefusedError(f"damaged or truncated pickle ({str(error)[:100]})") from None
 
 
-class _Machine:
-    """The stack, the marks and the memo of a pickle."""
+# Instructions of arrays and of containers. Those that make objects (INST, OBJ, NEWOBJ, NEWOBJ_EX), call other extensions (EXT1,
+# EXT2, EXT4), look elsewhere (PERSID, NEXT_BUFFER) or make sets are left out, and so are those that later protocols bring.
+_ALLOWED = """
+    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
+    BYTEARRAY8 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET EMPTY_TUPLE EMPTY_LIST EMPTY_DICT TUPLE1 TUPLE2 TUPLE3
+    TUPLE LIST APPEND APPENDS DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID
+"""
+_CODES = {instruction.name: ord(instruction.code) for instruction in pickletools.opcodes}
 
-    def __init__(self, names: Mapping[str, Known], persistent: Callable[[Any], Any] | None, budget: int) -> None:
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Whole:
+    """A stream that has what is asked of it, or raises EOFError: the unpickler itself goes on with a part of a text."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        self._stream = stream
+
+    def read(self, count: int) -> bytes:
+        content = self._stream.read(count)
+        if len(content) < count:
+            raise EOFError
+        return content
+
+    def readline(self) -> bytes:
+        line = self._stream.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line
+
+
+class _ArrayUnpickler(_PythonUnpickler):
+    """The standard library's unpickler with a table of names, fewer instructions, and a bound on what calls are given."""
+
+    def __init__(self, stream: io.BytesIO, names: Mapping[str, Known], persistent: Callable[[Any], Any] | None) -> None:
+        super().__init__(_Whole(stream), encoding="latin1")  # of Python 2's text, which was bytes
         self._names, self._persistent = names, persistent
-        self._budget = budget  # bytes and entries that calls may be given: a large thing must not be copied over and over
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        here = stream.tell()
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(here)
+        self._budget = 4 * size + 2**20  # bytes and entries given to calls: a large thing must not be copied over and over
+        self.dispatch = _Instructions(_DISPATCH)
 
-    def result(self) -> Any:
-        (value,) = self._stack
-        return value
+    def find_class(self, module: str, name: str) -> Known:
+        if f"{module}.{name}" not in self._names:
+            raise RefusedError(
+                f"refused: it names {f'{module}.{name}'[:80]!a}, and only arrays are read; save the state_dict alone"
+            )
+        return self._names[f"{module}.{name}"]
 
-    def step(self, name: str, argument: Any) -> None:
-        """Follows one instruction."""
-        stack = self._stack
-        match name:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case (
-                "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT"
-                | "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
-                | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8"
-            ):  # fmt: skip
-                stack.append(argument)
-            case "MARK":
-                self._marks.append(len(stack))
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                self._since_mark()
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self._memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self._memo[len(self._memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[argument])
-            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
-                stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[name]())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(name[-1])
-                items = tuple(stack.pop() for _ in range(count))
-                stack.append(items[::-1])
-            case "TUPLE":
-                stack.append(tuple(self._since_mark()))
-            case "LIST":
-                stack.append(self._since_mark())
-            case "APPEND":
-                item = stack.pop()
-                self._top(list).append(item)
-            case "APPENDS":
-                items_of_list = self._since_mark()
-                self._top(list).extend(items_of_list)
-            case "DICT":
-                items_of_dict = self._since_mark()
-                stack.append({})
-                self._set_items(items_of_dict)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                self._set_items([key, value])
-            case "SETITEMS":
-                self._set_items(self._since_mark())
-            case "GLOBAL":
-                module, _, attribute = argument.partition(" ")
-                stack.append(self._name(module, attribute))
-            case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(self._name(module, attribute))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(self._call(function, arguments))
-            case "BUILD":
-                state = stack.pop()
-                self._build(stack[-1], state)
-            case "BINPERSID":
-                if self._persistent is None:
-                    raise RefusedError("refers to an object outside of the file")
-                stack.append(self._persistent(stack.pop()))
-            case _:  # INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT*, PERSID, NEXT_BUFFER and what later protocols bring
-                raise RefusedError(f"refused: it uses the pickle instruction {name}, which arrays have no need of")
+    def persistent_load(self, identity: Any) -> Any:
+        if self._persistent is None:
+            raise RefusedError("refers to an object outside of the file")
+        return self._persistent(identity)
 
-    def _since_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
+    def load_bytearray8(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))  # the library allocates what is announced before it reads
 
-    def _top(self, kind: type[Any]) -> Any:
-        if type(self._stack[-1]) is not kind:
-            raise RefusedError(f"damaged: changes a {type(self._stack[-1]).__name__} as if it were a {kind.__name__}")
-        return self._stack[-1]
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(dict(_checked_pairs(items)))
 
-    def _set_items(self, items: list[Any]) -> None:
-        target = self._top(dict)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._top(dict)[_key(key)] = value
 
-    def _name(self, module: Any, attribute: Any) -> Known:
-        if not isinstance(module, str) or not isinstance(attribute, str) or f"{module}.{attribute}" not in self._names:
-            shown = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else "something"
-            raise RefusedError(f"refused: it names {shown[:80]!a}, and only arrays are read; save the state_dict alone")
-        return self._names[f"{module}.{attribute}"]
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._top(dict).update(_checked_pairs(items))
 
-    def _call(self, function: Any, arguments: Any) -> Any:
+    def load_append(self) -> None:
+        item = self.stack.pop()
+        self._top(list).append(item)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        self._top(list).extend(items)
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Known) or function.call is None or type(arguments) is not tuple:
             raise RefusedError("refused: it calls what is no function")
         self._spend(arguments)
-        return function.call(*arguments)
+        self.append(function.call(*arguments))
 
-    def _spend(self, arguments: tuple[Any, ...]) -> None:
-        self._budget -= len(arguments) + sum(len(a) for a in arguments if isinstance(a, str | bytes | bytearray | list | tuple))
-        if self._budget < 0:
-            raise RefusedError("refused: it unfolds to many times its size")
-
-    def _build(self, target: Any, state: Any) -> None:
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Array | Dtype) and isinstance(state, tuple):
             self._spend(state)
             target.set_state(state)
         elif type(target) is not dict:  # a state dict's `_metadata`, the versions of its layers, is left aside
             raise RefusedError(f"refused: it sets the state of a {type(target).__name__}")
+
+    def _top(self, kind: type[Any]) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise RefusedError(f"damaged: changes a {type(self.stack[-1]).__name__} as if it were a {kind.__name__}")
+        return self.stack[-1]
+
+    def _spend(self, arguments: tuple[Any, ...]) -> None:
+        sized = (str, bytes, bytearray, list, tuple, dict)
+        self._budget -= len(arguments) + sum(len(argument) for argument in arguments if isinstance(argument, sized))
+        if self._budget < 0:
+            raise RefusedError("refused: it unfolds to many times its size")
+
+
+def _checked_pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    return [(_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True)]
+
+
+_OURS = {
+    "BYTEARRAY8": _ArrayUnpickler.load_bytearray8,
+    "DICT": _ArrayUnpickler.load_dict,
+    "SETITEM": _ArrayUnpickler.load_setitem,
+    "SETITEMS": _ArrayUnpickler.load_setitems,
+    "APPEND": _ArrayUnpickler.load_append,
+    "APPENDS": _ArrayUnpickler.load_appends,
+    "REDUCE": _ArrayUnpickler.load_reduce,
+    "BUILD": _ArrayUnpickler.load_build,
+}
+_DISPATCH: Mapping[int, Callable[..., None]] = {
+    _CODES[name]: _OURS.get(name, pickle._Unpickler.dispatch[_CODES[name]]) for name in _ALLOWED.split()
+}
+
+
+class _Instructions:
+    """What the unpickler does for each instruction; looked up once for each, and so what counts them."""
+
+    def __init__(self, dispatch: Mapping[int, Callable[..., None]]) -> None:
+        self._dispatch, self._left = dispatch, MAX_INSTRUCTIONS
+
+    def __getitem__(self, code: int) -> Callable[..., None]:
+        self._left -= 1
+        if self._left < 0:
+            raise RefusedError(f"has more than {MAX_INSTRUCTIONS:,} instructions, which no file of weights needs")
+        if code not in self._dispatch:
+            name = next((name for name, known_code in _CODES.items() if known_code == code), f"{code:#04x}")
+            raise RefusedError(f"damaged, or refused: it uses the pickle instruction {name}, which arrays have no need of")
+        return self._dispatch[code]

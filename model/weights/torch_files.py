@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from model.weights.pickle_reader import Known, RefusedError, checked_sizes, known, load
+from model.weights.pickle_reader import Known, RefusedError, checked_shape, checked_sizes, known, load
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -71,16 +72,19 @@ class Tensor:
         return math.prod(self.shape)
 
 
-Values = Callable[[Tensor], NDArray[Any]]
+Values = Callable[[Sequence[Tensor]], list[NDArray[Any]]]
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     if not isinstance(storage, _Storage):
         raise RefusedError("damaged: a tensor without a storage")
     (start,) = checked_sizes((offset,))
-    tensor = Tensor(storage, start, checked_sizes(shape), checked_sizes(strides))
-    if len(tensor.shape) != len(tensor.strides):
-        raise RefusedError("damaged: a tensor with more sizes than strides")
+    sizes, steps = checked_shape(shape), checked_sizes(strides)
+    if len(sizes) != len(steps):
+        raise RefusedError(f"damaged: a tensor with {len(sizes)} sizes and {len(steps)} strides")
+    # A stride along which there is no second element may be anything, also more bytes than NumPy can count.
+    steps = tuple(step if size > 1 and 0 not in sizes else 0 for size, step in zip(sizes, steps, strict=True))
+    tensor = Tensor(storage, 0 if 0 in sizes else start, sizes, steps)
     last = start + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     if tensor.elements and (last >= storage.count or tensor.elements > storage.count):
         raise RefusedError(
@@ -161,7 +165,9 @@ def read_zip(path: Path) -> tuple[Any, Values]:
             contents = {key: memoryview(archive.read(f"{root}data/{key}")) for key in storages.by_key}
     except zipfile.BadZipFile as error:
         raise RefusedError(f"truncated or damaged zip archive ({str(error)[:100]})") from None
-    except (NotImplementedError, EOFError, RuntimeError) as error:  # encrypted, split, or cut
+    except RefusedError:
+        raise
+    except (NotImplementedError, EOFError, RuntimeError, ValueError, struct.error) as error:  # encrypted, split, cut, no UTF-8
         raise RefusedError(f"not an archive that torch.save writes ({str(error)[:100]})") from None
     for key, content in contents.items():
         storage = storages.by_key[key]
@@ -202,14 +208,19 @@ def read_legacy(content: bytes) -> tuple[Any, Values]:
 
 
 def _values_of(contents: Mapping[str, memoryview], order: Literal["<", ">"]) -> Values:
-    shown = 0
+    """The function that gives the arrays of tensors, bfloat16 as float32, and one array for equal tensors."""
 
-    def values(tensor: Tensor) -> NDArray[Any]:
-        nonlocal shown
-        storage = tensor.storage
-        shown += tensor.elements * storage.dtype.itemsize
+    def values(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+        shown = sum(tensor.elements * tensor.storage.dtype.itemsize for tensor in tensors)
         if shown > MOST_TIMES_SHARED * sum(len(content) for content in contents.values()):
             raise RefusedError("refused: its tensors show the same bytes over and over")
+        arrays = {tensor: value(tensor) for tensor in dict.fromkeys(tensors)}
+        return [arrays[tensor] for tensor in tensors]
+
+    def value(tensor: Tensor) -> NDArray[Any]:
+        storage = tensor.storage
+        if not tensor.elements:
+            return np.zeros(tensor.shape, np.float32)
         dtype = _BITS if storage.dtype == BFLOAT16 else storage.dtype
         flat = np.frombuffer(contents[storage.key], dtype.newbyteorder(order), storage.count, storage.start * dtype.itemsize)
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides)

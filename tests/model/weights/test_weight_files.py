@@ -328,7 +328,7 @@ def test_the_array_of_the_bombs_is_an_array(tmp_path: Path) -> None:
 
 READ_EACH = """
 import json, pathlib, sys, time
-from model.weight_files import read_weights
+from model.weights.weight_files import read_weights
 from pipeline.command import UserError
 for path in map(pathlib.Path, sys.argv[1:]):
     message, start = None, time.process_time()
