@@ -44,17 +44,18 @@ def check_size(height: int, width: int) -> None:
             raise UserError(f"{name}={value}: must be a multiple of {CANVAS_MULTIPLE}; the next is {round_up(max(value, 1))}")
 
 
-def convert(model: KeypointRCNN, height: int, width: int, folder: Path) -> bytes:
+def convert(model: KeypointRCNN, height: int, width: int, folder: Path, *, static_shapes: bool = False) -> bytes:
     """The model as a TFLite file.
 
     Args:
       model: the model.
       height, width: of the only images that it will take; multiples of 32.
       folder: where a SavedModel may lie for a moment.
+      static_shapes: keypoints are looked for in all D places, for delegates that want fixed shapes; some 2 to 5 times as slow.
     """
     weights = tf.Module()  # instead of the serving module, whose other functions would be traced, saved and loaded too
     weights.variables_ = list(model.variables_by_path().values())
-    signatures = {SIGNATURE: ServingModule(model).serve_images_of_size(height, width)}
+    signatures = {SIGNATURE: ServingModule(model).serve_images_of_size(height, width, static_shapes=static_shapes)}
     with temporary_folder(folder, "tflite") as temporary:
         tf.saved_model.save(weights, str(temporary), signatures=signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(temporary), signature_keys=[SIGNATURE])

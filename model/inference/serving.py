@@ -36,14 +36,15 @@ def own_pixels(
     """
     scale_xy = scale[:, ::-1]  # [N, 2]
     size_xy = tf.cast(size[:, ::-1], tf.float32)
-    corners = tf.concat([scale_xy, scale_xy], axis=-1)[:, None]  # [N, 1, 4]
-    limit = tf.concat([size_xy, size_xy], axis=-1)[:, None]
-    found = (detections["scores"] > 0.0)[..., None, None]  # [N, D, 1, 1]
+    corners = tf.expand_dims(tf.concat([scale_xy, scale_xy], axis=-1), 1)  # [N, 1, 4]
+    limit = tf.expand_dims(tf.concat([size_xy, size_xy], axis=-1), 1)  # [N, 1, 4]
+    found = tf.expand_dims(tf.expand_dims(detections["scores"] > 0.0, -1), -1)  # [N, D, 1, 1]
+    per_point = tf.expand_dims(tf.expand_dims(scale_xy, 1), 1)  # [N, 1, 1, 2]
     return {
         "num_detections": detections["num_detections"],
         "boxes": tf.minimum(tf.maximum(detections["boxes"] / corners, 0.0), limit),
         "scores": detections["scores"],
-        "keypoints": tf.where(found, detections["keypoints"] / scale_xy[:, None, None] - keypoint_offset, 0.0),
+        "keypoints": tf.where(found, detections["keypoints"] / per_point - keypoint_offset, 0.0),
         "keypoint_scores": detections["keypoint_scores"],
     }
 
@@ -109,10 +110,25 @@ class ServingModule(tf.Module):
         """Finds the people in pixels as they are: RGB, uint8 [N, H, W, 3], not resized."""
         return self._detect_pixels(images)
 
-    def serve_images_of_size(self, height: int, width: int) -> tf.types.experimental.ConcreteFunction:
-        """`serve_images` for one image of a fixed size: all shapes are known, as TFLite wants them."""
+    def serve_images_of_size(
+        self, height: int, width: int, *, static_shapes: bool = False
+    ) -> tf.types.experimental.ConcreteFunction:
+        """`serve_images` for one image of a fixed size: all shapes of its answer are known.
+
+        Args:
+          height, width: pixels of the image.
+          static_shapes: keypoints are looked for in all D places, so that inner shapes are fixed, too (see `detect`).
+        """
         spec = tf.TensorSpec([1, height, width, 3], tf.uint8, name="images")
-        return tf.function(self._detect_pixels, input_signature=[spec], autograph=False).get_concrete_function()
+
+        def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._detect_pixels(images, static_shapes=static_shapes)
+
+        return tf.function(serve, input_signature=[spec], autograph=False).get_concrete_function()
+
+    def serve_one_image(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`serve_images` for one image [1, H, W, 3] of any size: no loop over images, as ONNX and TensorRT want it."""
+        return self._detect_pixels(tf.ensure_shape(images, [1, None, None, 3]))
 
     def _detect_encoded(self, image_bytes: tf.Tensor, *, tolerant: bool) -> dict[str, tf.Tensor]:
         """The answer to N files, in pixels of each, and `status` int32 [N]; unless `tolerant`, every status is `READ`."""
@@ -166,23 +182,19 @@ class ServingModule(tf.Module):
             "keypoint_scores": tf.TensorSpec([number, keypoints], tf.float32),
         }
 
-    def _detect_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        if images.shape.is_fully_defined():
-            count, height, width, _ = images.shape
-            padding = [[0, 0], [0, round_up(height) - height], [0, round_up(width) - width], [0, 0]]
-            if height % CANVAS_MULTIPLE == 0 and width % CANVAS_MULTIPLE == 0:
-                padding = []
-        else:
-            count, height, width = (tf.shape(images)[axis] for axis in range(3))
-            more = tf.where(count > 0, 0, 1)  # an empty batch, as above
-            padding = [
-                [0, more],
-                [0, tf.maximum(round_up(height), CANVAS_MULTIPLE) - height],
-                [0, tf.maximum(round_up(width), CANVAS_MULTIPLE) - width],
-                [0, 0],
-            ]
-        size = tf.tile(tf.stack([height, width])[None], [tf.maximum(count, 1), 1])
-        canvas = tf.pad(images, padding) if padding else images
-        found = self.model.detect(canvas, size, self._decode, static_shapes=isinstance(count, int))
+    def _detect_pixels(self, images: tf.Tensor, *, static_shapes: bool = False) -> dict[str, tf.Tensor]:
+        one = images.shape[0] == 1
+        count, height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in range(3))
+        # An empty batch, as above, becomes one blank image; a size that is no multiple of 32 is filled up.
+        more = 0 if one else tf.where(count > 0, 0, 1)
+        down, right = (tf.maximum(round_up(side), CANVAS_MULTIPLE) - side for side in (height, width))
+        pixels = tf.cast(images, tf.float32)  # before it is padded: neither TensorRT nor ONNX Runtime pads bytes
+        if not isinstance(height, int) or not isinstance(width, int) or height % CANVAS_MULTIPLE or width % CANVAS_MULTIPLE:
+            pixels = tf.pad(pixels, [[0, more], [0, down], [0, right], [0, 0]])
+        size = tf.tile(tf.expand_dims(tf.stack([height, width]), 0), [1 if one else tf.maximum(count, 1), 1])
+        found = self.model.detect(pixels, size, self._decode, static_shapes=static_shapes)
         answers = own_pixels(found, tf.ones_like(size, tf.float32), size, self._keypoint_offset)
-        return answers if isinstance(count, int) else {name: value[:count] for name, value in answers.items()}
+        if one:
+            specs = self._answer_of_one()
+            return {name: tf.ensure_shape(value, [1, *specs[name].shape]) for name, value in answers.items()}
+        return {name: value[:count] for name, value in answers.items()}

@@ -39,7 +39,7 @@ def share_inside(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 def clip(boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
     """Clips boxes [B, N, 4] to images of `image_size` [B, 2] (height, width)."""
-    height_width = tf.cast(image_size, boxes.dtype)[:, tf.newaxis, :]  # [B, 1, 2]
+    height_width = tf.expand_dims(tf.cast(image_size, boxes.dtype), 1)  # [B, 1, 2]
     limit = tf.concat([height_width[..., ::-1]] * 2, axis=-1)  # [B, 1, 4]: width, height, width, height
     return tf.clip_by_value(boxes, 0.0, limit)
 

@@ -136,7 +136,7 @@ def decode_fast(heatmaps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     heatmaps = _below_zero(heatmaps)
     heat = tf.transpose(heatmaps, [0, 3, 1, 2])  # [N, K, S, S]
     extent, pixels = _pixel_grid(boxes)
-    count = pixels[..., tf.newaxis]  # [N, 2, 1]
+    count = tf.expand_dims(pixels, -1)  # [N, 2, 1]
     stride = tf.maximum(count / samples, 1.0)  # pixels between samples
     # Where there are fewer pixels than samples, the last one is looked at many times.
     sampled = tf.minimum(tf.floor((tf.range(samples, dtype=tf.float32) + 0.5) * stride), count - 1.0)  # [N, 2, M]
@@ -150,24 +150,24 @@ def decode_fast(heatmaps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     best = tf.concat(parts, axis=1)  # [N, K]
     best_sample = tf.gather(sampled, tf.stack([best % samples, best // samples], 1), batch_dims=2)  # [N, 2, K]
 
-    count, stride = count[..., tf.newaxis], stride[..., tf.newaxis]  # [N, 2, 1, 1]
+    count, stride = tf.expand_dims(count, -1), tf.expand_dims(stride, -1)  # [N, 2, 1, 1]
     offsets = tf.linspace(-1.0, 1.0, REFINED) * tf.where(stride > 1.0, stride, 0.0)  # [N, 2, 1, L]
-    near = tf.clip_by_value(tf.round(best_sample[..., tf.newaxis] + offsets), 0.0, count - 1.0)  # [N, 2, K, L]
+    near = tf.clip_by_value(tf.round(tf.expand_dims(best_sample, -1) + offsets), 0.0, count - 1.0)  # [N, 2, K, L]
     weights = _bicubic_weights(_places_of(near, count, size), size)  # [N, 2, K, L, S]
     refined = tf.matmul(tf.matmul(weights[:, 1], heat), weights[:, 0], transpose_b=True)  # [N, K, L, L]
     refined = tf.reshape(refined, [-1, num_keypoints, REFINED * REFINED])
     best = tf.argmax(refined, axis=-1, output_type=tf.int32)
     pixel = tf.gather(near, tf.stack([best % REFINED, best // REFINED], 1), batch_dims=3)  # [N, 2, K]
 
-    mean = _mean_place(tf.exp(heat), _places_of(pixel, pixels[..., tf.newaxis], size))
-    pixel += tf.clip_by_value((mean + 0.5) * (pixels / size)[..., tf.newaxis] - 0.5 - pixel, -0.5, 0.5)
+    mean = _mean_place(tf.exp(heat), _places_of(pixel, tf.expand_dims(pixels, -1), size))
+    pixel += tf.clip_by_value((mean + 0.5) * tf.expand_dims(pixels / size, -1) - 0.5 - pixel, -0.5, 0.5)
     return _points(tf.transpose(pixel, [0, 2, 1]), boxes, extent, pixels), _scores(heatmaps, tf.reduce_max(refined, axis=-1))
 
 
 def _mean_place(mass: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Mean place of mass [N, K, S, S] (rows, columns) in a window around `place` [N, 2, K] (x, y): float32 [N, 2, K]."""
     size = mass.shape[2]
-    middle = tf.clip_by_value(tf.round(place), 0.0, size - 1.0)[..., tf.newaxis]  # [N, 2, K, 1]
+    middle = tf.expand_dims(tf.clip_by_value(tf.round(place), 0.0, size - 1.0), -1)  # [N, 2, K, 1]
     every = tf.range(size, dtype=tf.float32)
     inside = tf.cast(tf.abs(every - middle) <= MEAN_REACH, tf.float32)  # [N, 2, K, S]
     of_columns = inside[:, 0] * tf.linalg.matvec(mass, inside[:, 1], transpose_a=True)  # [N, K, S]
@@ -201,13 +201,13 @@ def _bicubic_weights(position: tf.Tensor, size: int) -> tf.Tensor:
         else:
             weight = BICUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
         place = tf.clip_by_value(tf.cast(first, tf.int32) + tap, 0, size - 1)
-        weights += tf.one_hot(place, size) * weight[..., tf.newaxis]
+        weights += tf.one_hot(place, size) * tf.expand_dims(weight, -1)
     return weights
 
 
 def _points(pixel: tf.Tensor, boxes: tf.Tensor, extent: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
     """The middle of pixels [N, K, 2] of the enlarged heatmaps, in the frame of the boxes."""
-    return boxes[:, tf.newaxis, :2] + (pixel + 0.5) * (extent / pixels)[:, tf.newaxis]
+    return tf.expand_dims(boxes[:, :2], 1) + (pixel + 0.5) * tf.expand_dims(extent / pixels, 1)
 
 
 def _below_zero(heatmaps: tf.Tensor) -> tf.Tensor:

@@ -83,9 +83,9 @@ class KeypointRCNN(tf.Module):
         )
         pixels = (pixels - mean) / std
         height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
-        below = tf.range(height)[tf.newaxis, :] < image_size[:, :1]  # [B, H]
-        left_of = tf.range(width)[tf.newaxis, :] < image_size[:, 1:]  # [B, W]
-        inside = below[:, :, tf.newaxis, tf.newaxis] & left_of[:, tf.newaxis, :, tf.newaxis]  # [B, H, W, 1]
+        below = tf.expand_dims(tf.range(height), 0) < image_size[:, :1]  # [B, H]
+        left_of = tf.expand_dims(tf.range(width), 0) < image_size[:, 1:]  # [B, W]
+        inside = tf.expand_dims(tf.expand_dims(below, 2) & tf.expand_dims(left_of, 1), 3)  # [B, H, W, 1]
         return tf.where(inside, pixels, 0.0)
 
     def detect(
@@ -124,7 +124,7 @@ class KeypointRCNN(tf.Module):
             """[N, ...] → [B, D, ...], zeros where nobody was found."""
             if looked_at is not None:
                 shape = tf.concat([tf.shape(found), values.shape[1:]], axis=0)
-                values = tf.scatter_nd(looked_at[:, tf.newaxis], values, shape)
+                values = tf.scatter_nd(tf.expand_dims(looked_at, 1), values, shape)
             values = tf.where(tf.reshape(found, [-1, *[1] * (values.shape.rank - 1)]), values, 0.0)
             return tf.reshape(values, [-1, self.config.inference.max_detections, *values.shape[1:]])
 
@@ -219,7 +219,8 @@ def _first_places(found: tf.Tensor) -> tf.Tensor:
     """
     places = tf.size(found)
     number = tf.reduce_sum(tf.cast(found, tf.int32))
-    filled_up = tf.maximum(-(-number // PEOPLE_AT_ONCE), 1) * PEOPLE_AT_ONCE
+    # (Not -(-number // …): in ONNX the division of integers rounds towards zero.)
+    filled_up = tf.maximum((number + PEOPLE_AT_ONCE - 1) // PEOPLE_AT_ONCE, 1) * PEOPLE_AT_ONCE
     return tf.math.top_k(tf.cast(found, tf.int32), places).indices[: tf.minimum(filled_up, places)]
 
 

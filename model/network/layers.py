@@ -61,6 +61,11 @@ class GroupNorm(keras.layers.Layer):
         return group_norm(x, gamma, beta, groups=self.groups, epsilon=self.epsilon, training=training)
 
 
+def _over_places(values: tf.Tensor) -> tf.Tensor:
+    """Values [B, C] as [B, 1, 1, C]."""
+    return tf.expand_dims(tf.expand_dims(values, 1), 1)  # (TF-TRT refuses slices that add axes)
+
+
 def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, epsilon: float, training: bool) -> tf.Tensor:
     """Group normalisation of x [B, H, W, C] with gamma and beta float32 [C]; statistics and gradients in float32.
 
@@ -76,7 +81,7 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
 
     def affine(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
         """X · scale + shift, with scale and shift [B, C]."""
-        return x * tf.cast(scale, x.dtype)[:, tf.newaxis, tf.newaxis] + tf.cast(shift, x.dtype)[:, tf.newaxis, tf.newaxis]
+        return x * _over_places(tf.cast(scale, x.dtype)) + _over_places(tf.cast(shift, x.dtype))
 
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         values = tf.cast(x, tf.float32)
@@ -93,7 +98,7 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
             mean_up = over_groups(gamma * sum_up) / places
             mean_along = over_groups(gamma * sum_along) / places
             slope = -inverse * inverse * mean_along
-            d_x = affine(up, gamma * inverse, -inverse * mean_up - slope * mean) + values * slope[:, tf.newaxis, tf.newaxis]
+            d_x = affine(up, gamma * inverse, -inverse * mean_up - slope * mean) + values * _over_places(slope)
             return tf.cast(d_x, x.dtype), tf.reduce_sum(sum_along, 0), tf.reduce_sum(sum_up, 0)
 
         scale = gamma * inverse

@@ -63,7 +63,7 @@ def roi_align(
     flat = tf.reshape(flat, [-1, channels])  # [B · places, C]
 
     level = assign_levels(boxes, len(pyramid), config.level_tolerance)  # [N]
-    scale = tf.gather(tf.constant([1.0 / stride for stride in strides]), level)[:, tf.newaxis]  # [N, 1]
+    scale = tf.expand_dims(tf.gather(tf.constant([1.0 / stride for stride in strides]), level), 1)  # [N, 1]
     corners = boxes * scale - (0.5 if config.aligned else 0.0)  # [N, 4], places
     size = corners[:, 2:] - corners[:, :2]
     rois = _Rois(
@@ -86,7 +86,7 @@ def roi_align(
 
 
 def _take(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    return tf.gather(flat, index) * tf.cast(weight, flat.dtype)[..., tf.newaxis]  # [N, S, S, C]
+    return tf.gather(flat, index) * tf.expand_dims(tf.cast(weight, flat.dtype), -1)  # [N, S, S, C]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +110,8 @@ class _Rois:
         """
         sides = []
         for axis, count, bins in ((1, self.rows, y), (0, self.columns, x)):
-            position = self.corner[:, axis, tf.newaxis] + bins * self.bin[:, axis, tf.newaxis]  # [N, S]
-            size = tf.cast(count, tf.float32)[:, tf.newaxis]
+            position = tf.expand_dims(self.corner[:, axis], 1) + bins * tf.expand_dims(self.bin[:, axis], 1)  # [N, S]
+            size = tf.expand_dims(tf.cast(count, tf.float32), 1)
             inside = tf.cast((position >= -1.0) & (position <= size), tf.float32)
             position = tf.clip_by_value(position, 0.0, size - 1.0)
             before = tf.floor(position)
@@ -120,10 +120,10 @@ class _Rois:
             sides.append([(tf.cast(before, tf.int32), (1.0 - weight) * inside), (tf.cast(after, tf.int32), weight * inside)])
         for row, row_weight in sides[0]:
             for column, column_weight in sides[1]:
-                start = self.first[:, tf.newaxis] + row * self.columns[:, tf.newaxis]
+                start = tf.expand_dims(self.first, 1) + row * tf.expand_dims(self.columns, 1)
                 yield (
-                    start[:, :, tf.newaxis] + column[:, tf.newaxis],
-                    row_weight[:, :, tf.newaxis] * column_weight[:, tf.newaxis],
+                    tf.expand_dims(start, 2) + tf.expand_dims(column, 1),
+                    tf.expand_dims(row_weight, 2) * tf.expand_dims(column_weight, 1),
                 )
 
 
@@ -159,12 +159,12 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
         """Of one sample of each bin: places, and weights in the average; [Q, S, S] each."""
         along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [Q]
         x, y = (
-            bins + ((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32))[:, tf.newaxis]
+            bins + tf.expand_dims((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32), 1)
             for which, count in ((sample % along_x, along_x), (sample // along_x, along_y))
         )
         share = tf.where(sample < counts[chunk], 1.0 / tf.cast(tf.maximum(counts[chunk], 1), tf.float32), 0.0)  # [Q]
         for index, weight in rois.map(lambda values: values[chunk]).neighbours(x, y):
-            yield index, weight * share[:, tf.newaxis, tf.newaxis]
+            yield index, weight * tf.reshape(share, [-1, 1, 1])
 
     @tf.custom_gradient
     def average(flat: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
@@ -174,7 +174,7 @@ def _average_adaptively(flat: tf.Tensor, rois: _Rois, resolution: int) -> tf.Ten
                 return sample + 1, total + tf.add_n(taken)
 
             total = tf.while_loop(lambda sample, _: sample < most[chunk], add, (0, pooled[chunk]))[1]
-            return chunk + 1, tf.tensor_scatter_nd_update(pooled, [[chunk]], total[tf.newaxis])
+            return chunk + 1, tf.tensor_scatter_nd_update(pooled, [[chunk]], tf.expand_dims(total, 0))
 
         # A zero that is not known beforehand: a constant of this size would be stored in every TFLite file.
         zero = tf.cast(tf.minimum(most[0], 0), tf.float32)

@@ -40,7 +40,7 @@ def anchor_grid(config: AnchorConfig, shapes: Sequence[tuple[int | tf.Tensor, in
         x = tf.cast(tf.range(columns) * right, tf.float32)
         y = tf.cast(tf.range(rows) * down, tf.float32)
         x, y = tf.meshgrid(x, y)  # [H_l, W_l]
-        centres = tf.stack([x, y, x, y], axis=-1)[:, :, tf.newaxis]  # [H_l, W_l, 1, 4]
+        centres = tf.expand_dims(tf.stack([x, y, x, y], axis=-1), 2)  # [H_l, W_l, 1, 4]
         grids.append(tf.reshape(centres + tf.constant(cells), [-1, 4]))
     return grids
 
@@ -126,7 +126,7 @@ def suppress(
     )
     real = tf.range(limit) < valid
     kept_scores = tf.where(real, tf.gather(scores, index), NOTHING)
-    return tf.where(real[:, tf.newaxis], tf.gather(boxes, index), 0.0), kept_scores
+    return tf.where(tf.expand_dims(real, 1), tf.gather(boxes, index), 0.0), kept_scores
 
 
 def rpn_losses(
