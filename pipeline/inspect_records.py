@@ -111,7 +111,7 @@ def _draw_records(record_folder: RecordFolder) -> None:
     variant = contact_sheet.Variant(FLAGS.flipped, short_edge)
     drawn = contact_sheet.contact_sheet(record_folder, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
     sheet.write_sheet(drawn, output)
-    print(f"written: {output} ({len(rows)} images)")
+    command.say(f"written: {output} ({len(rows)} images)")
 
 
 def _draw_batches(record_folder: RecordFolder) -> None:
@@ -135,7 +135,7 @@ def _draw_batches(record_folder: RecordFolder) -> None:
         anchor_config=config.anchors,
     )
     sheet.write_sheet(drawn, output)
-    print(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")
+    command.say(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")
 
 
 def _write_statistics(record_folder: RecordFolder) -> None:
@@ -151,7 +151,7 @@ def _write_statistics(record_folder: RecordFolder) -> None:
         statistics = collect(record_folder, split, progress.advance)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_file(output, statistics_page(record_folder, split, statistics))
-    print(f"written: {output} ({statistics.images:,} images)")
+    command.say(f"written: {output} ({statistics.images:,} images)")
 
 
 def _verify(record_folder: RecordFolder) -> None:
@@ -160,14 +160,14 @@ def _verify(record_folder: RecordFolder) -> None:
     splits = _splits(record_folder)
     found: Counter[Path] = Counter()
     for split in splits:
-        with command.Progress(record_folder.splits[split]["images"], f"verify {split}", "image") as progress:
+        with command.Progress(record_folder.splits[split].get("images", 0), f"verify {split}", "image") as progress:
             for fault in verification.verify(record_folder, split, progress.advance):
                 found[fault.file] += 1
                 if found[fault.file] <= FAULTS_SHOWN:
-                    print(fault, flush=True)
+                    command.say(str(fault))
     for file, number in found.items():
         if number > FAULTS_SHOWN:
-            print(f"{file}: {number - FAULTS_SHOWN} more faults")
+            command.say(f"{file}: {number - FAULTS_SHOWN} more faults")
     if found:
         raise command.UserError(
             f"{record_folder.path}: {found.total()} faults in {len(found)} files; copy those again, or convert anew "
@@ -175,7 +175,7 @@ def _verify(record_folder: RecordFolder) -> None:
         )
     for split in splits:
         shards = record_folder.splits[split]["shards"]
-        print(
+        command.say(
             f"split {split!r}: {record_folder.splits[split]['images']:,} records in {len(shards)} shards, "
             f"{sum(shard['bytes'] for shard in shards) / 1e6:,.1f} MB: all as they were written"
         )

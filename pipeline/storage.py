@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 from pipeline import files
 from pipeline.command import UserError
 
+# Bytes of an image's file: no image is larger, and a damaged directory or a sparse file may announce any size.
+MAX_IMAGE_BYTES = 1 << 28
 # Bytes that a jump in an object fetches: more than most images have.
 _BYTES_PER_JUMP = 1 << 18
 # Scheme → module of the client that Beam needs for it, and the extra of apache-beam that installs it.
@@ -125,15 +127,25 @@ def _cheap_jumps(file: Any) -> BinaryIO:
     return opened
 
 
-def read(location: str) -> bytes:
+def read(location: str, limit: int | None = None) -> bytes:
     """The content of a file.
 
+    Args:
+      limit: for a file of a folder that others filled, the number of bytes up to which it is read. On a disk, what is no
+        regular file is then refused, too: a FIFO would wait for ever, a device never end.
+
     Raises:
-      FileNotFoundError: it is not there.
-      OSError: it cannot be read.
+      FileNotFoundError: the file is missing.
+      OSError: the file cannot be read, or is refused by `limit`.
     """
+    if limit is not None and not is_url(location):
+        with files.open_regular(Path(location), limit) as regular:
+            return regular.read()
     with _errors_of(location), open_for_reading(location) as file:
-        return file.read()
+        content = file.read(-1 if limit is None else limit + 1)
+    if limit is not None and len(content) > limit:
+        raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read", location)
+    return content
 
 
 def exists(location: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from pipeline import image, records
 from pipeline.command import UserError, reason_of
+from pipeline.files import JSON_LIMIT, open_regular
 from pipeline.image import PNG_SIGNATURE
-from pipeline.record_folder import METADATA_FILE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES, RecordFolder
+from pipeline.record_folder import METADATA_FILE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES, RecordFolder, lacking_keys
 from pipeline.record_reader import Record, decode_record, read_payload
 
-_SPLIT_KEYS, _SHARD_KEYS = {"images", "index", "shards", "summary"}, {"file", "records", "bytes", "sha256"}
 _RECORDS_AT_ONCE = 64  # bounds the memory, and the wait after Ctrl-C
 
 
@@ -51,13 +53,15 @@ def verify(record_folder: RecordFolder, split: str, advance: Callable[[int], Non
       advance: is told of every record that was looked at.
     """
     info = record_folder.splits[split]
-    missing = sorted(_SPLIT_KEYS - set(info)) + [key for s in info.get("shards", ()) for key in sorted(_SHARD_KEYS - set(s))]
+    missing = lacking_keys(info)
     if missing:
         yield Fault(record_folder.path / METADATA_FILE, None, f"split {split!r} lacks {', '.join(missing)}")
         return
     yield from _metadata(record_folder, split)
     try:
-        index = record_folder.index(split)
+        index, damage = record_folder.unchecked_index(split)
+        if damage:
+            yield Fault(record_folder.path / info["index"], None, damage)
     except UserError as error:
         yield Fault(record_folder.path / info["index"], None, str(error).partition(": ")[2])
         index = None
@@ -90,13 +94,23 @@ def _metadata(record_folder: RecordFolder, split: str) -> Iterator[Fault]:
     for path in sorted(record_folder.path.glob(f"{record_folder.name}-{split}.tfrecord-*")):
         if path.name not in listed:
             yield Fault(path, None, f"{METADATA_FILE} does not list it")
+    features_file = record_folder.path / "features.json"
+    try:
+        with open_regular(features_file, JSON_LIMIT) as file:
+            features = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
+        yield Fault(record_folder.path / "dataset_info.json", None, f"TFDS cannot read it or features.json ({error})")
+        return
+    if features != json_format.MessageToDict(
+        records.features().to_proto()
+    ):  # (before TFDS imports the modules that the file names)
+        yield Fault(features_file, None, "not the features of these records")
+        return
     try:
         builder = tfds.builder_from_directory(record_folder.path)
     except Exception as error:  # (whatever a damaged file makes of TFDS)
         yield Fault(record_folder.path / "dataset_info.json", None, f"TFDS cannot read it or features.json ({error})")
         return
-    if builder.info.features.to_json() != records.features().to_json():
-        yield Fault(record_folder.path / "features.json", None, "not the features of these records")
     lengths = [shard["records"] for shard in info["shards"]]
     if split not in builder.info.splits or builder.info.splits[split].shard_lengths != lengths:
         yield Fault(record_folder.path / "dataset_info.json", None, f"not the records of split {split!r} in {METADATA_FILE}")

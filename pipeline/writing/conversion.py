@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import pickle
 import re
 import shutil
 import signal
@@ -30,7 +29,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoData, CocoImage, read_coco
 from pipeline.command import Progress, UserError
 from pipeline.files import only_writer
-from pipeline.record_folder import FORMAT_VERSION
+from pipeline.record_folder import FORMAT_VERSION, NAME
 from pipeline.writing.beam_job import beam_options, quiet_workers, run_job
 from pipeline.writing.image_files import LocatedImage, bytes_of, check_images, locate
 from pipeline.writing.metadata import (
@@ -44,7 +43,15 @@ from pipeline.writing.metadata import (
     write_metadata,
     write_summary,
 )
-from pipeline.writing.shard_writer import ShardSettings, finished_shards, image_message, start_run, stop_reason, stop_run
+from pipeline.writing.shard_writer import (
+    ShardSettings,
+    finished_shards,
+    image_message,
+    noted_images,
+    start_run,
+    stop_reason,
+    stop_run,
+)
 
 IMAGES_PER_SHARD = 512  # about 75 MB
 CTRL_C = "Ctrl-C"
@@ -73,7 +80,7 @@ class ConversionConfig:
     sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.dataset_name):
+        if not re.fullmatch(NAME, self.dataset_name):
             raise UserError(f"dataset name {self.dataset_name!r}: small letters, digits and _ make a name")
         if self.num_shards is not None and not 1 <= self.num_shards <= 99_999:
             raise UserError(f"{self.num_shards} shards: between 1 and 99999 are possible")
@@ -113,7 +120,7 @@ def convert(
     """
     options = beam_options(beam_flags)
     FileSystems.set_options(options)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
+    if not re.fullmatch(NAME, split):
         raise UserError(f"split {split!r}: small letters, digits and _ make a name")
     images, output = str(images), str(output_dir)
     storage.check(str(annotations))
@@ -197,7 +204,7 @@ def _write_shards(settings: ShardSettings, split: str, entries: Sequence[CocoIma
     missing = {number: located[bounds[number] : bounds[number + 1]] for number in sizes}
     _check_disk(settings, [entry for shard in missing.values() for entry in shard])
     for number, shard in missing.items():
-        storage.write(settings.images_path(number), pickle.dumps(shard, protocol=5))
+        storage.write(settings.images_path(number), noted_images(shard))
     del located, missing  # workers have them; for all of COCO they are large
     start_run(settings)
     todo = sum(sizes.values())

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from pipeline import storage
 from pipeline.coco import CocoImage
 from pipeline.command import UserError
+from pipeline.storage import MAX_IMAGE_BYTES
 
 # A header may announce any size; 2^26 pixels are 200 MB once decoded.
 MAX_PIXELS = 1 << 26
@@ -133,7 +134,7 @@ class _Reader:
             if member is not None:
                 content = read_member(self._archive(), member)
             else:
-                content = storage.read(storage.join(self._images, entry.file_name))
+                content = storage.read(storage.join(self._images, entry.file_name), MAX_IMAGE_BYTES)
         except FileNotFoundError:
             return ImageError("no such file")
         except (IsADirectoryError, NotADirectoryError):
@@ -209,8 +210,6 @@ def check_image(content: bytes, entry: CocoImage) -> tuple[bytes, Literal["jpeg"
 #
 # The main process reads the zip's directory once, and tells every shard where its images lie; workers read only those bytes.
 
-# No image is larger; a damaged directory or a malicious one may say anything.
-MAX_MEMBER_BYTES = 1 << 28
 _ENCRYPTED = 1  # bit of a member's flags
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field that follow
 
@@ -280,8 +279,8 @@ def _member(name: str, infos: list[zipfile.ZipInfo]) -> ZipMember | str:
         return "encrypted in the zip"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"compressed in the zip by method {info.compress_type}; stored and deflated files are read"
-    if max(info.file_size, info.compress_size) > MAX_MEMBER_BYTES:
-        return f"{info.file_size} bytes in the zip, at most {MAX_MEMBER_BYTES} are read"
+    if max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
+        return f"{info.file_size} bytes in the zip, at most {MAX_IMAGE_BYTES} are read"
     return ZipMember(
         info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type == zipfile.ZIP_DEFLATED
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from pipeline import records, storage
 from pipeline.command import UserError
-from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, parse_record_folder
+from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, lacking_keys, parse_record_folder
 from pipeline.writing.shard_writer import ShardSettings, finished_shards
 
 
@@ -38,6 +39,10 @@ def joined_metadata(output: str, split: str, shared: Mapping[str, Any], overwrit
     content = storage.read(path)
     parse_record_folder(output, content)  # (says what is wrong, if something is)
     metadata: dict[str, Any] = json.loads(content)
+    for name, info in metadata["splits"].items():
+        lacking = lacking_keys(info, ("arguments", "images", "index", "shards", "summary"))
+        if lacking:
+            raise UserError(f"{path}: split {name!r} lacks {', '.join(lacking)}; give another --output_dir and convert anew")
     others = sorted(set(metadata["splits"]) - {split})
     if overwrite and not others:
         return {**shared, "splits": metadata["splits"]}
@@ -101,6 +106,7 @@ def write_metadata(
         "input_sha256": arguments["input_sha256"],
         "images": len(rows),
         "index": f"index-{split}.npy",
+        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "shards": [{key: facts[key] for key in ("file", "records", "bytes", "sha256")} for facts in all_facts],
         "summary": summary,
     }

@@ -3,7 +3,7 @@
 This is the work that a Beam worker does. Workers share the output folder with the main process, and talk to it through small
 files in the work folder of the split, so that no image travels through Beam and a restart knows what is finished:
 
-    images-00003    the images of the shard (pickle), from the main process
+    images-00003    the images of the shard (JSON), from the main process
     records-00003-*   the shard while it is being written; of each attempt, since an engine may make two at once
     progress-00003    one byte for each image done; not in an object store, which cannot append
     facts-00003.json  what the finished shard holds; written before the shard gets its final name
@@ -18,23 +18,25 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 import socket
 import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from pipeline import records, storage
 from pipeline.anchors import AnchorConfig
-from pipeline.coco import CocoImage
-from pipeline.record_folder import RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
-from pipeline.writing.image_files import ImageError, LocatedImage, UnreadableError, check_image, read_all
+from pipeline.coco import CocoImage, Person
+from pipeline.command import UserError
+from pipeline.files import parsed_json
+from pipeline.record_folder import INDEX_DTYPE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
+from pipeline.writing.image_files import ImageError, LocatedImage, UnreadableError, ZipMember, check_image, read_all
 
 # Seconds between two looks whether to go on, each of which is a request if the output is an object store.
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -130,7 +132,7 @@ def write_shard(settings: ShardSettings, number: int) -> None:
             raise MachineError(f"{settings.images} is not there on {socket.gethostname()}")
         if number in finished_shards(settings, [number]):
             return  # another attempt was faster
-        entries: list[LocatedImage] = pickle.loads(storage.read(settings.images_path(number)))
+        entries = _read_noted(settings.images_path(number))
         with _temporary_file(settings, number) as temporary:
             facts = _write_records(settings, entries, temporary, number)
             if facts is None:
@@ -143,6 +145,8 @@ def write_shard(settings: ShardSettings, number: int) -> None:
             storage.publish(temporary, settings.shard_path(number), upload_as=upload_as)
     except UnreadableError as error:
         stop_run(settings, f"{error}; started again, the same command goes on")
+    except UserError as error:
+        stop_run(settings, str(error))
     except (OSError, tf.errors.OpError) as error:
         why = error.message if isinstance(error, tf.errors.OpError) else storage.reason(error)
         stop_run(settings, f"{settings.shard_path(number)}: cannot be written ({why}); make room and start again")
@@ -210,6 +214,41 @@ def _write_records(settings: ShardSettings, entries: list[LocatedImage], path: P
     return {"records": len(index), "index": index, "errors": errors, "counts": dict(counts)}
 
 
+def noted_images(shard: Sequence[LocatedImage]) -> str:
+    """The images of a shard as JSON, whatever fields they have: nothing in a folder that others can write to is unpickled."""
+    return json.dumps([dataclasses.asdict(_Noted(*located)) for located in shard], default=lambda array: array.tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noted:
+    entry: CocoImage
+    member: ZipMember | str | None
+
+
+def _read_noted(location: str) -> list[LocatedImage]:
+    """Inverse of `noted_images`. Raises: UserError if the file is damaged."""
+
+    def parse(value: Any) -> list[LocatedImage]:
+        if not isinstance(value, list):
+            raise TypeError("no list of images")
+        return [(_entry(**noted["entry"]), _member(noted["member"])) for noted in value]
+
+    return parsed_json(storage.read(location), f"{location}: is damaged", parse, remedy="start again")
+
+
+def _entry(persons: list[dict[str, Any]], **fields: Any) -> CocoImage:
+    return CocoImage(persons=tuple(_person(**person) for person in persons), **fields)
+
+
+def _person(box: list[float], keypoints: list[list[float]], **fields: Any) -> Person:
+    x0, y0, x1, y1 = box
+    return Person(box=(x0, y0, x1, y1), keypoints=np.array(keypoints, np.float64).reshape(-1, 3), **fields)
+
+
+def _member(value: Any) -> ZipMember | str | None:
+    return ZipMember(**value) if isinstance(value, dict) else value
+
+
 def image_message(images: str, entry: CocoImage, reason: str) -> str:
     """One line that says which image cannot be used, why, and the way out."""
     file = storage.join(images, entry.file_name) if entry.file_name else "(no file)"
@@ -226,12 +265,27 @@ def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict
         if f"facts-{number:05d}.json" in noted and settings.shard_file(number) in shards:
             try:
                 facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number)))
-                sound = facts["bytes"] == shards[settings.shard_file(number)]
-            except (ValueError, KeyError, TypeError):
+                sound = _is_sound(facts, settings.shard_file(number), shards[settings.shard_file(number)])
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue  # damaged since: the shard is written again
             if sound and not (facts["errors"] and settings.on_error == "fail"):
                 finished[number] = facts
     return finished
+
+
+def _is_sound(facts: Mapping[str, Any], file: str, size: int) -> bool:
+    """Whether noted facts are of the types that were written, of a shard of that name and size. What is damaged may raise."""
+    rows = np.array(facts["index"], np.int64).reshape(-1, len(INDEX_DTYPE.names or ()) - 1)
+    return (
+        facts["file"] == file
+        and facts["bytes"] == size
+        and facts["records"] == len(facts["index"]) == len(rows)
+        and bool((rows >= 0).all())
+        and len(facts["sha256"]) == 64
+        and isinstance(facts["errors"], list)
+        and all(isinstance(error["reason"], str) for error in facts["errors"])
+        and all(type(count) is int for count in facts["counts"].values())
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,9 @@ def rename_a_feature(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (change_index(more_persons), [("record at byte", "the index says")]),
-        (change_index(shifted), [("ends elsewhere",), ("ends elsewhere",), ("record at byte", "cannot be read")]),
-        (change_index(twice), [("image_id", "the index says")]),
+        (change_index(more_persons), [(INDEX, "sha256"), ("record at byte", "the index says")]),
+        (change_index(shifted), [(INDEX, "sha256"), *[("ends elsewhere",)] * 2, ("record at byte", "cannot be read")]),
+        (change_index(twice), [(INDEX, "sha256"), ("image_id", "the index says")]),
         (change_index(lambda rows: rows[:-1]), [(INDEX, "23 records")]),
         (lambda folder: (folder / INDEX).write_bytes(b"nonsense"), [(INDEX, "cannot be read")]),
         (lambda folder: (folder / INDEX).unlink(), [(INDEX, "cannot be read")]),
@@ -152,3 +153,16 @@ def test_a_record_folder_that_was_never_finished_is_refused(folder: Path) -> Non
     (folder / METADATA_FILE).unlink()
     with pytest.raises(Exception, match=METADATA_FILE):
         open_record_folder(folder)
+
+
+def test_no_module_that_features_json_names_is_imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "hostile.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(folder))
+    path = folder / "features.json"
+    for content in (
+        path.read_text().replace("tensorflow_datasets.core.features.scalar", "hostile"),
+        '{"type": "hostile.A", "content": 1}',
+    ):
+        path.write_text(content)
+        assert faults(folder) == ["features.json: not the features of these records"]
+    assert "hostile" not in sys.modules

@@ -175,6 +175,20 @@ def test_overwrite_replaces_a_split_and_leaves_nothing_of_it(run: Convert, finis
     assert content_of(tmp_path / "out") == content_of(tmp_path / "anew")
 
 
+@pytest.mark.parametrize("key", ["index", "file"])
+def test_overwrite_removes_nothing_outside(run: Convert, finished: Path, tmp_path: Path, key: str) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "precious").write_text("kept")
+    path = tmp_path / "out" / "pipeline.json"
+    content = json.loads(path.read_text())
+    split = content["splits"]["train"]
+    (split if key == "index" else split["shards"][0])[key] = "../precious"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"pipeline.json: damaged .*\.\./precious"):
+        run(overwrite=True)
+    assert (tmp_path / "precious").read_text() == "kept" and (tmp_path / "out" / "index-train.npy").exists()
+
+
 def test_a_second_split_of_another_kind_is_refused(run: Convert, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "out")
     with pytest.raises(UserError, match="split train"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -90,6 +91,21 @@ def test_an_unusable_file_is_an_error_with_a_reason(tmp_path: Path, content: byt
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
     with pytest.raises(ImageError, match="not a file"):
+        read(tmp_path, None)
+
+
+def test_what_is_no_regular_file_or_a_giant_is_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="a FIFO, not a file"):
+        read(tmp_path, None)
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "a.jpg").symlink_to("/dev/zero")
+    with pytest.raises(ImageError, match="a device, not a file"):
+        read(tmp_path, None)
+    (tmp_path / "a.jpg").unlink()
+    with (tmp_path / "a.jpg").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(ImageError, match="1099511627776 bytes long, at most 268435456 are read"):
         read(tmp_path, None)
 
 
