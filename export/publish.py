@@ -15,9 +15,9 @@ from model import config as config_lib
 from model.inference.image_folder import image_files
 from model.inference.predictor import letterbox_file
 from model.inference.serving import ServingModule
-from model.model_dir import NOTE_FILE, load_model, newest_checkpoint
+from model.model_dir import load_model, load_note, newest_checkpoint
 from pipeline.command import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 
 FORMATS = ("saved_model", "tflite")
 CHECK_IMAGES = 8  # of --check_images: enough to see that two files say the same
@@ -73,8 +73,8 @@ def export_model(
         "model_dir": Path(model_dir).resolve().name,
         "checkpoint": Path(checkpoint).name if checkpoint else None,
     }
-    note = Path(model_dir) / NOTE_FILE  # their licence travels with weights that began as somebody else's
-    source |= {"started_from": read_json(note)} if note.exists() else {}
+    started_from = load_note(Path(model_dir))  # their licence travels with weights that began as somebody else's
+    source |= {"started_from": started_from} if started_from is not None else {}
 
     written: dict[str, Path] = {}
     with saved_model.temporary_folder(output_dir, name) as temporary:

@@ -6,7 +6,6 @@ What the pipeline needs of it (`anchors`, `data`) is defined there. Commands set
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
+from pipeline.files import checked_json
 
 Norm = Literal["frozen_batch", "group"]
 # Fields that lie between 0 and 1, in whatever section.
@@ -225,8 +225,5 @@ def from_json(value: Mapping[str, Any]) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Reads a `config.json`. Raises: UserError where the file is no such one."""
-    try:
-        return from_json(json.loads(path.read_text()))
-    except (OSError, RecursionError, ValueError, UserError) as error:
-        raise UserError(f"{path}: not a configuration ({error}); --model takes a directory that train or import made") from None
+    """Reads a `config.json`. Raises: UserError if the file is no such one."""
+    return checked_json(path, "not a configuration", from_json, remedy="--model takes a directory that train or import made")

@@ -20,10 +20,11 @@ from model import config as config_lib
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError, reason_of
-from pipeline.files import read_json, write_file
+from pipeline.files import an_object, checked_json, write_file
 from pipeline.skeleton import Skeleton
 
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
+_RESTORE = "restore the file that was written with the model"
 # What may change between two runs into the same directory; all else decides what the weights mean.
 FREE_SECTIONS = ("train", "inference", "data")
 
@@ -96,13 +97,20 @@ def _differences(old: Config, new: Config) -> list[tuple[str, str, object, objec
 
 
 def load_skeleton(model_dir: Path) -> Skeleton:
-    """Of a model directory, or of a SavedModel's assets. Raises: UserError where `skeleton.json` is missing or holds none."""
-    path = model_dir / "skeleton.json"
-    try:
-        return Skeleton.from_json(read_json(path))
-    except (UserError, KeyError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, UserError) else repr(error)
-        raise UserError(f"{path}: not a keypoint set ({reason}); restore the file that was written with the model") from None
+    """Of a model directory, or of a SavedModel's assets. Raises: UserError if `skeleton.json` is missing or holds none."""
+    return checked_json(model_dir / "skeleton.json", "not a keypoint set", Skeleton.from_json, remedy=_RESTORE)
+
+
+def load_note(model_dir: Path) -> dict[str, Any] | None:
+    """What `weights.json` says of the weights that the model began with; None if they were nobody's.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = model_dir / NOTE_FILE
+    if not path.exists():
+        return None
+    return checked_json(path, "not a note on weights", an_object, remedy=_RESTORE)
 
 
 def newest_checkpoint(model_dir: Path) -> str | None:

@@ -165,16 +165,16 @@ def read_json(path: str | Path) -> Any:
 
 
 def checked_json(
-    path: str | Path, what: str, parse: Callable[[Any], Parsed], *, remedy: str = "copy it again, or make it anew"
+    path: str | Path, damage: str, parse: Callable[[Any], Parsed], *, remedy: str = "copy it again, or make it anew"
 ) -> Parsed:
     """What `parse` makes of a JSON file that a command wrote; whatever is wrong with the file becomes one line.
 
-        config = checked_json(model_dir / "config.json", "configuration", from_json)
+        config = checked_json(model_dir / "config.json", "not a configuration", from_json)
 
     Args:
-      what: what the file should hold, for the message.
-      parse: takes the JSON's value. It may fail on a value of a wrong type or form however Python fails on it, or raise a
-        UserError of its own, which passes.
+      damage: what the message says of the file, before the reason.
+      parse: takes the JSON's value. It may fail on a value of a wrong type or form however Python fails on it.
+      remedy: what the message says after the reason.
 
     Raises:
       UserError: the file is missing, no regular file, larger than 64 MiB, no JSON, or `parse` fails.
@@ -182,29 +182,31 @@ def checked_json(
     try:
         with open_regular(Path(path), JSON_LIMIT) as file:
             content = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    return parsed_json(content, f"{path}: is a damaged {what}", parse, remedy=remedy)
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path}: {damage} ({reason}); {remedy}") from None
+    return parsed_json(content, f"{path}: {damage}", parse, remedy=remedy)
 
 
 def parsed_json(content: bytes | str, damage: str, parse: Callable[[Any], Parsed], *, remedy: str) -> Parsed:
-    """As `checked_json`, for text that is at hand.
-
-    Args:
-      damage: the message's beginning: which text it is that is damaged.
-    """
+    """As `checked_json`, for text that is at hand; `damage` says whose."""
     try:
         return parse(json.loads(content))
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{damage} ({error}); {remedy}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{damage} (not JSON: {error}); {remedy}") from None
     except KeyError as error:
         raise UserError(f"{damage} ({error} is missing); {remedy}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{damage} ({type(error).__name__}: {str(error)[:200]}); {remedy}") from None
+
+
+def an_object(value: Any) -> dict[str, Any]:
+    """For `checked_json`, of a file that should hold an object of whatever keys. Raises: TypeError."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} is no JSON object")
+    return value
 
 
 def iterate_list(path: str | Path) -> Iterator[Any]:

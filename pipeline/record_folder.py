@@ -185,10 +185,11 @@ def parse_record_folder(folder: str | Path, metadata: bytes) -> RecordFolder:
     """
     path = f"{folder}/{METADATA_FILE}"
 
+    version = parsed_json(metadata, f"{path}: damaged", lambda content: content["format_version"], remedy=_REMEDY)
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version {version!r:.20}, this program reads {FORMAT_VERSION}; convert anew")
+
     def parse(content: Any) -> RecordFolder:
-        version = content["format_version"]
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path}: format_version {version!r:.20}, this program reads {FORMAT_VERSION}; convert anew")
         faults = [*_faults(content)]
         if faults:
             raise ValueError(faults[0])

@@ -79,7 +79,10 @@ class Skeleton:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Skeleton:
-        """Inverse of `to_json`. Raises: KeyError, TypeError, ValueError, UserError where it is none."""
+        """Inverse of `to_json`. Raises: what Python raises on a value of another form; UserError if the parts do not fit."""
+        names = [value["category"], *value["keypoints"]]
+        if not isinstance(value["keypoints"], list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("category and keypoints must be names")
         return Skeleton(
             category=value["category"],
             keypoints=tuple(value["keypoints"]),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model import config as config_lib
 from model.config import BackboneConfig, Config
-from model.model_dir import NOTE_FILE, load_model
+from model.model_dir import load_model, load_note
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import layout, names
 from model.weights.names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
@@ -20,7 +20,6 @@ from model.weights.published import digests, note
 from model.weights.weight_files import read_weights
 from pipeline import config_overrides
 from pipeline.command import UserError
-from pipeline.files import read_json
 
 # How each family's classification networks see images, and where their strides lie. Detectron2's own names are those of its
 # conversion of torchvision's networks; what it calls MSRA's, and Keras' networks, descend from the authors' Caffe models.
@@ -149,8 +148,7 @@ def open_starting_point(path: str | Path) -> StartingPoint:
     """
     path = Path(path)
     if path.is_dir():
-        note_file = path / NOTE_FILE
-        return ModelDirectory(path, load_model(path), read_json(note_file) if note_file.exists() else {"model_dir": path.name})
+        return ModelDirectory(path, load_model(path), load_note(path) or {"model_dir": path.name})
     tensors = read_weights(path)
     try:
         family = names.recognise(tensors)

@@ -22,7 +22,7 @@ from model.weights.weight_files import read_weights
 from pipeline import config_overrides
 from pipeline.anchors import cell_anchors
 from pipeline.command import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import checked_json, write_json
 from pipeline.skeleton import COCO_PERSON, Skeleton
 
 SOURCES: Mapping[str, Family] = {"torchvision": names.TORCHVISION, "detectron2": names.DETECTRON2}
@@ -169,11 +169,8 @@ def read_skeleton(file: str | Path) -> Skeleton:
     Raises:
       UserError: no such file, or another.
     """
-    value = read_json(file)
-    try:
-        return Skeleton.from_json(value.get("skeleton", value))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--skeleton={file}: no keypoint set ({error!r}); see the skeleton.json of a model directory") from None
+    remedy = "--skeleton takes the skeleton.json of a model directory or the pipeline.json of records"
+    return checked_json(file, "no keypoint set", lambda value: Skeleton.from_json(value.get("skeleton", value)), remedy=remedy)
 
 
 def _write(model: KeypointRCNN, model_dir: Path, source: Mapping[str, Any]) -> None:

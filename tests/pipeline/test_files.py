@@ -137,6 +137,8 @@ def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path) -> None:
 
 
 def names(value: Any) -> list[str]:
+    if value == {"entries": "own"}:
+        raise UserError("its own words")
     return [str(entry["name"].lower()) for entry in value["entries"]]
 
 
@@ -148,6 +150,7 @@ def names(value: Any) -> list[str]:
         (b"\xff\xfe\x00", "can't decode"),
         (b"[" * 100_000, "RecursionError"),
         (b"{}", "'entries' is missing"),
+        (b'{"entries": "own"}', "its own words"),
         (b"[]", "TypeError"),
         (b'{"entries": 3}', "TypeError"),
         (b'{"entries": [{"name": 3}]}', "AttributeError"),
@@ -157,17 +160,17 @@ def names(value: Any) -> list[str]:
 def test_a_damaged_file_is_one_line_with_its_name(content: bytes, why: str, tmp_path: Path) -> None:
     path = tmp_path / "skeleton.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"skeleton.json: is a damaged skeleton .*{why}.*copy it again") as caught:
-        files.checked_json(path, "skeleton", names)
+    with pytest.raises(UserError, match=f"skeleton.json: not a skeleton .*{why}.*copy it again") as caught:
+        files.checked_json(path, "not a skeleton", names)
     assert "\n" not in str(caught.value)
 
 
 def test_a_sound_file_is_parsed_and_what_is_no_file_is_said(tmp_path: Path) -> None:
     path = tmp_path / "skeleton.json"
     path.write_text('{"entries": [{"name": "A"}]}')
-    assert files.checked_json(path, "skeleton", names) == ["a"]
+    assert files.checked_json(path, "not a skeleton", names) == ["a"]
     with pytest.raises(UserError, match="no such file"):
-        files.checked_json(tmp_path / "absent.json", "skeleton", names)
+        files.checked_json(tmp_path / "absent.json", "not a skeleton", names)
     os.mkfifo(tmp_path / "fifo.json")
     with pytest.raises(UserError, match="a FIFO, not a file"):
-        files.checked_json(tmp_path / "fifo.json", "skeleton", names)
+        files.checked_json(tmp_path / "fifo.json", "not a skeleton", names)
