@@ -2,9 +2,15 @@
 
   python -m model.predict --model=MODEL --input=FOLDER_OR_FILE --output_dir=OUT
 
-MODEL is a model directory, a SavedModel or a .tflite file. Writes OUT/predictions.json, one entry per person in COCO's results
-format (image_id: the digits that end the file's name, else its position in the sorted folder, from 0), and OUT/pictures/, where
-left limbs are orange, right ones blue, and unsure points hollow. An image that cannot be read is named, the others are done.
+MODEL is a model directory, a SavedModel or a .tflite file. The command writes OUT/predictions.json, one entry per person in
+COCO's results format, and OUT/pictures/, where left limbs are orange, right ones blue, and unsure points hollow. Everything is
+in pixels of the image as a viewer shows it: a rotation that a file stores (EXIF) is applied.
+
+image_id comes from --annotations, by the file's name. Without that flag it is the number that ends the file's name, else the
+file's position in the sorted folder, from 0; if that gives two files one id, every file's id is its position.
+
+An image that cannot be read is named, and the others are done. Answers appear as they are made, in
+OUT/predictions.unfinished.jsonl; a run that was stopped goes on from there.
 """
 
 from pathlib import Path
@@ -14,29 +20,60 @@ from absl import flags
 from pipeline import command
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "model directory, SavedModel or .tflite file", flag_values=FLAGS)
-flags.DEFINE_string("input", None, "an image, or a folder of .jpg, .jpeg and .png", flag_values=FLAGS)
-flags.DEFINE_string("output_dir", None, "folder to write to", flag_values=FLAGS)
-flags.DEFINE_float("score_threshold", 0.5, "leave out people below this score", flag_values=FLAGS)
+flags.DEFINE_string("model", None, "Model directory, SavedModel or .tflite file. Required.", flag_values=FLAGS)
+flags.DEFINE_string("input", None, "Image, or folder of .jpg, .jpeg and .png. Required.", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", None, "Folder to write to. Required.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "annotations",
+    None,
+    "COCO JSON that gives the images their ids, by file name. Only its images are looked at; it needs no people.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float("score_threshold", 0.5, "Least score of a person: who has less is left out.", 0, 1, flag_values=FLAGS)
 flags.DEFINE_enum(
     "decoder",
     "fast",
     ["fast", "reference"],
-    "how heatmaps become keypoints: at a fixed cost, or pixel by pixel as published; the latter for a model directory only",
+    "How heatmaps become keypoints: at a fixed cost, or pixel by pixel as published (reference; model directories only).",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("draw", True, "draw the people found (--nodraw: only predictions.json)", flag_values=FLAGS)
-flags.DEFINE_integer("short_edge", None, "resize the shorter side to this; a model directory only", 1, flag_values=FLAGS)
-flags.DEFINE_integer("max_edge", None, "but the longer at most to this; a model directory only", 1, flag_values=FLAGS)
+flags.DEFINE_bool(
+    "draw",
+    True,
+    "Whether to draw the people; --nodraw writes only predictions.json, and removes older drawings.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "short_edge",
+    None,
+    "Pixels of the shorter side after resizing; model directories only; default: the model's.",
+    1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "max_edge",
+    None,
+    "Most pixels of the longer side after resizing; model directories only; default: the model's.",
+    1,
+    flag_values=FLAGS,
+)
 flags.mark_flags_as_required(["model", "input", "output_dir"], flag_values=FLAGS)
 
 
 def main(_rest: list[str]) -> None:
     command.load_tensorflow()
-    from model.inference.image_folder import image_files, predict_files, summary_text
+    from model.inference.image_folder import look_into, predict_files, summary_text
+    from model.inference.image_names import annotated, numbered, read_image_names
     from model.inference.predictor import open_model
 
-    files = image_files(Path(FLAGS.input))
+    path = Path(FLAGS.input)
+    files, notes = look_into(path)
+    if FLAGS.annotations is None:
+        images, rule = numbered(files)
+        notes.append(rule)
+    else:
+        images, left_out = annotated(path, files, read_image_names(FLAGS.annotations), FLAGS.annotations)
+        notes += left_out
     predictor = open_model(
         FLAGS.model,
         score_threshold=FLAGS.score_threshold,
@@ -44,10 +81,10 @@ def main(_rest: list[str]) -> None:
         max_edge=FLAGS.max_edge,
         decoder=FLAGS.decoder,
     )
-    summary = predict_files(predictor, files, Path(FLAGS.output_dir), draw=FLAGS.draw)
+    summary = predict_files(predictor, images, Path(FLAGS.output_dir), draw=FLAGS.draw, notes=notes)
     print(summary_text(summary))
     if summary.unreadable:
-        count = f"{len(summary.unreadable)} of {len(files)} images"
+        count = f"{len(summary.unreadable)} of {len(images)} images"
         raise command.UserError(f"{count} could not be read and are left out; the first: {summary.unreadable[0]}")
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from model.inference.predictor import People
+import numpy as np
+import numpy.typing as npt
 
 Result = dict[str, Any]
 
 
-def results_to_coco(image_id: int, people: People, category_id: int, **more: Any) -> list[Result]:
+class Found(Protocol):
+    """People in arrays, as `model.inference.people.People` has them."""
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def scores(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def keypoints(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def keypoint_scores(self) -> npt.NDArray[np.float32]: ...
+
+
+def results_to_coco(image_id: int, people: Found, category_id: int, **more: Any) -> list[Result]:
     """One image's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
     results = []
     for box, score, points, point_scores in zip(

@@ -1,26 +1,33 @@
-"""Runs a model over image files: `predictions.json` in COCO's results format, and every image with its people drawn."""
+"""Runs a model over image files: `predictions.json` in COCO's results format, and every image with its people drawn.
+
+Answers appear as they are made, one line an image, in `predictions.unfinished.jsonl`. `predictions.json` is written when all
+images are done, and takes its place; a run that was stopped goes on from it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import re
+import errno
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
-from PIL import Image
 
-from model.inference.coco_format import Result, results_to_coco
-from model.inference.predictor import People, Predictor
+from model.inference import drawings as drawings_lib
+from model.inference.coco_format import Result
+from model.inference.image_input import image_size, read_image_file, shown_pixels
+from model.inference.image_names import NumberedImage, numbered
+from model.inference.people import People
+from model.inference.predictor import Predictor
+from model.inference.unfinished import Done, Unfinished
 from pipeline import image
-from pipeline.command import Progress, UserError
-from pipeline.drawing import draw_people, drawn_people
-from pipeline.files import write_file, write_json
+from pipeline.command import Progress, UserError, reason_of, shown
+from pipeline.files import only_writer, write_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-FILES_AT_ONCE = 32  # bounds the memory
+FILES_AT_ONCE = 16  # and BYTES_AT_ONCE bound the memory, and what is lost when a process is killed
+BYTES_AT_ONCE = 1 << 28
+NAMED = 5  # of the files that are passed over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,11 @@ class Summary:
       drawings: the folder of drawn images; None where nothing was drawn.
       images, people, empty: images looked at, people found, images in which nobody was.
       unreadable: a sentence for each image that could not be read.
+      category: what the model finds.
+      best_score: of all images; None if the model found nobody above its own least score.
+      threshold: people below this score were left out.
+      reused: images whose people were found by an earlier run, which was stopped.
+      notes: a line for all else that a person should know.
     """
 
     predictions: Path
@@ -40,6 +52,11 @@ class Summary:
     people: int
     empty: int
     unreadable: tuple[str, ...]
+    category: str = "person"
+    best_score: float | None = None
+    threshold: float = 0.0
+    reused: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def image_files(path: Path, flag: str = "--input") -> list[Path]:
@@ -48,99 +65,243 @@ def image_files(path: Path, flag: str = "--input") -> list[Path]:
     Raises:
       UserError: nothing there, or no image in it.
     """
+    return list(look_into(path, flag)[0])
+
+
+def look_into(path: Path, flag: str = "--input") -> tuple[list[Path], list[str]]:
+    """As `image_files`, and a line for each kind of entry of the folder that is passed over.
+
+    Raises:
+      UserError: nothing there, or no image in it.
+    """
     if path.is_file():
-        return [path]
+        return [path], []
     if not path.is_dir():
-        raise UserError(f"{flag}={path}: no such file or folder")
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+        what = "neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise UserError(f"{flag}={path}: {what}; give an image, or a folder of {', '.join(SUFFIXES)}")
+    files: list[Path] = []
+    passed_over: dict[str, list[str]] = {}
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir():
+            passed_over.setdefault("folders (only the files of the folder itself are read)", []).append(entry.name)
+        elif entry.name.startswith("."):
+            passed_over.setdefault("hidden files", []).append(entry.name)
+        elif entry.suffix.lower() not in SUFFIXES:
+            passed_over.setdefault(f"files whose names do not end in {', '.join(SUFFIXES)}", []).append(entry.name)
+        elif not entry.is_file():
+            passed_over.setdefault("entries that are no files (broken links, FIFOs, devices)", []).append(entry.name)
+        else:
+            files.append(entry)
+    notes = [f"passed over: {len(names)} {kind}: {_some(names)}" for kind, names in passed_over.items()]
     if not files:
-        raise UserError(f"{flag}={path}: no images in it; their names must end in {', '.join(SUFFIXES)}")
-    return files
+        raise UserError(f"{flag}={path}: no images in it; their names must end in {', '.join([*SUFFIXES, *notes])}")
+    return files, notes
 
 
-def image_id_of(path: Path, position: int) -> int:
-    """The number that ends a file's name (000000000139.jpg → 139), else its position in the sorted folder, from 0."""
-    digits = re.search(r"[0-9]+$", path.stem)
-    return int(digits.group()) if digits else position
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def predict_files(predictor: Predictor, files: list[Path], output_dir: Path, *, draw: bool = True) -> Summary:
+def predict_files(
+    predictor: Predictor,
+    files: Sequence[Path] | Sequence[NumberedImage],
+    output_dir: Path,
+    *,
+    draw: bool = True,
+    notes: Sequence[str] = (),
+) -> Summary:
     """Looks at every file. One that cannot be read is left out, and named in the summary.
 
     Args:
       predictor: the model.
-      files: JPEG or PNG images.
-      output_dir: gets `predictions.json` and `images/<file name>`.
-      draw: whether to write the latter.
+      files: JPEG or PNG images; as paths they are numbered by `image_names.numbered`.
+      output_dir: gets `predictions.json` and `pictures/<file name>`.
+      draw: whether to write the latter; if not, drawings of an earlier run are removed.
+      notes: go with the summary.
 
     Raises:
-      UserError: a drawing would replace one of the files.
+      UserError: a drawing would replace one of the files; another process writes there.
     """
-    category_id = predictor.config.inference.category_id
-    results: list[Result] = []
-    unreadable: list[str] = []
-    empty = 0
+    images, rule = [one for one in files if isinstance(one, NumberedImage)], ""
+    if len(images) < len(files):
+        images, rule = numbered([one for one in files if isinstance(one, Path)])
     drawings = output_dir / "pictures"
-    if draw and drawings.resolve() in {path.resolve().parent for path in files}:
+    if draw and drawings.resolve() in {one.path.resolve().parent for one in images}:
         raise UserError(
             f"--output_dir={output_dir}: drawings go to {drawings}, where they would replace the images of --input; "
             "give another folder, or --nodraw"
         )
-    (drawings if draw else output_dir).mkdir(parents=True, exist_ok=True)
-    with Progress(len(files), "predict", "image") as progress:
-        for first in range(0, len(files), FILES_AT_ONCE):
-            chunk = files[first : first + FILES_AT_ONCE]
-            contents = [path.read_bytes() for path in chunk]
-            for place, people in enumerate(_predict(predictor, contents, [str(path) for path in chunk], unreadable)):
-                if people is None:
-                    continue
-                path = chunk[place]
-                results += results_to_coco(image_id_of(path, first + place), people, category_id, file_name=path.name)
-                empty += len(people) == 0
-                if draw:
-                    drawn = drawn_people(people.boxes, people.scores, people.keypoints, people.keypoint_scores)
-                    pixels = image.decode(tf.constant(contents[place])).numpy()
-                    _write_image(drawings / path.name, draw_people(pixels, drawn, predictor.skeleton))
-            progress.advance(len(chunk))
-    predictions = output_dir / "predictions.json"
-    write_json(predictions, results)
+    with only_writer(output_dir, "prediction"):
+        work = _Work(predictor, drawings if draw else None)
+        with Unfinished(output_dir / "predictions.unfinished.jsonl", predictor.identity) as unfinished:
+            work.run(images, unfinished)
+            results = work.results(images, unfinished)
+            write_json(output_dir / "predictions.json", results)
+            unfinished.remove()
+        removed = drawings_lib.remove_others(drawings, {one.file_name for one in images} if draw else set())
+    told = [rule, f"removed: {removed} drawings of an earlier run" if removed else "", *work.notes, *notes]
+    seen = [unfinished.done[one.file_name] for one in images if one.file_name in unfinished.done]
     return Summary(
-        predictions, drawings if draw else None, len(files) - len(unreadable), len(results), empty, tuple(unreadable)
+        predictions=output_dir / "predictions.json",
+        drawings=drawings if draw else None,
+        images=len(images) - len(work.unreadable),
+        people=len(results),
+        empty=sum(not one.people for one in seen),
+        unreadable=tuple(work.unreadable),
+        category=predictor.skeleton.category,
+        best_score=max((one.best_score for one in seen if one.best_score is not None), default=None),
+        threshold=predictor.score_threshold,
+        reused=work.reused,
+        notes=tuple(note for note in told if note),
     )
 
 
-def _predict(predictor: Predictor, contents: list[bytes], names: list[str], unreadable: list[str]) -> list[People | None]:
-    """All at once; where one of them cannot be read, one by one, and None for that one."""
-    try:
-        return list(predictor.predict(contents, names))
-    except UserError:
-        found: list[People | None] = []
-        for content, name in zip(contents, names, strict=True):
+class _Work:
+    """One run over a folder.
+
+    Args:
+      predictor: the model.
+      drawings: the folder that drawn images go to; None: nothing is drawn.
+    """
+
+    def __init__(self, predictor: Predictor, drawings: Path | None) -> None:
+        self._threshold = predictor.score_threshold
+        self._predictor = dataclasses.replace(predictor, score_threshold=0.0)  # the best score is told, even if it is too low
+        self._drawings = drawings
+        self._stored = self._undrawn = 0
+        self.unreadable: list[str] = []
+        self.reused = 0
+
+    @property
+    def notes(self) -> list[str]:
+        notes = []
+        if self.reused:
+            notes.append(f"{self.reused} images were done by an earlier run")
+        if self._stored:
+            notes.append(f"{self._stored} images are annotated as stored, not as a viewer shows them: so are their answers")
+        if self._undrawn:
+            notes.append(f"{self._undrawn} images have names that are too long for a drawing: not drawn")
+        return notes
+
+    def run(self, images: Sequence[NumberedImage], unfinished: Unfinished) -> None:
+        """Looks at all images that `unfinished` does not have yet, and adds them."""
+        todo = [one for one in images if not self._is_done(one, unfinished)]
+        self.reused = len(images) - len(todo)
+        with Progress(len(images), "predict", "image", done=self.reused) as progress:
+            for chunk in self._chunks(todo):
+                readable = [(one, content) for one, content in chunk if content is not None]
+                stored = [_annotated_as_stored(one, content) for one, content in readable]
+                self._stored += sum(stored)
+                found = self._predict(readable, stored)
+                for (one, content), people, is_stored in zip(readable, found, stored, strict=True):
+                    if people is not None:
+                        self._finish(one, content, people, is_stored, unfinished)
+                progress.advance(len(chunk))
+
+    def results(self, images: Sequence[NumberedImage], unfinished: Unfinished) -> list[Result]:
+        """The people of all images in their order, in COCO's results format."""
+        return [
+            {"image_id": one.image_id, "file_name": one.file_name, **person}
+            for one in images
+            for person in (unfinished.done[one.file_name].people if one.file_name in unfinished.done else ())
+        ]
+
+    def _is_done(self, one: NumberedImage, unfinished: Unfinished) -> bool:
+        done = unfinished.done.get(one.file_name)
+        if done is None or done.state != _state(one.path):
+            unfinished.done.pop(one.file_name, None)
+            return False
+        drawing = None if self._drawings is None else drawings_lib.place(self._drawings, one.file_name)
+        return drawing is None or drawing.exists()
+
+    def _chunks(self, images: Sequence[NumberedImage]) -> Iterator[list[tuple[NumberedImage, bytes | None]]]:
+        """Some images at a time with their files' bytes; None for what cannot be read, which is noted."""
+        chunk: list[tuple[NumberedImage, bytes | None]] = []
+        for one in images:
+            content = None
             try:
-                found += predictor.predict([content], [name])
+                content = read_image_file(one.path)
             except UserError as error:
-                unreadable.append(str(error))
-                found.append(None)
-        return found
+                self.unreadable.append(str(error))
+            chunk.append((one, content))
+            if len(chunk) == FILES_AT_ONCE or sum(len(read or b"") for _, read in chunk) > BYTES_AT_ONCE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def _predict(self, images: Sequence[tuple[NumberedImage, bytes]], stored: Sequence[bool]) -> list[People | None]:
+        """All at once; where one of them cannot be read, one by one, and None for that one."""
+        contents, names = [content for _, content in images], [str(one.path) for one, _ in images]
+        try:
+            return list(self._predictor.predict(contents, names, as_stored=stored))
+        except (UserError, tf.errors.InvalidArgumentError):
+            found: list[People | None] = []
+            for content, name, is_stored in zip(contents, names, stored, strict=True):
+                try:
+                    found += self._predictor.predict([content], [name], as_stored=is_stored)
+                except UserError as error:
+                    self.unreadable.append(str(error))
+                    found.append(None)
+                except tf.errors.InvalidArgumentError as error:
+                    self.unreadable.append(f"{name}: the model refuses it ({reason_of(error)}); replace or remove it")
+                    found.append(None)
+            return found
+
+    def _finish(self, one: NumberedImage, content: bytes, people: People, is_stored: bool, unfinished: Unfinished) -> None:
+        best = float(people.scores.max()) if len(people) else None
+        people = people.at_least(self._threshold)
+        if self._drawings is not None:
+            pixels = people.draw(shown_pixels(content, str(one.path), as_stored=is_stored))
+            try:
+                drawings_lib.write(drawings_lib.place(self._drawings, one.file_name), pixels)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                self._undrawn += 1
+        entries = people.to_coco(one.image_id)
+        for entry in entries:
+            del entry["image_id"]  # numbers are given at the end, when all files are known
+        unfinished.add(one.file_name, Done(_state(one.path), best, entries))
 
 
-def _write_image(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """In the format that the name says, whole or not at all."""
-    encoded = io.BytesIO()
-    if path.suffix.lower() == ".png":
-        Image.fromarray(pixels).save(encoded, "PNG")
-    else:
-        Image.fromarray(pixels).save(encoded, "JPEG", quality=90)
-    write_file(path, encoded.getvalue())
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change: another state is another image."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _annotated_as_stored(one: NumberedImage, content: bytes) -> bool:
+    """Whether the annotations give the image the size of its stored pixels, and not the one in which a viewer shows it."""
+    if one.size is None or not image.swaps_sides(image.stored_orientation(content)):
+        return False
+    try:
+        stored = image_size(content, str(one.path))
+    except UserError:
+        return False
+    return one.size == stored and one.size != stored[::-1]
 
 
 def summary_text(summary: Summary) -> str:
     """What to print at the end of a run."""
-    lines = [
-        f"{summary.people} people found in {summary.images} images"
-        + (f", nobody in {summary.empty} of them" if summary.empty else ""),
-        f"written: {summary.predictions}",
-    ]
+    is_person = summary.category == "person"
+    what = ("person" if summary.people == 1 else "people") if is_person else f"of the category {summary.category!r}"
+    first = f"{summary.people} {what} found in {summary.images} image{'' if summary.images == 1 else 's'}"
+    if summary.people and summary.empty:
+        first += f", {'nobody' if is_person else 'none'} in {summary.empty} of them"
+    elif not summary.people and summary.images:
+        threshold = f"--score_threshold={summary.threshold:g}"
+        found = (
+            f"nothing has a score above the model's own least score (inference.score_threshold), and {threshold}"
+            if summary.best_score is None
+            else f"the best score is {summary.best_score:.3f}, below {threshold}"
+        )
+        first += f": {found}"
+    lines = [first, *summary.notes, f"written: {summary.predictions}"]
     if summary.drawings is not None:
-        lines.append(f"written: {summary.drawings}/ ({summary.images} drawn images)")
-    return "\n".join([*lines, *(f"left out: {sentence}" for sentence in summary.unreadable)])
+        lines.append(f"written: {summary.drawings}/ ({summary.images} drawn image{'' if summary.images == 1 else 's'})")
+    lines += [f"left out: {sentence}" for sentence in summary.unreadable]
+    return "\n".join(shown(line) for line in lines)

@@ -1,28 +1,35 @@
 """One way to ask any model: a model directory, an exported SavedModel or a TFLite file.
 
-All three answer in pixels of the image given; the first two by the very same functions (`model.inference.serving`).
+    from model.inference.predictor import open_model
+
+    model = open_model("run")  # a model directory, a SavedModel or a .tflite file
+    for person in model("photograph.jpg"):  # a path, bytes, pixels, or a list of them
+        print(person.score, person.box, person.keypoints["nose"])
+
+All three answer in pixels of the image as a viewer shows it; the first two by the very same functions
+(`model.inference.serving`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import hashlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from PIL import Image
 
 from model import config as config_lib
 from model.config import Config
-from model.inference.serving import MAX_PIXELS, ServingModule, round_up
-from model.model_dir import load_model, load_skeleton
+from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, read_image_file, without_rotation
+from model.inference.people import People
+from model.inference.serving import ServingModule, round_up
+from model.model_dir import load_model, load_skeleton, newest_checkpoint
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config, image
@@ -33,35 +40,16 @@ from pipeline.skeleton import Skeleton
 
 MAX_BATCH = 16
 BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
-Floats = npt.NDArray[np.float32]
 Answer = Mapping[str, npt.NDArray[Any]]
 DECODERS: Mapping[str, Decoder] = {"fast": decode_fast, "reference": decode_reference}  # values of --decoder
 
 
-@dataclasses.dataclass(frozen=True)
-class People:
-    """Who was found in one image, best score first, in its own pixels, float32."""
-
-    boxes: Floats  # [n, 4]: x0, y0, x1, y1
-    scores: Floats  # [n]
-    keypoints: Floats  # [n, K, 2]: x, y
-    keypoint_scores: Floats  # [n, K]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def at_least(self, score: float) -> People:
-        """Those with that score or a better one."""
-        keep = self.scores >= score
-        return People(self.boxes[keep], self.scores[keep], self.keypoints[keep], self.keypoint_scores[keep])
-
-
-def people_of(answer: Answer, row: int) -> People:
+def people_of(answer: Answer, row: int, skeleton: Skeleton | None = None, category_id: int = 1) -> People:
     """One image's people out of a batch's answer: zero-padded arrays and `num_detections`."""
     count = int(answer["num_detections"][row])
-    return People(
-        *(np.asarray(answer[name][row][:count], np.float32) for name in ("boxes", "scores", "keypoints", "keypoint_scores"))
-    )
+    names = ("boxes", "scores", "keypoints", "keypoint_scores")
+    boxes, scores, keypoints, keypoint_scores = (np.asarray(answer[name][row][:count], np.float32) for name in names)
+    return People(boxes, scores, keypoints, keypoint_scores, skeleton, category_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +62,7 @@ class Predictor:
       canvas: an image's height and width → those of the canvas that it is placed on.
       max_batch: images per call of `answer`.
       score_threshold: people below it are left out.
+      identity: of the model's files and the settings, for whoever keeps answers; "" where it is not known.
     """
 
     config: Config
@@ -82,8 +71,35 @@ class Predictor:
     canvas: Callable[[int, int], tuple[int, int]]
     max_batch: int = MAX_BATCH
     score_threshold: float = 0.0
+    identity: str = ""
 
-    def predict(self, images: Sequence[bytes], names: Sequence[str] | None = None) -> list[People]:
+    @overload
+    def __call__(self, images: ImageInput) -> People: ...  # type: ignore[overload-overlap]  # (a str is a sequence of str)
+    @overload
+    def __call__(self, images: Sequence[ImageInput]) -> list[People]: ...
+    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> People | list[People]:
+        """Finds the people in an image, or in each image of a list.
+
+        Args:
+          images: one image, or a list of them, or an array [n, h, w, 3]. An image is the path of a JPEG or PNG file, its bytes,
+            or its pixels, uint8 [h, w, 3] in the order RGB.
+
+        Returns:
+          The people in the image, in pixels of the image as a viewer shows it (a rotation that the file stores is applied); for
+          a list, a list in its order.
+
+        Raises:
+          UserError: names the first image that cannot be read.
+        """
+        if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            return self([images])[0]
+        given = list(images)
+        names = [str(one) if isinstance(one, str | Path) else f"image {i + 1} of {len(given)}" for i, one in enumerate(given)]
+        return self.predict([encoded_image(one, name) for one, name in zip(given, names, strict=True)], names)
+
+    def predict(
+        self, images: Sequence[bytes], names: Sequence[str] | None = None, *, as_stored: bool | Sequence[bool] = False
+    ) -> list[People]:
         """Finds the people in JPEG or PNG files.
 
         Images are batched with those of the same canvas, so that an answer does not depend on an image's company.
@@ -91,11 +107,15 @@ class Predictor:
         Args:
           images: the files' bytes.
           names: of the images, for messages.
+          as_stored: whether answers are in the frame of the stored pixels, as those of a record are; else a rotation that the
+            file stores is applied, as a viewer does. For all images, or for each.
 
         Raises:
           UserError: names the first image that cannot be read.
         """
         names = names or [f"image {i + 1} of {len(images)}" for i in range(len(images))]
+        stored = [as_stored] * len(images) if isinstance(as_stored, bool) else as_stored
+        images = [without_rotation(one, name, as_stored=s) for one, name, s in zip(images, names, stored, strict=True)]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, (encoded, name) in enumerate(zip(images, names, strict=True)):
             groups[self.canvas(*image_size(encoded, name))].append(i)
@@ -105,7 +125,9 @@ class Predictor:
             for first in range(0, len(members), batch):
                 chosen = members[first : first + batch]
                 answer = self._ask([images[i] for i in chosen], [names[i] for i in chosen])
-                found |= {i: people_of(answer, row).at_least(self.score_threshold) for row, i in enumerate(chosen)}
+                for row, i in enumerate(chosen):
+                    people = people_of(answer, row, self.skeleton, self.config.inference.category_id)
+                    found[i] = people.at_least(self.score_threshold)
         return [found[i] for i in range(len(images))]
 
     def _ask(self, images: Sequence[bytes], names: Sequence[str]) -> Answer:
@@ -113,35 +135,8 @@ class Predictor:
             return self.answer(images)
         except tf.errors.InvalidArgumentError:
             for encoded, name in zip(images, names, strict=True):  # which of them was it?
-                _decode(encoded, name)
+                decoded(encoded, name)
             raise
-
-
-def image_size(encoded: bytes, name: str) -> tuple[int, int]:
-    """Height and width by the header alone. Raises: UserError for what is no JPEG or PNG, or too large."""
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as header:
-            width, height = header.size
-    except Image.DecompressionBombError:
-        raise UserError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller") from None
-    except Exception:  # Pillow's parsers raise many kinds for broken headers
-        raise UserError(f"{name}: not a JPEG or PNG image ({len(encoded)} bytes); replace or remove it") from None
-    if height * width > MAX_PIXELS:
-        raise UserError(f"{name}: {height}×{width} is more than {MAX_PIXELS} pixels; make it smaller")
-    return height, width
-
-
-def _decode(encoded: bytes, name: str) -> tf.Tensor:
-    """The pixels, uint8 [h, w, 3]. Raises: UserError that names an image that is damaged."""
-    try:
-        return image.decode(tf.constant(encoded))
-    except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"{name}: cannot be decoded ({_reason(error)}); replace or remove it") from None
-
-
-def _reason(error: Any) -> str:
-    """The sentence of a TensorFlow error that a person can use."""
-    return re.sub(r"\s*\[Op:.*|\{\{.*?\}\}\s*", "", str(error.message)).splitlines()[0].strip()[:200]
 
 
 def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None, decode: Decoder = decode_fast) -> Predictor:
@@ -178,6 +173,29 @@ def open_model(
       UserError: nothing there, not a model, or an option that this kind of model cannot follow.
     """
     path = Path(path)
+    opened = _opened(path, score_threshold, short_edge, max_edge, decoder)
+    settings = (opened.score_threshold, short_edge, max_edge, decoder)
+    return dataclasses.replace(opened, identity=f"{path.resolve()} {_state_of_files(path)} {settings}")
+
+
+def _state_of_files(path: Path) -> str:
+    """Changes when a model's files are written again: of their names, sizes and times, not of their contents."""
+    folder = saved_model_folder(path)
+    if path.is_file():
+        files = [path, path.with_suffix(".json")]
+    elif folder is not None:
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+    else:
+        checkpoint = Path(newest_checkpoint(path) or path)
+        files = [path / "config.json", path / "skeleton.json", *sorted(checkpoint.parent.glob(f"{checkpoint.name}.*"))]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.exists():
+            digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _opened(path: Path, score_threshold: float | None, short_edge: int | None, max_edge: int | None, decoder: str) -> Predictor:
     if not path.exists():
         raise UserError(f"--model={path}: does not exist; give a model directory, a SavedModel or a .tflite file")
     saved_model = saved_model_folder(path)
@@ -296,13 +314,13 @@ def letterbox(
 
 
 def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The pixels that `letterbox` makes of a file. Raises: UserError where it is no image."""
-    encoded = path.read_bytes()
+    """The pixels that `letterbox` makes of a file as a viewer shows it. Raises: UserError where it is no image."""
+    encoded = without_rotation(read_image_file(path), str(path))
     image_size(encoded, str(path))
     try:
         return letterbox(encoded, height, width)[0]
     except tf.errors.InvalidArgumentError:
-        _decode(encoded, str(path))
+        decoded(encoded, str(path))
         raise
 
 

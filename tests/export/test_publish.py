@@ -18,7 +18,8 @@ from export.saved_model import choose_version, temporary_folder
 from export.tflite import check_size, default_size, random_images, verify
 from model import config
 from model.config import PRESETS, TINY
-from model.inference.predictor import People, open_model
+from model.inference.people import People
+from model.inference.predictor import open_model
 from model.model_dir import load_model
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton

@@ -1,0 +1,70 @@
+"""The folder of drawn images that `model.predict` leaves. Each file carries a mark, so that nothing else is ever removed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Set
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from model.inference.image_names import plain_name
+from pipeline.files import write_file
+
+_MARK = "people drawn by model.predict"
+
+
+def place(folder: Path, file_name: str) -> Path:
+    """Where the drawing of an image goes; an image of a folder below goes to a folder below."""
+    parts = [part for part in plain_name(file_name).split("/") if part not in ("", ".", "..")]
+    return folder.joinpath(*parts)
+
+
+def write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Writes pixels in the format that the name says, whole or not at all. Raises: OSError."""
+    encoded = io.BytesIO()
+    drawn = Image.fromarray(pixels)
+    if path.suffix.lower() == ".png":
+        mark = PngInfo()
+        mark.add_text("Comment", _MARK)
+        drawn.save(encoded, "PNG", pnginfo=mark)
+    else:
+        drawn.save(encoded, "JPEG", quality=90, comment=_MARK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, encoded.getvalue())
+
+
+def remove_others(folder: Path, file_names: Set[str]) -> int:
+    """Removes the drawings of earlier runs but for those of some images, and the folders that are empty then; their number."""
+    if not folder.is_dir():
+        return 0
+    keep = {place(folder, name) for name in file_names}
+    removed = 0
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before the folders that they lie in
+        if path.is_dir() and not path.is_symlink():
+            _remove_if_empty(path)
+        elif path not in keep and _is_drawing(path):
+            path.unlink()
+            removed += 1
+    if not keep:
+        _remove_if_empty(folder)
+    return removed
+
+
+def _is_drawing(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as drawn:
+            comment = drawn.info.get("comment", drawn.info.get("Comment", b""))
+    except Exception:  # Pillow's parsers raise many kinds; whatever it is, this command did not write it
+        return False
+    return comment in (_MARK, _MARK.encode())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
