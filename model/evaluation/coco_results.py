@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from model.evaluation.ground_truth import Person
 from model.inference.coco_format import Result
+from model.inference.image_names import ImageNames
 from pipeline.command import UserError
 from pipeline.files import iterate_list
 
@@ -26,11 +28,15 @@ class ResultTable:
     Attributes:
       image_ids: int64 [n], ascending; within an image the order of the file, which decides between equal scores.
       values: float64 [n, 5 + 3 K]: bbox, score, keypoints.
+      of_other_categories: how many entries were left out, by their category.
+      renumbered: how many entries have an `image_id` that is not the one of their `file_name`, which decides.
     """
 
     category_id: int
     image_ids: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
+    of_other_categories: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    renumbered: int = 0
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -50,7 +56,11 @@ class ResultTable:
 
 
 def read_results(
-    results: str | Path | Iterable[Mapping[str, Any]], known: frozenset[int], category_id: int, num_keypoints: int
+    results: str | Path | Iterable[Mapping[str, Any]],
+    known: frozenset[int],
+    category_id: int,
+    num_keypoints: int,
+    names: ImageNames | None = None,
 ) -> ResultTable:
     """Checks results entry by entry, and keeps those of one category.
 
@@ -59,6 +69,7 @@ def read_results(
       known: the ids of the images there are.
       category_id: of the entries to keep.
       num_keypoints: K.
+      names: of the annotations' images. The entries' `file_name` finds its image if both have it, else `image_id` does.
 
     Raises:
       UserError: no such file, no list, a broken entry, one of an unknown image, or none of the category among others.
@@ -68,41 +79,78 @@ def read_results(
     width = 5 + 3 * num_keypoints
     ids: list[int] = []
     parts: list[npt.NDArray[np.float64]] = []
-    others: set[str] = set()  # categories that were left out
-    for block in _blocks(_rows(entries, where, known, category_id, num_keypoints, others)):
+    reader = _EntryReader(where, known, category_id, num_keypoints, names)
+    for block in _blocks(reader.rows(entries)):
         ids += [image_id for image_id, _ in block]
         parts.append(np.array([row for _, row in block], np.float64))
-    if others and not ids:
-        raise UserError(f"{where}: its entries are of category {min(others)}, the annotations' persons of {category_id!r}")
+    if reader.others and not ids:
+        raise UserError(
+            f"{where}: its entries are of category {min(reader.others)}, the annotations' persons of {category_id!r}; "
+            "give results of that category"
+        )
     image_ids = np.array(ids, np.int64)
     values = np.concatenate([np.zeros((0, width)), *parts])
     order = np.argsort(image_ids, kind="stable")
-    return ResultTable(category_id, image_ids[order], values[order])
+    return ResultTable(category_id, image_ids[order], values[order], reader.others, reader.renumbered)
 
 
-def _rows(
-    entries: Iterable[Any], where: str, known: frozenset[int], category_id: int, num_keypoints: int, others: set[str]
-) -> Iterator[tuple[int, list[float]]]:
-    """The image id, and bbox, score and keypoints in one list, of each entry of the category; `others` gets the other ones."""
-    size = 3 * num_keypoints
-    for place, entry in enumerate(entries):
+class _EntryReader:
+    """Reads entries one after the other, and counts those that do not count, or go by another number."""
+
+    def __init__(
+        self, where: str, known: frozenset[int], category_id: int, num_keypoints: int, names: ImageNames | None
+    ) -> None:
+        self._where, self._known, self._category_id, self._size = where, known, category_id, 3 * num_keypoints
+        self._names = names or None
+        self.others: Counter[str] = Counter()
+        self.renumbered = 0
+
+    def rows(self, entries: Iterable[Any]) -> Iterator[tuple[int, list[float]]]:
+        """The image id, and bbox, score and keypoints in one list, of each entry of the category."""
+        for place, entry in enumerate(entries):
+            try:
+                image_id, its_category = entry["image_id"], entry["category_id"]
+                box, keypoints = [float(x) for x in entry["bbox"]], [float(x) for x in entry["keypoints"]]
+                row = [*box, float(entry["score"]), *keypoints]
+                if len(box) != 4 or len(keypoints) != self._size:
+                    raise ValueError(
+                        f"{len(keypoints)} numbers in keypoints (must be {self._size}), {len(box)} in bbox (must be 4)"
+                    )
+                if not np.isfinite(row).all():
+                    raise ValueError("a number that is infinite or none")
+                file_name = entry.get("file_name")
+                is_known = image_id in self._known
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                raise UserError(f"{self._where}: entry {place} is broken ({error!r}); see COCO's results format") from None
+            if self._names is not None and isinstance(file_name, str) and file_name:
+                named = self._id_of(self._names, file_name, image_id, place)
+                self.renumbered += named != image_id
+                image_id, is_known = named, named in self._known
+            if not is_known:
+                raise UserError(
+                    f"{self._where}: entry {place} is of image {image_id!r}, which the annotations do not have; "
+                    "give the annotations of the images that were looked at"
+                )
+            if its_category == self._category_id:
+                yield image_id, row
+            else:
+                self.others[repr(its_category)] += 1
+
+    def _id_of(self, names: ImageNames, file_name: str, image_id: Any, place: int) -> int:
         try:
-            image_id, its_category = entry["image_id"], entry["category_id"]
-            box, keypoints = [float(x) for x in entry["bbox"]], [float(x) for x in entry["keypoints"]]
-            row = [*box, float(entry["score"]), *keypoints]
-            if len(box) != 4 or len(keypoints) != size:
-                raise ValueError(f"{len(keypoints)} numbers in keypoints (must be {size}), {len(box)} in bbox (must be 4)")
-            if not np.isfinite(row).all():
-                raise ValueError("a number that is infinite or none")
-            is_known = image_id in known
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: entry {place} is broken ({error!r}); see COCO's results format") from None
-        if not is_known:
-            raise UserError(f"{where}: entry {place} is of image {image_id!r}, which the annotations do not have")
-        if its_category == category_id:
-            yield image_id, row
-        else:
-            others.add(repr(its_category))
+            return names.id_of(file_name)
+        except KeyError:
+            raise UserError(
+                f"{self._where}: entry {place} is of the file {file_name!r}, which the annotations do not have; "
+                "give the annotations of the images that were looked at"
+            ) from None
+        except ValueError as error:
+            if image_id in names.ids_called(file_name):
+                return int(image_id)
+            raise UserError(
+                f"{self._where}: entry {place}: {error} in the annotations, and none of them has the id {image_id!r}; "
+                "let model.predict number the images with --annotations"
+            ) from None
 
 
 def _blocks(rows: Iterator[tuple[int, list[float]]]) -> Iterator[list[tuple[int, list[float]]]]:

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from model.evaluation.coco_results import CocoFigures, read_results
+from model.evaluation.consistency import (
+    area_notes,
+    check_file_name,
+    check_images,
+    check_keypoints,
+    checksum_notes,
+    figure_notes,
+    result_notes,
+    scale_of,
+)
+from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import GroundTruth, read_ground_truth
 from model.evaluation.keypoint_errors import KeypointErrors
 from model.inference.coco_format import Result, results_to_coco
@@ -36,12 +47,16 @@ class Evaluation:
     Args:
       truth: the annotations.
       skeleton: its sigmas and twins are used.
+      notes: what was found out about the input, a line each; goes with the figures.
+
+    Raises:
+      UserError: the annotations have other keypoints than the skeleton.
     """
 
-    def __init__(self, truth: GroundTruth, skeleton: Skeleton) -> None:
-        if len(truth.category.get("keypoints") or ()) != skeleton.num_keypoints:
-            raise UserError(f"{truth.path}: its persons do not have the {skeleton.num_keypoints} keypoints of the model")
-        self._truth = truth
+    def __init__(self, truth: GroundTruth, skeleton: Skeleton, notes: Sequence[str] = ()) -> None:
+        check_keypoints(truth, skeleton)
+        self._truth, self._skeleton = truth, skeleton
+        self._notes = [*notes, *area_notes(truth)]
         self._figures = {kind: CocoFigures(kind, truth.category, skeleton.sigmas) for kind in ("keypoints", "bbox")}
         self._swapped_back = CocoFigures("keypoints", truth.category, skeleton.sigmas)
         self._errors = KeypointErrors(skeleton)
@@ -68,6 +83,8 @@ class Evaluation:
         twins = self._errors.twins()
         return {
             **figures,
+            "category": self._truth.category.get("name", "person"),
+            "notes": [*self._notes, *figure_notes(figures, self._skeleton.keypoints)],
             "counts": self._counts,
             "joints": self._errors.joints(),
             "twins": twins,
@@ -99,18 +116,19 @@ def evaluate(
 
     Returns:
       `keypoints`: COCO's ten figures, `bbox`: its twelve, by name; `counts`; `joints` and `twins` as `KeypointErrors` has them;
-      `swapped_back`: how many `pairs` of confused twins were, COCO's figures `keypoints` after that, and the `AP_gain`.
+      `swapped_back`: how many `pairs` of confused twins were, COCO's figures `keypoints` after that, and the `AP_gain`;
+      `notes`: a line for each thing about the input that may make the figures other than expected; `category`: its name.
 
     Raises:
-      UserError: another keypoint set than the model's; an image of the split that the annotations do not know;
-        damaged records.
+      UserError: another keypoint set than the model's or the annotations'; an image of the split that the annotations do not
+        have, or have with another file name or shape; damaged records.
     """
     truth = (
         annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, record_folder.skeleton.category)
     )
-    truth.check_known(record_folder.index(split)["image_id"].tolist())  # before the work
-    evaluation = Evaluation(truth, _with_sigmas(record_folder.skeleton, sigmas))
-    evaluation.add(predict_split(predictor, record_folder, split, truth.category["id"], progress=progress))
+    notes = check_images(truth, record_folder, split)  # before the work
+    evaluation = Evaluation(truth, _with_sigmas(record_folder.skeleton, sigmas), notes)
+    evaluation.add(predict_split(predictor, record_folder, split, truth, progress=progress))
     return evaluation.figures()
 
 
@@ -119,36 +137,59 @@ def _with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton
 
 
 def predict_split(
-    predictor: Predictor, record_folder: RecordFolder, split: str, category_id: int, *, progress: bool = True
+    predictor: Predictor, record_folder: RecordFolder, split: str, truth: GroundTruth, *, progress: bool = True
 ) -> Iterator[tuple[int, list[Result]]]:
-    """All images of a split: id, and the people in it as COCO results."""
+    """All images of a split: id, and the people in it as COCO results in the annotations' pixels.
+
+    Raises:
+      UserError: other keypoints than the model's; an image that the annotations call otherwise; damaged records.
+    """
     theirs, ours = record_folder.skeleton.keypoints, predictor.skeleton.keypoints
     if theirs != ours:
         raise UserError(
             f"--data_dir={record_folder.path} has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: "
             "they must be the same; make records of the model's keypoint set"
         )
-    title, total = f"evaluate {split}", len(record_folder.index(split))
+    title, total, category_id = f"evaluate {split}", len(record_folder.index(split)), truth.category["id"]
     with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
         for chunk in _chunks(record_folder, split):
-            found = predictor.predict([encoded for _, encoded in chunk], [f"{split} image {i}" for i, _ in chunk])
-            for (image_id, _), people in zip(chunk, found, strict=True):
-                yield image_id, results_to_coco(image_id, people, category_id)
+            for one in chunk:
+                check_file_name(truth, one.image_id, one.file_name)
+            names = [f"{split} image {one.image_id}" for one in chunk]
+            found = predictor.predict([one.encoded for one in chunk], names, as_stored=True)
+            for one, people in zip(chunk, found, strict=True):
+                x, y = scale_of(truth, one.image_id, one.height, one.width)
+                yield one.image_id, results_to_coco(one.image_id, people.scaled(x, y), category_id)
             if shown is not None:
                 shown.advance(len(chunk))
 
 
-def _chunks(record_folder: RecordFolder, split: str) -> Iterator[list[tuple[int, bytes]]]:
-    """All images of a split, a few at a time: (image id, encoded)."""
+@dataclasses.dataclass(frozen=True)
+class _RecordImage:
+    """The part of a record that an evaluation needs."""
 
-    def fields(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        record = records.parse(serialized)
-        return record["image/source_id"], record["image/encoded"]
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    encoded: bytes
+
+
+def _chunks(record_folder: RecordFolder, split: str) -> Iterator[list[_RecordImage]]:
+    """All images of a split, a few at a time."""
+    keys = ("image/source_id", "image/filename", "image/height", "image/width", "image/encoded")
+
+    def fields(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        record = records.parse(serialized, keys)
+        return tuple(record[key] for key in keys)
 
     shards = [str(path) for path in record_folder.shards(split)]
     try:
-        for ids, encoded in tf.data.TFRecordDataset(shards).map(fields).batch(IMAGES_AT_ONCE).as_numpy_iterator():
-            yield [(int(image_id), image) for image_id, image in zip(ids, encoded, strict=True)]
+        for columns in tf.data.TFRecordDataset(shards).map(fields).batch(IMAGES_AT_ONCE).as_numpy_iterator():
+            yield [
+                _RecordImage(int(image_id), name.decode(errors="surrogateescape"), int(height), int(width), encoded)
+                for image_id, name, height, width, encoded in zip(*columns, strict=True)
+            ]
     except tf.errors.OpError as error:
         raise UserError(
             f"{record_folder.path}: the split {split!r} is damaged ({reason_of(error)}); "
@@ -167,6 +208,7 @@ def evaluate_results(
     Args:
       annotations: COCO JSON.
       results: entries in COCO's results format (or their file); there may be none. Those of other categories do not count.
+        An entry with a `file_name` belongs to the image of that name if the annotations have names, else to its `image_id`.
       skeleton: its sigmas and twins are used; by default the one of the JSON with COCO's sigmas.
       image_ids: the images that count; by default all of the JSON.
 
@@ -180,8 +222,9 @@ def evaluate_results(
     skeleton = skeleton or truth.skeleton()
     counted = truth.image_ids if image_ids is None else image_ids
     truth.check_known(counted)
-    found = read_results(results, frozenset(truth.image_ids), truth.category["id"], skeleton.num_keypoints)
-    evaluation = Evaluation(truth, skeleton)
+    check_keypoints(truth, skeleton)
+    found = read_results(results, frozenset(truth.image_ids), truth.category["id"], skeleton.num_keypoints, truth.names)
+    evaluation = Evaluation(truth, skeleton, result_notes(truth, found))
     evaluation.add((image_id, found.of(image_id)) for image_id in sorted(set(counted)))
     return evaluation.figures()
 
@@ -206,73 +249,31 @@ def evaluate_files(
     """
     if (model is None) == (results is None):
         raise UserError("--model (with --data_dir) or --results: give one of them")
+    if results is not None and decoder != "fast":
+        raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
+    if model is not None and data_dir is None:
+        raise UserError("--data_dir: --model needs the folder of records that it shall look at")
     record_folder = None if data_dir is None else open_record_folder(data_dir)
+    truth = read_ground_truth(annotations, None if record_folder is None else record_folder.skeleton.category)
+    notes: list[str] = []
+    if record_folder is not None:  # before a model is opened: what is refused is refused at once
+        check_keypoints(truth, record_folder.skeleton)
+        check_images(truth, record_folder, split)
+        notes = checksum_notes(truth, record_folder, split)
     if model is not None:
-        if record_folder is None:
-            raise UserError("--data_dir: --model needs the folder of records that it shall look at")
-        figures = evaluate(open_model(model, decoder=decoder), record_folder, split, annotations, sigmas=sigmas)
+        assert record_folder is not None
+        figures = evaluate(open_model(model, decoder=decoder), record_folder, split, truth, sigmas=sigmas)
         title = f"{model} on {split} of {data_dir}"
     else:
         assert results is not None
-        if decoder != "fast":
-            raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
-        truth = read_ground_truth(annotations, None if record_folder is None else record_folder.skeleton.category)
         skeleton = truth.skeleton(sigmas) if record_folder is None else _with_sigmas(record_folder.skeleton, sigmas)
         image_ids = None if record_folder is None else record_folder.index(split)["image_id"].tolist()
         figures = evaluate_results(truth, results, skeleton, image_ids)
         title = f"{results} against {annotations}"
+    figures["notes"] = [*notes, *figures["notes"]]
     lines = [title, "", table(figures)]
     if output_dir is not None:
         path = Path(output_dir) / f"evaluation-{split}.json"
         write_json(path, {**figures, "model": model, "results": results, "annotations": annotations, "split": split})
         lines += ["", f"written: {path}"]
     return "\n".join(lines)
-
-
-# The figures of an evaluation for reading. A dash stands for what the annotations leave undefined.
-
-
-def table(figures: Mapping[str, Any]) -> str:
-    """What `model.evaluation.evaluator.evaluate` returns, as text of several lines."""
-    counts = figures["counts"]
-    lines = [
-        f"{counts['images']} images, {counts['persons']} persons, {counts['persons_with_keypoints']} with keypoints, "
-        f"{counts['crowds']} crowds; {counts['results']} people found",
-        "",
-    ]
-    for kind, title in (("keypoints", "keypoints"), ("bbox", "boxes")):
-        for which in ("AP", "AR"):
-            cells = [f"{name} {_share(value)}" for name, value in figures[kind].items() if name.startswith(which)]
-            lines.append(f"{title if which == 'AP' else '':<10} " + " ".join(f"{cell:<16}" for cell in cells).rstrip())
-    return "\n".join([*lines, "", *_joints(figures["joints"]), "", *_twins(figures)]).rstrip()
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None or value == -1.0 else f"{value:.3f}"
-
-
-def _joints(joints: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    width = max(len(name) for name in joints)
-    lines = [f"{'joint':<{width}}  labelled   found  mean error  median   hits"]
-    for name, row in joints.items():
-        lines.append(
-            f"{name:<{width}}  {row['labelled']:>8} {row['found']:>7} {_share(row['mean_error']):>11} "
-            f"{_share(row['median_error']):>7} {_share(row['hit']):>6}"
-        )
-    return lines
-
-
-def _twins(figures: Mapping[str, Any]) -> list[str]:
-    if not figures["twins"]:
-        return []
-    names = [" / ".join(pair["joints"]) for pair in figures["twins"]]
-    title = "nearer the twin's truth"
-    width = max(len(name) for name in [*names, title])
-    lines = [f"{title:<{width}}  compared   first  second   share"]
-    for name, pair in zip(names, figures["twins"], strict=True):
-        first, second = pair["confused"]
-        lines.append(f"{name:<{width}}  {pair['compared']:>8} {first:>7} {second:>7} {_share(pair['share']):>7}")
-    swapped = figures["swapped_back"]
-    ap = swapped["keypoints"]["AP"]
-    gain = "" if ap == -1.0 else f": keypoint AP {ap:.3f}, {swapped['AP_gain']:+.3f}"
-    return [*lines, f"{swapped['pairs']} pairs swapped back{gain}"]

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from model.inference.image_names import ImageEntry, ImageNames
 from pipeline.command import UserError
 from pipeline.files import read_json
 from pipeline.skeleton import Skeleton
@@ -27,12 +28,16 @@ class GroundTruth:
       persons: the annotations of the one category, crowds included, numbered from 1: COCO's own evaluation takes an annotation
         of id 0 for no match.
       category: the entry of the JSON's `categories`.
+      images: what the file says of each image, by id.
+      without_area: number of persons whose annotation has no area; that of the box stands for it.
     """
 
     path: str
     image_ids: tuple[int, ...]
     persons: tuple[Person, ...]
     category: Mapping[str, Any]
+    images: Mapping[int, ImageEntry] = dataclasses.field(default_factory=dict)
+    without_area: int = 0
 
     def skeleton(self, sigmas: Sequence[float] | None = None) -> Skeleton:
         return Skeleton.from_category(self.category, sigmas=sigmas)
@@ -44,6 +49,11 @@ class GroundTruth:
         for person in self.persons:
             persons[person["image_id"]].append(person)
         return dict(persons)
+
+    @cached_property
+    def names(self) -> ImageNames:
+        """The images by their file names."""
+        return ImageNames(self.images)
 
     def check_known(self, image_ids: Iterable[int]) -> None:
         """Raises: UserError where one of them is no image of the file."""
@@ -77,21 +87,25 @@ def read_ground_truth(path: str | Path, category: str | None = None) -> GroundTr
     name, number = named[0].get("name", ""), named[0].get("id")
     if not isinstance(name, str) or not isinstance(number, int):
         raise UserError(f"{path}: the category {name!r} has the id {number!r}; a name and a whole number are needed")
+    images: dict[int, ImageEntry] = {}
     image_ids: list[int] = []
     for place, image in enumerate(value["images"]):
         image_id = image.get("id") if isinstance(image, dict) else None
         if not isinstance(image_id, int) or not 0 <= image_id < 2**63:
             raise UserError(f"{path}: images[{place}] has the id {image_id!r}; it must be a whole number from 0 up, of 64 bits")
         image_ids.append(image_id)
+        images[image_id] = ImageEntry.from_json(image)
     size = 3 * len(named[0].get("keypoints") or ())
     persons: list[Person] = []
+    without_area = 0
     for place, annotation in enumerate(value["annotations"]):
         try:
             if annotation["category_id"] == named[0]["id"]:
                 persons.append({**_person(annotation, size), "id": len(persons) + 1})
+                without_area += annotation.get("area") is None
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(f"{path}: annotations[{place}] is broken ({error!r}); correct or remove it") from None
-    return GroundTruth(str(path), tuple(image_ids), tuple(persons), named[0])
+    return GroundTruth(str(path), tuple(image_ids), tuple(persons), named[0], images, without_area)
 
 
 def _person(annotation: Mapping[str, Any], size: int) -> dict[str, Any]:

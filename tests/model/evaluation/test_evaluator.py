@@ -15,10 +15,12 @@ import tensorflow as tf
 from PIL import Image
 
 from model.config import TINY
-from model.evaluation.evaluator import evaluate, evaluate_files, evaluate_results, table
+from model.evaluation.evaluator import evaluate, evaluate_files, evaluate_results
+from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import read_ground_truth
 from model.inference.coco_format import results_to_coco
-from model.inference.predictor import Answer, People, Predictor
+from model.inference.people import People
+from model.inference.predictor import Answer, Predictor
 from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import read_coco
