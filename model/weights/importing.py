@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -93,17 +94,24 @@ def imported(
         _check_beside_weights(tensors, config)
         skeleton = _skeleton(layout.num_keypoints(by_path), skeleton_file, report)
         by_path = layout.complete(by_path, family, config.backbone.norm_epsilon)
-        model = KeypointRCNN(config, skeleton)
-        variables = model.variables_by_path()
-        shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+        shapes = variable_shapes(config, skeleton)  # before the model is made: what one tensor says may be far too large
         values = layout.values(by_path, family, shapes, source_names, box_resolution=config.box_head.resolution)
     except RefusedError as error:
         raise UserError(f"{weights}: {error}") from None
+    model = KeypointRCNN(config, skeleton)
+    variables = model.variables_by_path()
     for path, value in values.items():
         variables[path].assign(value)
     left_over += [source_names[path] for path in by_path if path not in variables]
     report(f"{len(tensors) - len(left_over)} tensors of {weights.name} fill all {len(variables)} variables; {told(left_over)}")
     return model, note(source, weights, found, left_over)
+
+
+def variable_shapes(config: Config, skeleton: Skeleton) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's variables by path. Allocates none of them."""
+    with keras.StatelessScope(initialize_variables=False):
+        parts = KeypointRCNN(config, skeleton).parts()
+    return {variable.path: tuple(variable.shape) for part in parts for variable in part.variables}
 
 
 def _check_whole(by_path: Tensors, tensors: Tensors, family: Family) -> None:

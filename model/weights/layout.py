@@ -18,6 +18,8 @@ from model.weights.names import KERAS, Family, Tensors
 from model.weights.pickle_reader import RefusedError
 
 STAGES = 4
+MOST_BLOCKS = 200  # of a stage; ResNet-152 has 36, and a file can name as many as it likes
+MOST_TIMES_SHARED = 4  # bytes of all variables over those of a file's tensors: one tensor may stand for a few layers
 
 
 def backbone_architecture(tensors: Tensors, *, channels_last: bool = False) -> Architecture:
@@ -41,6 +43,8 @@ def backbone_architecture(tensors: Tensors, *, channels_last: bool = False) -> A
     blocks = tuple(_count(tensors, f"backbone.layer{stage}.{{}}.conv1/kernel") for stage in range(1, STAGES + 1))
     if 0 in blocks:
         raise RefusedError(f"its stages C2…C5 have {blocks} blocks; each needs one or more")
+    if max(blocks) > MOST_BLOCKS:
+        raise RefusedError(f"its stages C2…C5 have {blocks} blocks; {MOST_BLOCKS} are the most that is read")
     if "backbone.layer1.0.conv3/kernel" not in tensors:
         raise RefusedError("its blocks have two convolutions (ResNet-18 or 34); this model's have three (ResNet-50 and deeper)")
     width, inner = out_in("layer1.0.conv2")
@@ -56,11 +60,14 @@ def backbone_architecture(tensors: Tensors, *, channels_last: bool = False) -> A
 
 def architecture(tensors: Tensors) -> Architecture:
     """As `backbone_architecture`, of a whole Keypoint R-CNN in PyTorch's layout."""
+    convolutions = _count(tensors, "keypoint.conv{}/kernel")
+    if convolutions > MOST_BLOCKS:
+        raise RefusedError(f"its keypoint head has {convolutions} convolutions; {MOST_BLOCKS} are the most that is read")
     return dataclasses.replace(
         backbone_architecture(tensors),
         fpn_channels=_find(tensors, "fpn.inner.0/kernel", 4).shape[0],
         box_channels=_find(tensors, "box.fc1/kernel", 2).shape[0],
-        keypoint_convolutions=_count(tensors, "keypoint.conv{}/kernel"),
+        keypoint_convolutions=convolutions,
         keypoint_channels=_find(tensors, "keypoint.conv0/kernel", 4).shape[0],
     )
 
@@ -128,6 +135,9 @@ def values(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RefusedError(f"has no tensor for {missing[0]}{more}: another architecture, or only a part of a file")
+    used = {id(tensors[path]): tensors[path].size for path in shapes}
+    if sum(tensors[path].size for path in shapes) > MOST_TIMES_SHARED * sum(used.values()) + 2**18:
+        raise RefusedError("refused: a few of its tensors stand for many layers")
     filled = {}
     for path, shape in shapes.items():
         value = _value(path, tensors[path], family, box_resolution)

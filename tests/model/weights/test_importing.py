@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ from numpy.typing import NDArray
 
 from model.model_dir import NOTE_FILE, load_model
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.weights import published
+from model.weights import layout, published
 from model.weights.importing import import_model, imported, read_skeleton
 from model.weights.names import TORCHVISION, renamed
+from model.weights.pickle_reader import RefusedError
 from model.weights.published import Digests, published_as
 from model.weights.weight_files import read_weights
 from pipeline.command import UserError
@@ -252,6 +256,13 @@ WRONG: dict[str, tuple[Callable[[], State], str]] = {
         lambda: changed("roi_heads.box_head.fc6.weight", lambda w: np.ones((BOX, 64 * PYRAMID), np.float32)),
         "fc6.weight has the shape",
     ),
+    "many blocks": (
+        lambda: (
+            torchvision_state()
+            | {f"backbone.body.layer2.{n}.conv1.weight": np.zeros((8, 8, 1, 1), np.float32) for n in range(1, 300)}
+        ),
+        "200 are the most",
+    ),
     "nan": (lambda: changed("backbone.body.bn1.bias", lambda w: w * np.nan), "not finite"),
     "odd dimensions": (lambda: changed("roi_heads.box_head.fc6.weight", lambda w: w[0]), "2 sizes were expected"),
     "nothing in it": (lambda: changed("backbone.body.conv1.weight", lambda w: w[:0]), "4 sizes were expected"),
@@ -356,3 +367,43 @@ def test_oracles_features_and_proposal_head(oracle: tuple[Path, KeypointRCNN]) -
             ours = ours[:, :, ::step, ::step]
         assert ours.shape == arrays[name].shape, name
         assert np.abs(ours - arrays[name]).max() <= FEATURE_TOLERANCE * np.abs(arrays[name]).max(), name
+
+
+IMPORT = """
+import resource, sys
+import tensorflow as tf
+from model.weights.importing import imported
+from pipeline.command import UserError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    imported(sys.argv[1], sys.argv[2], report=lambda line: None)
+except UserError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("roi_heads.box_head.fc6.weight", (10**6, 1)), ("backbone.fpn.inner_blocks.0.0.weight", (10**6, 1, 1, 1))],
+)
+def test_shapes_are_compared_before_a_model_is_made(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """4 MB, of which one tensor says that a layer has a million channels."""
+    file = tmp_path / "w.pkl"
+    file.write_bytes(pickle.dumps(torchvision_state() | {name: np.ones(shape, np.float32)}))
+    assert file.stat().st_size < 8 * 2**20
+    command = [sys.executable, "-c", IMPORT, "torchvision", str(file)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert child.returncode == 0, child.stderr
+    said, peak = child.stdout.splitlines()
+    assert said.startswith(f"{file}: ") and " has the shape " in said
+    assert int(peak) < 200_000  # kB; the layer alone would take 48 GB
+
+
+def test_one_tensor_for_many_layers_is_refused() -> None:
+    tensors = {f"backbone.layer1.{block}.conv1/kernel": np.ones((300, 300, 3, 3), np.float32) for block in range(2)}
+    shapes = dict.fromkeys(tensors, (3, 3, 300, 300))
+    assert len(layout.values(tensors, TORCHVISION, shapes, {})) == 2
+    same = dict.fromkeys((f"backbone.layer1.{block}.conv1/kernel" for block in range(9)), next(iter(tensors.values())))
+    with pytest.raises(RefusedError, match="stand for many layers"):
+        layout.values(same, TORCHVISION, dict.fromkeys(same, (3, 3, 300, 300)), {})
