@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.command import UserError
-from pipeline.drawing import draw_crowds
+from pipeline.command import UserError, shown
 from pipeline.files import write_file
 
 Colour = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
+Kind = Literal["line", "dot", "ring", "box", "hatch"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FINENESS = 2  # images are painted so many times larger and then reduced, which makes fine lines smooth
 PAPER, INK, SOFT = (20, 23, 27), (236, 239, 242), (150, 160, 170)
 MARGIN, GAP, LINE = 24, 10, 18  # pixels: around the sheet, between images, of a line of text
-TITLE_SIZE, TEXT_SIZE = 22, 13
+TITLE_SIZE, TEXT_SIZE = 20, 12
+DPI = 100  # of the legend: matplotlib counts in points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Tile:
 class Sign:
     """An entry of the legend."""
 
-    kind: Literal["line", "dot", "ring", "box", "hatch"]
+    kind: Kind
     colour: Colour
     text: str
 
@@ -63,13 +71,15 @@ def compose(
     tiles = [tile for group in groups for tile in group]
     rows = [row for group in groups for row in justified([tile.aspect for tile in group], width - 2 * MARGIN, row_height)]
     caption = LINE * max((len(tile.caption) for tile in tiles), default=0) + 6
-    legend_rows = _legend_rows(legend, width - 2 * MARGIN)
-    top = MARGIN + TITLE_SIZE + 12 + (TEXT_SIZE + 10) * len(legend_rows) + 10
+    signs = _legend(legend, width - 2 * MARGIN)
+    top = MARGIN + TITLE_SIZE + 12 + len(signs) + 16
     height = top + sum(GAP + caption + row[0][1] for row in rows) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), _fitting(title, _font(TITLE_SIZE), width - 2 * MARGIN), fill=INK, font=_font(TITLE_SIZE))
-    _paint_legend(sheet, legend_rows, MARGIN + TITLE_SIZE + 16)
+    heading = _fitting(shown(title), _font(TITLE_SIZE), width - 2 * MARGIN)
+    pen.text((MARGIN, MARGIN), heading, fill=INK, font=_font(TITLE_SIZE))
+    if len(signs):
+        sheet.paste(Image.fromarray(signs), (MARGIN, MARGIN + TITLE_SIZE + 16))
     remaining = iter(tiles)
     for row in rows:
         left = MARGIN
@@ -80,7 +90,7 @@ def compose(
             for number, text in enumerate(tile.caption):
                 at = (left, top + tile_height + 4 + LINE * number)
                 font = _font(TEXT_SIZE)
-                pen.text(at, _fitting(text, font, tile_width), fill=SOFT if number else INK, font=font)
+                pen.text(at, _fitting(shown(text), font, tile_width), fill=SOFT if number else INK, font=font)
             left += tile_width + GAP
         top += row[0][1] + caption + GAP
     return sheet
@@ -110,11 +120,13 @@ def justified(aspects: Sequence[float], width: int, row_height: int) -> list[lis
     return rows
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of the legend, which has more alphabets than Pillow's own."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, shortened to what fits."""
     if font.getlength(text) <= width:
         return text
@@ -123,39 +135,44 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return text.rstrip() + "…"
 
 
-def _legend_rows(legend: Sequence[Sign], width: int) -> list[list[tuple[int, Sign]]]:
-    """The signs with their places from the left, broken into rows."""
-    rows: list[list[tuple[int, Sign]]] = []
-    left = width
-    for sign in legend:
-        needed = 26 + int(_font(TEXT_SIZE).getlength(sign.text)) + 24
-        if left + needed > width:
-            rows.append([])
-            left = 0
-        rows[-1].append((left, sign))
-        left += needed
-    return rows
+def _legend(signs: Sequence[Sign], width: int) -> Pixels:
+    """What is drawn, uint8 [h, w, 3], in as few rows as fit into `width`."""
+    if not signs:
+        return np.zeros((0, 0, 3), np.uint8)
+    figure = Figure(figsize=(width / DPI, (1 + len(signs)) * 2 * TEXT_SIZE / DPI), dpi=DPI, facecolor=_shares(PAPER))
+    canvas = FigureCanvasAgg(figure)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for columns in range(len(signs), 0, -1):
+            legend = figure.legend(
+                handles=[_handle(sign) for sign in signs], ncols=columns, loc="upper left", bbox_to_anchor=(0, 1),
+                frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, columnspacing=1.6, labelcolor=_shares(INK),
+                fontsize=72 * TEXT_SIZE / DPI,
+            )  # fmt: skip
+            extent = legend.get_window_extent(canvas.get_renderer())
+            if extent.width <= width or columns == 1:
+                break
+            legend.remove()
+        canvas.draw()
+    return np.array(canvas.buffer_rgba())[: int(np.ceil(extent.height)) + 2, :width, :3]
 
 
-def _paint_legend(page: Image.Image, rows: Sequence[Sequence[tuple[int, Sign]]], top: int) -> None:
-    pen = ImageDraw.Draw(page)
-    for row in rows:
-        middle = top + (TEXT_SIZE + 10) // 2
-        for offset, sign in row:
-            x = MARGIN + offset
-            if sign.kind == "line":
-                pen.line((x, middle, x + 18, middle), fill=sign.colour, width=4)
-            elif sign.kind == "dot":
-                pen.ellipse((x + 4, middle - 5, x + 14, middle + 5), fill=sign.colour)
-            elif sign.kind == "ring":
-                pen.ellipse((x + 4, middle - 5, x + 14, middle + 5), outline=sign.colour, width=2)
-            elif sign.kind == "box":
-                pen.rectangle((x, middle - 6, x + 18, middle + 6), outline=sign.colour, width=2)
-            else:
-                swatch = draw_crowds(np.full((14, 20, 3), PAPER, np.uint8), np.array([[0.0, 0.0, 20.0, 14.0]]))
-                page.paste(Image.fromarray(swatch), (x, middle - 7))
-            pen.text((x + 26, middle), sign.text, fill=INK, font=_font(TEXT_SIZE), anchor="lm")
-        top += TEXT_SIZE + 10
+def _handle(sign: Sign) -> Artist:
+    colour = _shares(sign.colour)
+    match sign.kind:
+        case "line":
+            return Line2D([], [], color=colour, linewidth=3, label=sign.text)
+        case "dot" | "ring":
+            inside = colour if sign.kind == "dot" else "none"
+            return Line2D([], [], marker="o", linestyle="none", color=colour, markerfacecolor=inside, label=sign.text)
+        case "box":
+            return Patch(edgecolor=colour, fill=False, linewidth=1.5, label=sign.text)
+        case "hatch":
+            return Patch(edgecolor=colour, fill=False, linewidth=1.5, hatch="/////", label=sign.text)
+
+
+def _shares(colour: Colour) -> tuple[float, float, float]:
+    red, green, blue = (value / 255 for value in colour)
+    return red, green, blue
 
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:

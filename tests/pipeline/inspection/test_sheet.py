@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -47,6 +48,30 @@ def test_images_lie_where_the_layout_says_and_are_reduced() -> None:
         assert (made == colour).all(axis=-1).sum() == height * width // sheet.FINENESS**2
     edges = made[:, : sheet.MARGIN - 2], made[:, 2 - sheet.MARGIN :]  # (letters may reach over by a pixel)
     assert all((edge == sheet.PAPER).all() for edge in edges)  # no caption runs out of the sheet
+
+
+ALL_SIGNS = [
+    sheet.Sign(kind, (200, 40 * number, 0), f"{kind}: what is drawn like this")
+    for number, kind in enumerate(get_args(sheet.Kind))
+]
+
+
+@pytest.mark.parametrize("width", [1600, 500, 150])
+def test_a_legend_shows_every_sign_and_fits(width: int) -> None:
+    legend = sheet._legend(ALL_SIGNS, width)
+    assert legend.shape[1] <= width
+    for sign in ALL_SIGNS:
+        assert (np.abs(legend - np.array(sign.colour, int)).max(axis=-1) < 30).sum() > 10, sign.kind
+    assert (legend[:, -1] == sheet.PAPER).all() or width == 150
+    assert len(sheet._legend(ALL_SIGNS, 500)) > len(sheet._legend(ALL_SIGNS, 1600))
+
+
+def test_names_are_drawn_literally() -> None:
+    title, signs = "$\\frac$ \x1b[31m\n<img>" * 3, [sheet.Sign("line", (9, 9, 9), r"$\frac$")]
+    made = sheet.compose([], title, signs, width=700)
+    other = sheet.compose([], title, [sheet.Sign("line", (9, 9, 9), "frac")], width=700)
+    assert made.width == 700 and np.asarray(made).std() > 5
+    assert (np.asarray(made) != np.asarray(other)).any()  # nothing is dropped of the name
 
 
 def test_files(tmp_path: Path) -> None:

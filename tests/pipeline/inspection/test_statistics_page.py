@@ -7,13 +7,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.inspection.statistics import collect
 from pipeline.inspection.statistics_page import mirror_pairs, statistics_page
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
-from tests.conftest import MakeRecordFolder
+from tests.conftest import MakeRecordFolder, random_image
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "wbr", "hr", "link"}
 
@@ -25,8 +26,10 @@ class Checked(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.words: list[str] = []
+        self.attributes: set[str] = set()
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes |= {name for name, _ in attrs}
         if tag not in VOID:
             self.open.append(tag)
 
@@ -67,6 +70,43 @@ def test_a_split_of_nobody_and_records_without_anchors(make_record_folder: MakeR
     statistics = collect(record_folder, "train", lambda _: None)
     made = statistics_page(without, "train", statistics)
     assert made.count("<svg") == 6 and "Anchors" not in made
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    r"$\frac$",
+    "left_font: 9px 'x\"",
+    "right_font: 9px 'x\"",
+    "]]><script>\x1b[31m&amp;\n鼻\u202e" + "x" * 200,
+)
+
+
+def test_names_from_data_are_shown_as_they_are(make_record_folder: MakeRecordFolder) -> None:
+    number = len(HOSTILE)
+    skeleton = Skeleton("<b>person", HOSTILE, ((0, 1),), (0, 1, 3, 2, 4), (0.1,) * number)
+    record_folder = make_record_folder([random_image(i, np.random.default_rng(i), 2) for i in range(1, 5)])
+    statistics = collect(record_folder, "train", lambda _: None)
+    counts = np.arange(3 * number).reshape(number, 3)
+    statistics = dataclasses.replace(
+        statistics, visibility=counts, keypoints=np.arange(number + 1), crossed=np.ones((number, 2), np.int64)
+    )
+    hostile = dataclasses.replace(record_folder, skeleton=skeleton, name="<i onclick=alert(2)>'records\"")
+    checked = Checked()
+    made = statistics_page(hostile, "train", statistics)
+    checked.feed(made)
+    assert checked.open == [] and made.count("<svg") == 8
+    assert not {name for name in checked.attributes if name.startswith("on")}
+    words = " ".join(" ".join(checked.words).split())
+    for text in (
+        HOSTILE[0],
+        HOSTILE[1],
+        "<i onclick=alert(2)>'records\"",
+        r"]]><script>\x1b[31m&amp;\n",
+        "鼻",
+        "font: 9px 'x\"",
+    ):
+        assert text in words, text
+    assert "\x1b" not in made and "\u202e" not in made
 
 
 @pytest.mark.parametrize(
