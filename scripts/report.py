@@ -5,14 +5,12 @@ python -m scripts.report --output_dir=demo_output
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import os
 import platform
-import re
-import string
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +18,31 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from pipeline import command
-from pipeline.inspection.html_page import STYLE, table
 from pipeline.skeleton import Skeleton
 from scripts.demo_files import DemoFiles
 from scripts.stages import STATE_FILE
 
 if TYPE_CHECKING:  # draws, and so imports NumPy and Pillow, which --help can do without
+    from pipeline.inspection.html_page import Tile
     from scripts.report_gallery import Example
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output_dir", "demo_output", "Folder of a demo run; gets report.html and report.json.", flag_values=FLAGS)
-flags.DEFINE_integer("images", 12, "How many val images to show.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_string("sheet", None, "Also writes the first pairs as one PNG under this name.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "output_dir", "demo_output", "The folder of a demo run; it gets report.html and report.json.", flag_values=FLAGS
+)
+flags.DEFINE_integer("images", 12, "How many val images the report shows.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_string("sheet", None, "A PNG file to which the first pairs are written, too.", flag_values=FLAGS)
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("report.html")
 FAILURES_SHOWN = 4
 SCORE_THRESHOLD = 0.5  # of model.predict
+TIMED_IMAGES = 20
+# What of the configuration stands in the report, by its path in config.json.
+SETTINGS = (
+    "preset", "train.steps", "train.global_batch_size", "train.learning_rate", "train.schedule", "train.seed",
+    "data.short_edges", "data.max_edge", "backbone.blocks", "backbone.width", "backbone.norm", "keypoint_head.convolutions",
+    "keypoint_head.channels", "inference.short_edge", "inference.max_edge",
+)  # fmt: skip
 
 
 def main(_: list[str]) -> None:
@@ -64,7 +71,8 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
     Raises:
       UserError: a file that a stage should have written is missing or broken.
     """
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json, write_file, write_json
+    from pipeline.inspection.html_page import render
     from scripts import report_charts, report_gallery
     from scripts.mean_pose import mean_pose_baseline
 
@@ -74,51 +82,68 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
     lines = _metrics(files.metrics)
     skeleton, examples = _examples(files)
     baseline = mean_pose_baseline(files.annotations("train"), files.annotations("val"), skeleton)
-    times = {name: state["seconds"] for name, state in stages.items() if name != "report"}
     summary = {
         "keypoint_ap": figures["keypoints"]["AP"],
         "box_ap": figures["bbox"]["AP"],
         "baseline_keypoint_ap": baseline,
         "agreement": {name: count["matched"] / count["total"] for name, count in comparison["exports"].items()},
-        "seconds": times,
+        "milliseconds_per_image": milliseconds_per_image(files.saved_model, [e.path for e in examples[:TIMED_IMAGES]]),
+        "seconds": {name: state["seconds"] for name, state in stages.items() if name != "report"},
         "cores": len(os.sched_getaffinity(0)),
         "val_images": figures["counts"]["images"],
+        "date": time.strftime("%Y-%m-%d %H:%M"),
     }
 
-    def pair(example: Example) -> str:
-        truth, found = report_gallery.draw(example, skeleton)
-        return (
-            f'<figure class="pair"><div>{_image(truth, "annotations")}{_image(found, "prediction")}</div>'
-            f"<figcaption><span>{html.escape(report_gallery.caption(example))}</span><code>{example.path.name}</code>"
-            "</figcaption></figure>"
-        )
+    def pair(example: Example) -> dict[str, str]:
+        from pipeline.inspection.html_page import jpeg_source
 
-    missed = report_gallery.worst(examples[shown:], FAILURES_SHOWN)
-    page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=STYLE,
-        origin=html.escape(_origin(summary)),
-        headline=_headline(summary),
+        truth, found = map(jpeg_source, report_gallery.draw(example, skeleton))
+        return {"truth": truth, "found": found, "name": example.path.name, "caption": report_gallery.caption(example)}
+
+    page = render(
+        TEMPLATE,
+        origin=_origin(summary),
+        tiles=_tiles(summary),
         reading=_reading(summary, figures, examples),
-        losses=report_charts.loss_chart(lines),
-        ap=report_charts.ap_chart(lines, baseline),
+        loss_chart=report_charts.loss_chart(lines),
+        ap_chart=report_charts.ap_chart(lines, baseline),
         num_val=summary["val_images"],
-        num_shown=min(shown, len(examples)),
         score_threshold=SCORE_THRESHOLD,
-        gallery="\n".join(pair(example) for example in examples[:shown]),
-        failures=_failures(list(map(pair, missed))),
-        figures=_figures_table(figures),
+        gallery=[pair(example) for example in examples[:shown]],
+        failures=[pair(example) for example in report_gallery.worst(examples[shown:], FAILURES_SHOWN)],
+        figure_rows=_figure_rows(figures),
+        joint_rows=_joint_rows(figures),
+        twin_rows=_twin_rows(figures),
+        swapped=_swapped(figures),
         comparison_text=_comparison_text(comparison),
-        comparison=_comparison_table(comparison),
-        times=_times_table(stages, times),
-        files=_files_table(files),
+        comparison_rows=_comparison_rows(comparison),
+        time_rows=_time_rows(stages, summary["seconds"]),
+        speed=_speed(summary),
+        setting_rows=_setting_rows(read_json(files.model / "config.json"), figures),
+        file_rows=list(_file_rows(files)),
         next_commands=_next_commands(files),
-        commands=html.escape("\n".join(line for state in stages.values() for line in state["commands"])),
+        commands=[line for state in stages.values() for line in state["commands"]],
     )
     write_json(files.summary, summary)
-    temporary = files.report.with_name(f".{files.report.name}.unfinished")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(files.report)
+    write_file(files.report, page)
     return summary
+
+
+def milliseconds_per_image(saved_model: Path, images: Sequence[Path]) -> float | None:
+    """The median time of the SavedModel's answer to one encoded image; None without a SavedModel or images."""
+    if not saved_model.exists() or not images:
+        return None
+    import tensorflow as tf
+
+    answer = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
+    contents = [path.read_bytes() for path in images]
+    seconds = []
+    for content in [*contents[:3], *contents]:  # the first ones bring the graph up to speed
+        started = time.perf_counter()
+        for value in answer(image_bytes=tf.constant([content])).values():
+            value.numpy()
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[len(contents[:3]) :])
 
 
 def _examples(files: DemoFiles) -> tuple[Skeleton, list[Example]]:
@@ -134,31 +159,40 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# ---- parts of the page -----------------------------------------------------------------------------------------------
-
-
 def _origin(summary: Mapping[str, Any]) -> str:
     return (
-        f"Everything here was measured in this run: TensorFlow {metadata.version('tensorflow')}, "
-        f"Python {platform.python_version()}, {summary['cores']} CPU cores ({platform.machine()}), random weights at the start."
+        f"Everything here was measured in this run, which ended on {summary['date']}: TensorFlow "
+        f"{metadata.version('tensorflow')}, Python {platform.python_version()}, {summary['cores']} CPU cores "
+        f"({platform.machine()}), random weights at the start."
     )
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
+def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
+    from pipeline.inspection.html_page import Tile
+
     total = sum(summary["seconds"].values())
+    training = summary["seconds"].get("train", 0)
     tiles = [
-        ("main", f"{summary['keypoint_ap']:.3f}", f"keypoint AP on {summary['val_images']} unseen images"),
-        ("", f"{summary['baseline_keypoint_ap']:.3f}", "keypoint AP of a mean pose placed in the true boxes"),
-        ("", f"{summary['box_ap']:.3f}", "box AP"),
-        (
-            "",
-            f"{int(total) // 60}:{int(total) % 60:02d}",
-            f"minutes in all, {summary['seconds'].get('train', 0):.0f} s of them training",
+        Tile(
+            f"{summary['keypoint_ap']:.3f}",
+            f"keypoint AP on {summary['val_images']} images that it has not seen (0 to 1)",
+            kind="main",
+            above="this model",
         ),
+        Tile(
+            f"{summary['baseline_keypoint_ap']:.3f}",
+            "keypoint AP of guessing: the same average pose drawn into every true box",
+            kind="baseline",
+            above="for comparison",
+        ),
+        Tile(f"{summary['box_ap']:.3f}", "box AP", above="this model"),
+        Tile(f"{int(total) // 60}:{int(total) % 60:02d}", f"minutes for all stages, {training:.0f} s of them training"),
     ]
+    if summary["milliseconds_per_image"]:
+        tiles.append(Tile(f"{summary['milliseconds_per_image']:.0f} ms", "for an image, by the SavedModel on this machine"))
     if summary["agreement"]:
-        tiles.append(("", f"{min(summary['agreement'].values()):.1%}", "of detections alike in model and exports"))
-    return "".join(f'<div class="{kind}"><b>{value}</b><span>{text}</span></div>' for kind, value, text in tiles)
+        tiles.append(Tile(f"{min(summary['agreement'].values()):.1%}", "of detections alike in model and exports"))
+    return tiles
 
 
 def _reading(summary: Mapping[str, Any], figures: Mapping[str, Any], examples: Sequence[Example]) -> str:
@@ -171,26 +205,45 @@ def _reading(summary: Mapping[str, Any], figures: Mapping[str, Any], examples: S
     )
 
 
-def _image(content: bytes, text: str) -> str:
-    return f'<img alt="{text}" src="data:image/jpeg;base64,{base64.b64encode(content).decode()}">'
+def _share(value: float | None) -> str:
+    """COCO writes -1 for a figure that the annotations leave undefined."""
+    return f"{value:.3f}" if value is not None and value >= 0 else "–"
 
 
-def _failures(pairs: Sequence[str]) -> str:
-    if not pairs:
-        return ""
-    return (
-        f"<h2>Where it fails</h2><p>Of the other val images, the {len(pairs)} with most people missed or invented.</p>"
-        f'<div class="gallery">{"".join(pairs)}</div>'
-    )
-
-
-def _figures_table(figures: Mapping[str, Any]) -> str:
+def _figure_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR")
-    rows = []
-    for kind, title in (("keypoints", "keypoints"), ("bbox", "boxes")):
-        values = figures[kind] | ({"AR": figures[kind]["AR_100"]} if kind == "bbox" else {})
-        rows.append([title, *(f"{values[n]:.3f}" if values.get(n, -1) >= 0 else "–" for n in names)])
-    return table(["", *(f"{name.replace('_', ' ')}#" for name in names)], rows)
+    boxes = figures["bbox"] | {"AR": figures["bbox"]["AR_100"]}
+    return [
+        [title, *(_share(values.get(name)) for name in names)]
+        for title, values in (("keypoints", figures["keypoints"]), ("boxes", boxes))
+    ]
+
+
+def _joint_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            name.replace("_", " "), str(row["labelled"]), str(row["found"]), _share(row["median_error"]),
+            _share(row["mean_error"]), "–" if row["hit"] is None else f"{row['hit']:.0%}",
+        ]
+        for name, row in figures["joints"].items()
+    ]  # fmt: skip
+
+
+def _twin_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            " / ".join(joint.replace("_", " ") for joint in pair["joints"]), str(pair["compared"]), *map(str, pair["confused"]),
+            "–" if pair["share"] is None else f"{pair['share']:.1%}",
+        ]
+        for pair in figures["twins"]
+    ]  # fmt: skip
+
+
+def _swapped(figures: Mapping[str, Any]) -> str:
+    swapped = figures["swapped_back"]
+    ap = swapped["keypoints"]["AP"]
+    after = "" if ap < 0 else f" With those swapped back, keypoint AP is {ap:.3f} ({swapped['AP_gain']:+.3f})."
+    return f"In {swapped['pairs']} pairs, an exchange of the two brings both nearer to the truth.{after}"
 
 
 def _comparison_text(comparison: Mapping[str, Any]) -> str:
@@ -204,28 +257,42 @@ def _comparison_text(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _comparison_table(comparison: Mapping[str, Any]) -> str:
-    rows = [
+def _comparison_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    return [
         [name, str(count["total"]), str(count["matched"]), f"{count['matched'] / count['total']:.2%}"]
         for name, count in comparison["exports"].items()
     ]
-    return table(["export", "detections#", "alike#", "share#"], rows)
 
 
-def _times_table(stages: Mapping[str, Any], times: Mapping[str, float]) -> str:
-    longest = max(times.values())
-    rows = [
-        [
-            html.escape(stages[name]["title"]),
-            f"{s:.1f} s",
-            f'<td class="bar"><i style="width:{100 * s / longest:.1f}%"></i></td>',
-        ]
-        for name, s in times.items()
+def _time_rows(stages: Mapping[str, Any], seconds: Mapping[str, float]) -> list[dict[str, str]]:
+    longest = max(seconds.values())
+    return [
+        {"title": stages[name]["title"], "seconds": f"{taken:.1f} s", "share": f"{100 * taken / longest:.1f}"}
+        for name, taken in seconds.items()
     ]
-    return table(["stage", "time#", ""], rows)
 
 
-def _files_table(files: DemoFiles) -> str:
+def _speed(summary: Mapping[str, Any]) -> str | None:
+    if not summary["milliseconds_per_image"]:
+        return None
+    return (
+        f"The SavedModel answers one encoded image in {summary['milliseconds_per_image']:.0f} ms, from JPEG to people, on "
+        f"{summary['cores']} CPU cores: the median over the first val images, one at a time."
+    )
+
+
+def _setting_rows(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["val images", f"{figures['counts']['images']}, with {figures['counts']['persons']} persons"]]
+    for path in SETTINGS:
+        value: Any = config
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            rows.append([path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)])
+    return rows
+
+
+def _file_rows(files: DemoFiles) -> Iterator[dict[str, str]]:
     purposes = (
         (files.data, "the rendered images and their COCO JSON"),
         (files.records, "TFRecords with anchors, their index, and the metadata of TensorFlow Datasets"),
@@ -236,13 +303,16 @@ def _files_table(files: DemoFiles) -> str:
         (files.predictions, "predictions.json in COCO's results format, and the images drawn on"),
         (files.comparison, "how far the exports agree with the model"),
     )
-    rows = []
     for path, purpose in purposes:
         if path.exists():
             found = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-            name = html.escape(f"{path}/" if path.is_dir() else str(path)).replace("/", "/<wbr>").replace("_", "_<wbr>")
-            rows.append([f"<code>{name}</code>", purpose, str(len(found)), _size(sum(p.stat().st_size for p in found))])
-    return table(["where", "what", "files#", "size#"], rows)
+            size = _size(sum(p.stat().st_size for p in found))
+            yield {
+                "path": f"{path}/" if path.is_dir() else str(path),
+                "purpose": purpose,
+                "number": str(len(found)),
+                "size": size,
+            }
 
 
 def _size(count: float) -> str:
@@ -253,21 +323,25 @@ def _size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _next_commands(files: DemoFiles) -> str:
-    text = html.escape(
-        f"""\
-# in this shell, once
-. scripts/setup.sh
-# images of your own
-python -m model.predict --model={files.saved_model} --input=my_images --output_dir=my_predictions
-# losses, AP and images over time
-tensorboard --logdir={files.model}/tensorboard
-# your own COCO keypoint data
-python -m pipeline.make_tfrecords --annotations=person_keypoints_train.json --images=train --output_dir=my_records --split=train
-# the full-sized model on all GPUs of this machine
-python -m model.train --data_dir=my_records --model_dir=my_model --set=backbone.norm=group --strategy=mirrored"""
-    )
-    return re.sub("^(#.*)$", r"<em>\1</em>", text, flags=re.MULTILINE)
+def _next_commands(files: DemoFiles) -> list[tuple[str, str]]:
+    """What a reader may type now, each with what it is for."""
+    return [
+        ("once, in this shell", ". .venv/bin/activate"),
+        (
+            "images of your own",
+            f"python -m model.predict --model={files.saved_model} --input=my_images --output_dir=my_predictions",
+        ),
+        ("losses, AP and images over time", f"tensorboard --logdir={files.model}/tensorboard"),
+        (
+            "your own COCO keypoint data",
+            "python -m pipeline.make_tfrecords --annotations=person_keypoints_train.json --images=train "
+            "--output_dir=my_records --split=train",
+        ),
+        (
+            "the full-sized model on all GPUs of this machine",
+            "python -m model.train --data_dir=my_records --model_dir=my_model --set=backbone.norm=group --strategy=mirrored",
+        ),
+    ]
 
 
 if __name__ == "__main__":

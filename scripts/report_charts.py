@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from pipeline.inspection.html_page import CHART_STYLE, COLOURS, INK, SIZE, svg
+from pipeline.inspection.svg_chart import COLOURS, INK, chart
 
 LOSSES = {
     "rpn_objectness": "RPN objectness",
@@ -20,40 +19,46 @@ LOSSES = {
 }
 
 
-def loss_chart(lines: Sequence[dict[str, Any]]) -> str:
+def loss_chart(lines: Sequence[dict[str, Any]]) -> Markup:
     """The losses over the steps, smoothed; the sum unsmoothed behind its curve. `lines` are those of `metrics.jsonl`."""
     train = [line for line in lines if line["kind"] == "train"]
-    with matplotlib.rc_context(CHART_STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
+    with chart("losses") as drawn:
+        axes = drawn.axes
         steps = [line["step"] for line in train]
         colours = list(COLOURS)
-        total = [line["loss"] for line in train]
+        total = [_number(line["loss"]) for line in train]
         axes.plot(steps, total, color=colours[0], alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth(total), color=colours[0], label="sum")
         for colour, (name, title) in zip(colours[1:], LOSSES.items(), strict=True):
-            axes.plot(steps, smooth([line[name] for line in train]), color=colour, label=title, linewidth=1.2)
+            axes.plot(steps, smooth([_number(line[name]) for line in train]), color=colour, label=title, linewidth=1.2)
         axes.set(xlabel="step", ylabel="loss", ylim=(0, None), xlim=(0, None))
         axes.legend(ncols=2)
-        return svg(figure, "losses")
+    return drawn.svg
 
 
-def ap_chart(lines: Sequence[dict[str, Any]], baseline: float) -> str:
-    """Keypoint and box AP over the steps, with the AP of a mean pose in the true boxes."""
+def ap_chart(lines: Sequence[dict[str, Any]], baseline: float) -> Markup:
+    """Keypoint and box AP at the steps at which they were measured, with the AP of a mean pose in the true boxes."""
     evaluations = [line for line in lines if line["kind"] == "eval"]
-    with matplotlib.rc_context(CHART_STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
-        colours = list(COLOURS)
-        steps = [0] + [line["step"] for line in evaluations]
-        for colour, name, title in ((colours[0], "keypoint_ap", "keypoint AP"), (colours[1], "box_ap", "box AP")):
-            values = [0.0] + [line[name] for line in evaluations]
-            axes.plot(steps, values, color=colour, marker="o", markersize=3.5, label=f"{title}, {values[-1]:.3f} at last")
+    with chart("ap") as drawn:
+        axes = drawn.axes
+        steps = [line["step"] for line in evaluations]
+        last = max(steps, default=1)
+        for colour, name, title in zip(COLOURS, ("keypoint_ap", "box_ap"), ("keypoint AP", "box AP"), strict=False):
+            values = [_number(line[name]) for line in evaluations]
+            label = f"{title}, {values[-1]:.3f} at last" if values else f"{title}, not measured"
+            axes.plot(steps, values, color=colour, marker="o", markersize=4.5, linewidth=1, label=label)
         axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
-        axes.annotate("  mean pose in the true boxes", (0, baseline), (4, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="step", ylabel="AP on val", ylim=(0, 1), xlim=(0, max(steps[-1], 1) * 1.02))
+        axes.annotate(
+            "  guessing: a mean pose in the true boxes", (0, baseline), (4, 4), textcoords="offset points", fontsize=8
+        )
+        axes.set(xlabel="step", ylabel="AP on val", ylim=(0, 1), xlim=(0, last * 1.02))
         axes.legend(loc="upper left")
-        return svg(figure, "ap")
+    return drawn.svg
+
+
+def _number(value: float | None) -> float:
+    """A metric; null stands in the log for one that was not finite."""
+    return float("nan") if value is None else value
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.evaluation.evaluator import evaluate_results
+from model.evaluation.ground_truth import read_ground_truth
 from scripts import report_charts, report_gallery
+from scripts.demo_files import DemoFiles
 from scripts.real_photographs import subset_of
+from scripts.report import write_report
+from scripts.stages import STATE_FILE
+from tests.pipeline.inspection.test_statistics_page import Checked
 
 
 @pytest.fixture
@@ -57,6 +65,85 @@ def test_charts() -> None:
     assert "0.500 at last" in report_charts.ap_chart(lines, 0.1)
     report_charts.ap_chart([], 0.0)  # stopped before the first evaluation
     report_charts.loss_chart([])
+
+
+def test_a_curve_has_the_measured_points_alone() -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "eval", "step": step, "keypoint_ap": ap, "box_ap": None} for step, ap in ((1400, 0.4), (2800, 0.6))
+    ]
+    chart = str(report_charts.ap_chart(lines, 0.0))
+    assert chart.count("<use") >= 2
+    curves = re.findall(r'<path d="([^"]+)"[^>]*style="[^"]*stroke: var\(--c1\)[^"]*"', chart)
+    assert [curve.count("L") for curve in curves if curve.startswith("M") and "C" not in curve].count(1) >= 1  # two points
+    assert "0.600 at last" in chart
+
+
+HOSTILE = "<img src=x onerror=alert(1)>.jpg"
+
+
+@pytest.fixture
+def demo_folder(files: tuple[Path, Path, Path], tmp_path: Path) -> DemoFiles:
+    """What the stages of a demo leave, as far as the report reads it; the first image has a name that is HTML."""
+    annotations, images, predictions = files
+    demo = DemoFiles(tmp_path / "demo")
+    for split in ("train", "val"):
+        demo.images(split).mkdir(parents=True)
+        demo.annotations(split).parent.mkdir(exist_ok=True)
+        renamed = json.loads(annotations.read_text())
+        for number, entry in enumerate(renamed["annotations"], 1):
+            entry |= {"id": number, "area": 400, "num_keypoints": 2}
+        for image in renamed["images"]:
+            source = images / image["file_name"]
+            image["file_name"] = HOSTILE if image["id"] == 1 else image["file_name"]
+            shutil.copy(source, demo.images(split) / image["file_name"])
+        demo.annotations(split).write_text(json.dumps(renamed))
+    results = json.loads(predictions.read_text())
+    demo.predictions.mkdir()
+    (demo.predictions / "predictions.json").write_text(json.dumps([r | {"file_name": HOSTILE} for r in results]))
+    skeleton, _ = report_gallery.read_examples(*files)
+    truth = read_ground_truth(demo.annotations("val"), skeleton.category)
+    demo.evaluation.mkdir()
+    coco = [{key: result[key] for key in ("image_id", "bbox", "score", "keypoints")} | {"category_id": 1} for result in results]
+    demo.figures_of_val.write_text(json.dumps(evaluate_results(truth, coco, skeleton)))
+    demo.model.mkdir()
+    losses = dict.fromkeys(report_charts.LOSSES, 1.0) | {"loss": 5.0}
+    lines: list[dict[str, Any]] = [{"kind": "train", "step": step, **losses} for step in range(20, 200, 20)]
+    lines.append({"kind": "eval", "step": 200, "keypoint_ap": 0.5, "box_ap": 0.25})
+    demo.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (demo.model / "config.json").write_text(json.dumps({"preset": "tiny", "train": {"steps": 200, "global_batch_size": 8}}))
+    exports = {name: {"matched": 9, "total": 10} for name in ("SavedModel", "TFLite")}
+    demo.comparison.write_text(json.dumps({"images": 2, "height": 1, "width": 1, "min_score": 0.5, "exports": exports}))
+    stages = {
+        name: {"title": f"Stage <{name}>", "seconds": 60.0, "commands": [f"python -m {name} --x='<b>'"]}
+        for name in ("data", "train")
+    }
+    (demo.root / STATE_FILE).write_text(json.dumps(stages))
+    return demo
+
+
+def test_the_report_says_what_was_measured(demo_folder: DemoFiles) -> None:
+    summary = write_report(demo_folder, 2)
+    page = demo_folder.report.read_text()
+    checked = Checked()
+    checked.feed(page)
+    assert checked.open == []
+    words = " ".join(" ".join(checked.words).split())
+    assert json.loads(demo_folder.summary.read_text()) == summary and summary["milliseconds_per_image"] is None
+    for text in (
+        "guessing: the same average pose", "for comparison", f"ended on {summary['date']}", "train.global_batch_size 8",
+        "left eye / right eye", "1 missed", "90.00%", "has never seen a photograph", "Average precision runs from 0 to 1",
+    ):  # fmt: skip
+        assert text in words, text
+    assert ". .venv/bin/activate" in words and "setup.sh" not in page  # setup.sh would leave set -e in the reader's shell
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+
+
+def test_names_of_files_are_text(demo_folder: DemoFiles) -> None:
+    write_report(demo_folder, 2)
+    checked = Checked()
+    checked.feed(demo_folder.report.read_text())
+    assert HOSTILE in checked.words and "Stage <data>" in checked.words
+    assert not {name for name in checked.attributes if name.startswith("on")}
 
 
 def test_smooth_keeps_length_and_mean() -> None:
