@@ -82,7 +82,7 @@ def test_two_workers_started_late_share_the_batches_of_this_process(
         arguments = [str(tmp_path / "record_folder"), "multi_worker", str(FIRST), str(STEPS), str(output)]
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "tests.model.replica_batches", *arguments],
+                [sys.executable, "-m", "tests.model.training.replica_batches", *arguments],
                 env=os.environ | {"TF_CONFIG": json.dumps(cluster)},
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
