@@ -1,6 +1,6 @@
 """What the replicas of this process get, for tests that need more than one process, and as a command for those processes.
 
-Usage: python -m tests.model.training.replica_batches DATA_SET STRATEGY FIRST_STEP STEPS OUTPUT (DATA_SET: pickled; OUTPUT: JSON)
+Usage: python -m tests.model.training.replica_batches FOLDER STRATEGY FIRST_STEP STEPS OUTPUT (FOLDER: pickled; OUTPUT: JSON)
 """
 
 from __future__ import annotations
