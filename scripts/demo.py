@@ -4,8 +4,9 @@
   bash scripts/demo.sh --output_dir=/tmp/quick --num_train=200 --num_val=40 --steps=200
 
 Every stage is a public command, shown as it would be typed. Run a second time, finished stages are reused and an unfinished
-one goes on; another number of images or steps is made anew. The status is 1 if a stage fails, or if the model falls below
-what a sound run reaches, in keypoint AP on images that it was not trained on. Relative paths start at the repository.
+one goes on; another number of images or steps is made anew. The status is 1 if a stage fails. With --min_ap it is 1, too, if
+the model falls below that keypoint AP on images that it was not trained on: a run by default reaches 0.61, a short one less.
+Relative paths start at the repository.
 """
 
 from __future__ import annotations
@@ -19,25 +20,35 @@ from pipeline import command
 from scripts.demo_files import MODEL_NAME, DemoFiles
 from scripts.stages import Stage, StageError, Stages
 
-# What is rendered and trained by default, and what must come out.
+# What is rendered and trained by default.
 NUM_TRAIN = 2400
 NUM_VAL = 200
 STEPS = 2800
 SHORT_EDGES, MAX_EDGE = "192", 384  # those of the preset tiny
 EVALUATIONS = 2  # while training, for the curve
 SEED = 0
-AIMED_KEYPOINT_AP = 0.60
-LEAST_KEYPOINT_AP = 0.58  # reached: 0.612; another processor rounds otherwise, but below it something is broken
 MOST_BASELINE_AP = 0.20  # of a mean pose in the true boxes: what a model gains without looking at limbs
-MOST_SECONDS = 600.0  # on two cores, after set-up
+MOST_SECONDS = 600.0  # of a run by default, on two cores, after set-up
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output_dir", "demo_output", "Folder for everything that is written.", flag_values=FLAGS)
-flags.DEFINE_integer("num_train", NUM_TRAIN, "Images to train on.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("num_val", NUM_VAL, "Images to evaluate on.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("steps", STEPS, "Training steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", SEED, "Of the images, the weights and the order.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_multi_string("set", [], "Passed on to model.train: section.field=value.", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", "demo_output", "The folder for everything that is written.", flag_values=FLAGS)
+flags.DEFINE_integer("num_train", NUM_TRAIN, "The number of images to train on.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_val", NUM_VAL, "The number of images to evaluate on.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("steps", STEPS, "The number of training steps.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "seed", SEED, "The seed of the images, the weights and the order of the images.", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "min_ap",
+    None,
+    "The keypoint AP below which the status is 1; the project's own test gives 0.58. By default any AP will do.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_string(
+    "set", [], "A value of the configuration, section.field=value, for model.train; may be repeated.", flag_values=FLAGS
+)
 
 
 def stages(files: DemoFiles) -> list[Stage]:
@@ -164,28 +175,28 @@ def main(_: list[str]) -> None:
 
 
 def _conclude(files: DemoFiles, seconds: float, elapsed: float) -> list[str]:
-    """Prints what was measured; returns the bars that were missed."""
+    """Prints what was measured; returns the bars that `--min_ap` asks for and the run missed."""
     summary = json.loads(files.summary.read_text())
     keypoint_ap, baseline = summary["keypoint_ap"], summary["baseline_keypoint_ap"]
     exports = ", ".join(f"{name} {share:.2%} as the model" for name, share in summary["agreement"].items())
     print(
         f"\n== Result"
-        f"\nkeypoint AP   {keypoint_ap:.3f}   (a mean pose placed in the true boxes: {baseline:.3f})"
+        f"\nkeypoint AP   {keypoint_ap:.3f}   (guessing, a mean pose placed in the true boxes, reaches {baseline:.3f})"
         f"\nbox AP        {summary['box_ap']:.3f}"
         f"\nexports       {exports or 'not compared'}"
         f"\ntime          {_minutes(seconds)} for all stages, {_minutes(elapsed)} in this run"
         f"\nreport        {files.report}",
         flush=True,
     )
-    if seconds > MOST_SECONDS:
+    by_default = (FLAGS.num_train, FLAGS.num_val, FLAGS.steps) == (NUM_TRAIN, NUM_VAL, STEPS)
+    if by_default and seconds > MOST_SECONDS:
         print(f"warning: the stages took {_minutes(seconds)}; {_minutes(MOST_SECONDS)} are meant to do on two free cores")
-    if keypoint_ap < AIMED_KEYPOINT_AP:
-        print(f"note: keypoint AP {keypoint_ap:.3f} falls short of the {AIMED_KEYPOINT_AP:.2f} that is aimed at")
     misses = []
-    if keypoint_ap < LEAST_KEYPOINT_AP:
-        misses.append(f"keypoint AP {keypoint_ap:.3f} is below {LEAST_KEYPOINT_AP}")
-    if baseline >= MOST_BASELINE_AP:
-        misses.append(f"the mean pose scores {baseline:.3f}, not below {MOST_BASELINE_AP}: the images are too easy")
+    if FLAGS.min_ap is not None:
+        if keypoint_ap < FLAGS.min_ap:
+            misses.append(f"keypoint AP {keypoint_ap:.3f} is below --min_ap={FLAGS.min_ap:g}")
+        if baseline >= MOST_BASELINE_AP:
+            misses.append(f"the mean pose scores {baseline:.3f}, not below {MOST_BASELINE_AP}: the images are too easy")
     return misses
 
 

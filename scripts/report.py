@@ -186,21 +186,35 @@ def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
             above="for comparison",
         ),
         Tile(f"{summary['box_ap']:.3f}", "box AP", above="this model"),
-        Tile(f"{int(total) // 60}:{int(total) % 60:02d}", f"minutes for all stages, {training:.0f} s of them training"),
+        Tile(
+            f"{int(total) // 60}:{int(total) % 60:02d}",
+            f"minutes for all stages, {training:.0f} s of them training",
+            above="time",
+        ),
     ]
     if summary["milliseconds_per_image"]:
-        tiles.append(Tile(f"{summary['milliseconds_per_image']:.0f} ms", "for an image, by the SavedModel on this machine"))
+        tiles.append(
+            Tile(
+                f"{summary['milliseconds_per_image']:.0f} ms", "for an image, by the SavedModel on this machine", above="speed"
+            )
+        )
     if summary["agreement"]:
-        tiles.append(Tile(f"{min(summary['agreement'].values()):.1%}", "of detections alike in model and exports"))
+        tiles.append(
+            Tile(f"{min(summary['agreement'].values()):.1%}", "of detections alike in model and exports", above="exports")
+        )
     return tiles
 
 
 def _reading(summary: Mapping[str, Any], figures: Mapping[str, Any], examples: Sequence[Example]) -> str:
+    from pipeline.inspection.contact_sheet import number_of
+
     persons, hits = sum(e.persons for e in examples), sum(e.hits for e in examples)
     extra, counts = sum(e.extra for e in examples), figures["counts"]
+    empty = sum(e.persons == 0 for e in examples)
     return (
-        f"The images are rendered: {counts['persons']} persons in {counts['images']} images, {counts['crowds']} crowds, "
-        f"{sum(e.persons == 0 for e in examples)} images without a single person. At a score of {SCORE_THRESHOLD} "
+        f"The images are rendered: {number_of(counts['persons'], 'person')} in {number_of(counts['images'], 'image')}, "
+        f"{number_of(counts['crowds'], 'crowd')}, {number_of(empty, 'image')} without a single person. "
+        f"At a score of {SCORE_THRESHOLD} "
         f"the exported model finds {hits} of {persons} persons (overlap from 50 % on), and {extra} where nobody is."
     )
 
