@@ -13,9 +13,9 @@ from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agre
 from export.tflite import Pixels
 from model import config as config_lib
 from model.inference.image_folder import image_files
-from model.inference.predictor import letterbox_file
+from model.inference.image_input import letterbox_file
 from model.inference.serving import ServingModule
-from model.model_dir import load_model, load_note, newest_checkpoint
+from model.model_dir import load_any, load_note, newest_checkpoint
 from pipeline.command import UserError
 from pipeline.files import write_json
 
@@ -61,7 +61,7 @@ def export_model(
     if not formats or not set(formats) <= set(FORMATS):
         raise UserError(f"--formats={','.join(formats)}: must be one or more of {','.join(FORMATS)}")
     number = saved_model.choose_version(folder, version) if "saved_model" in formats else 0
-    model = load_model(model_dir)
+    model = load_any(model_dir)
     height, width = tflite.default_size(model.config)
     height, width = (asked if asked is not None else own for asked, own in ((tflite_height, height), (tflite_width, width)))
     tflite.check_size(height, width)

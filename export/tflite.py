@@ -16,8 +16,9 @@ from ai_edge_litert.interpreter import Interpreter
 
 from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
 from export.saved_model import temporary_folder
-from model.config import Config
+from model.config import AnyConfig
 from model.inference.serving import CANVAS_MULTIPLE, ServingModule, round_up
+from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
 
@@ -28,7 +29,7 @@ SIGNATURE = "serve_images"
 VARIABLE_OPERATORS = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
-def default_size(config: Config) -> tuple[int, int]:
+def default_size(config: AnyConfig) -> tuple[int, int]:
     """Height and width that suit images in 4:3: such a one is seen at the same size as by the SavedModel.
 
     The height is the short edge at inference, the width 4/3 of it (no more than the longest edge), both rounded up to 32.
@@ -44,7 +45,7 @@ def check_size(height: int, width: int) -> None:
             raise UserError(f"{name}={value}: must be a multiple of {CANVAS_MULTIPLE}; the next is {round_up(max(value, 1))}")
 
 
-def convert(model: KeypointRCNN, height: int, width: int, folder: Path, *, static_shapes: bool = False) -> bytes:
+def convert(model: KeypointRCNN | MaskRCNN, height: int, width: int, folder: Path, *, static_shapes: bool = False) -> bytes:
     """The model as a TFLite file.
 
     Args:
@@ -64,7 +65,7 @@ def convert(model: KeypointRCNN, height: int, width: int, folder: Path, *, stati
     return content
 
 
-def verify(content: bytes, model: KeypointRCNN, images: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
+def verify(content: bytes, model: KeypointRCNN | MaskRCNN, images: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
     """Checks a converted file against its model.
 
     Args:

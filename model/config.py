@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from model.matterport import config as matterport_config
+from model.matterport.config import MatterportConfig
 from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
@@ -213,7 +215,10 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def to_json(config: Config) -> dict[str, Any]:
+AnyConfig = Config | MatterportConfig  # of a model that answers; only the first is trained
+
+
+def to_json(config: AnyConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
@@ -225,5 +230,20 @@ def from_json(value: Mapping[str, Any]) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Reads a `config.json`. Raises: UserError if the file is no such one."""
-    return checked_json(path, "not a configuration", from_json, remedy="--model takes a directory that train or import made")
+    """Reads the `config.json` of a Keypoint R-CNN. Raises: UserError if the file is none."""
+    config = load_any(path)
+    if isinstance(config, MatterportConfig):
+        raise UserError(f"{path}: of the old network, which is not trained; --init={path.parent} starts a new model from it")
+    return config
+
+
+def any_from_json(value: Any) -> AnyConfig:
+    """The configuration of whichever network; as `from_json`."""
+    return matterport_config.from_json(value) if matterport_config.is_matterport(value) else from_json(value)
+
+
+def load_any(path: Path) -> AnyConfig:
+    """Reads a `config.json` of whichever network. Raises: UserError if the file is none."""
+    return checked_json(
+        path, "not a configuration", any_from_json, remedy="--model takes a directory that train or import made"
+    )

@@ -25,6 +25,12 @@ flags.DEFINE_list("sigmas", None, "OKS constants of the keypoints, where they ar
 flags.DEFINE_enum(
     "decoder", "fast", ["fast", "reference"], "of the keypoints, as in model.predict; a model directory only", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "legacy_decoding",
+    False,
+    "Round as the original does, as in model.predict; for the old network of --source=matterport only.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("output_dir", None, "folder for evaluation-<split>.json", flag_values=FLAGS)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 
@@ -46,6 +52,7 @@ def main(_rest: list[str]) -> None:
             results=FLAGS.results,
             sigmas=sigmas,
             decoder=FLAGS.decoder,
+            legacy_decoding=FLAGS.legacy_decoding,
             output_dir=FLAGS.output_dir,
         )
     )

@@ -1,11 +1,14 @@
-r"""Makes a model directory of torchvision's or Detectron2's weights for Keypoint R-CNN. Needs neither package.
+r"""Makes a model directory of somebody else's weights: torchvision's or Detectron2's Keypoint R-CNN, or the old Keras network.
 
   python -m model.import_weights --source=torchvision --weights=keypointrcnn_resnet50_fpn_coco-fc266e95.pth --model_dir=MODEL
   python -m model.import_weights --source=detectron2 --weights=model_final_a6e10b.pkl --model_dir=MODEL
+  python -m model.import_weights --source=matterport --weights=mask_rcnn_coco_humanpose.h5 --model_dir=MODEL
 
-Reads .pth, .pkl and .safetensors; whatever a file holds, nothing in it is run. Depth and widths are read off the tensors, all
-else (colours, resizing, anchors, RoIAlign, …) is as the family has it. model.predict, model.evaluate and export.export_model
-take the directory as --model, model.train as --init; a backbone alone (a ResNet of ImageNet) is for model.train --init itself.
+The third is matterport's Mask R-CNN for human pose, which keeps its own network, sizes and answers (docs/FROM_MATTERPORT.md).
+Needs none of these packages. Reads .pth, .pkl, .safetensors and .h5; whatever a file holds, nothing in it is run. Depth and
+widths are read off the tensors, all else (colours, resizing, anchors, RoIAlign, …) is as the family has it. model.predict,
+model.evaluate and export.export_model take the directory as --model, model.train as --init; a backbone alone (a ResNet of
+ImageNet) is for model.train --init itself.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from pipeline import command
 from pipeline.command import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_enum("source", None, ["torchvision", "detectron2"], "Whose names and conventions the file has.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "source", None, ["torchvision", "detectron2", "matterport"], "Whose names and conventions the file has.", flag_values=FLAGS
+)
 flags.DEFINE_string("weights", None, "The file.", flag_values=FLAGS)
 flags.DEFINE_string("model_dir", None, "Where the model is written; a new directory.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -43,18 +48,29 @@ flags.mark_flags_as_required(["source", "weights", "model_dir"], flag_values=FLA
 def main(_: list[str]) -> None:
     if FLAGS.norm_epsilon is not None and not 0 <= FLAGS.norm_epsilon < 1:
         raise UserError(f"--norm_epsilon={FLAGS.norm_epsilon}: must be from 0 to below 1")
+    if FLAGS.source == "matterport" and FLAGS.norm_epsilon is not None:
+        raise UserError(
+            f"--norm_epsilon={FLAGS.norm_epsilon}: the network of --source=matterport has 0.001; leave the flag out"
+        )
     command.load_tensorflow()
+    from model.matterport.importing import import_model as import_matterport
     from model.weights.importing import import_model
 
-    import_model(
-        FLAGS.source,
-        FLAGS.weights,
-        FLAGS.model_dir,
-        skeleton_file=FLAGS.skeleton,
-        norm_epsilon=FLAGS.norm_epsilon,
-        assignments=FLAGS.set,
-        report=lambda line: print(f"import_weights: {line}", flush=True),
-    )
+    def report(line: str) -> None:
+        print(f"import_weights: {line}", flush=True)
+
+    if FLAGS.source == "matterport":
+        import_matterport(FLAGS.weights, FLAGS.model_dir, skeleton_file=FLAGS.skeleton, assignments=FLAGS.set, report=report)
+    else:
+        import_model(
+            FLAGS.source,
+            FLAGS.weights,
+            FLAGS.model_dir,
+            skeleton_file=FLAGS.skeleton,
+            norm_epsilon=FLAGS.norm_epsilon,
+            assignments=FLAGS.set,
+            report=report,
+        )
     print(f"import_weights: model in {FLAGS.model_dir}", flush=True)
 
 

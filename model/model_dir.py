@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from model import config as config_lib
 from model.config import Config
+from model.matterport.config import MatterportConfig
+from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError, reason_of
-from pipeline.files import an_object, checked_json, write_file
+from pipeline.files import an_object, checked_json, write_file, write_json
 from pipeline.skeleton import Skeleton
 
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
@@ -29,12 +32,18 @@ _RESTORE = "restore the file that was written with the model"
 FREE_SECTIONS = ("train", "inference", "data")
 
 
+class Network(Protocol):
+    """What a checkpoint is made of."""
+
+    def variables_by_path(self) -> dict[str, tf.Variable]: ...
+
+
 def _keyed(variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
     return {path.replace("/", "."): variable for path, variable in variables.items()}
 
 
 def checkpoint_of(
-    model: KeypointRCNN, optimizer: Mapping[str, tf.Variable] | None = None, step: tf.Variable | None = None
+    model: Network, optimizer: Mapping[str, tf.Variable] | None = None, step: tf.Variable | None = None
 ) -> tf.train.Checkpoint:
     """What a checkpoint of a model holds.
 
@@ -82,6 +91,41 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
     write_file(skeleton_path, json.dumps(skeleton.to_json(), indent=2) + "\n")
     write_file(config_path, json.dumps(config_lib.to_json(config), indent=2) + "\n")
     return changes
+
+
+def check_new(model_dir: Path) -> None:
+    """Raises: UserError unless `model_dir` can become a new directory."""
+    if not model_dir.name or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
+        raise UserError(f"--model_dir={model_dir}: exists already; name a new directory")
+
+
+def write_new(
+    model_dir: Path, model: Network, config: Mapping[str, Any], skeleton: Skeleton, source: Mapping[str, Any]
+) -> None:
+    """Writes a model directory with a checkpoint at step 0.
+
+    All of it lies under another name first, so that a directory of that name is whole.
+
+    Args:
+      model_dir: passes `check_new`.
+      config: of the model, as JSON.
+      source: whose weights they are, for `NOTE_FILE`.
+    """
+    model_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = model_dir.with_name(f".{model_dir.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
+    try:
+        temporary.mkdir()
+        write_json(temporary / "config.json", dict(config))
+        write_json(temporary / "skeleton.json", skeleton.to_json())
+        write_json(temporary / NOTE_FILE, dict(source))
+        manager = tf.train.CheckpointManager(checkpoint_of(model), str(temporary / "checkpoints"), 1, checkpoint_name="step")
+        manager.save(checkpoint_number=0)
+        if model_dir.exists():
+            model_dir.rmdir()  # empty
+        temporary.replace(model_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _differences(old: Config, new: Config) -> list[tuple[str, str, object, object]]:
@@ -157,6 +201,18 @@ def load_model(model_dir: str | Path) -> KeypointRCNN:
     if path is None:
         raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
     model = KeypointRCNN(config_lib.load(model_dir / "config.json"), load_skeleton(model_dir))
+    restore(checkpoint_of(model), path, partial=True)
+    return model
+
+
+def load_any(model_dir: str | Path) -> KeypointRCNN | MaskRCNN:
+    """As `load_model`, or the old network of a directory that `model.import_weights --source=matterport` wrote."""
+    model_dir = Path(model_dir)
+    path = newest_checkpoint(model_dir) if (model_dir / "config.json").exists() else None
+    config = None if path is None else config_lib.load_any(model_dir / "config.json")
+    if path is None or not isinstance(config, MatterportConfig):
+        return load_model(model_dir)
+    model = MaskRCNN(config, load_skeleton(model_dir))
     restore(checkpoint_of(model), path, partial=True)
     return model
 

@@ -13,11 +13,14 @@ An image that cannot be read is named, and the others are done. Answers appear a
 OUT/predictions.unfinished.jsonl; a run that was stopped goes on from there.
 """
 
+import dataclasses
 from pathlib import Path
 
 from absl import flags
 
 from pipeline import command
+
+SCORE_THRESHOLD = 0.5  # what suits drawings
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "Model directory, SavedModel or .tflite file. Required.", flag_values=FLAGS)
@@ -29,7 +32,14 @@ flags.DEFINE_string(
     "COCO JSON that gives the images their ids, by file name. Only its images are looked at; it needs no people.",
     flag_values=FLAGS,
 )
-flags.DEFINE_float("score_threshold", 0.5, "Least score of a person: who has less is left out.", 0, 1, flag_values=FLAGS)
+flags.DEFINE_float(
+    "score_threshold",
+    None,
+    "Least score of a person: who has less is left out. Default: 0.5, or the model's own inference.score_threshold if higher.",
+    0,
+    1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "decoder",
     "fast",
@@ -57,6 +67,18 @@ flags.DEFINE_integer(
     1,
     flag_values=FLAGS,
 )
+flags.DEFINE_bool(
+    "legacy_decoding",
+    False,
+    "Whether boxes and keypoints are whole pixels as the original gives them; the network of --source=matterport only.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "masks",
+    False,
+    "Whether predictions.json has each person's mask (segmentation, run lengths); the network of --source=matterport only.",
+    flag_values=FLAGS,
+)
 flags.mark_flags_as_required(["model", "input", "output_dir"], flag_values=FLAGS)
 
 
@@ -80,7 +102,11 @@ def main(_rest: list[str]) -> None:
         short_edge=FLAGS.short_edge,
         max_edge=FLAGS.max_edge,
         decoder=FLAGS.decoder,
+        legacy_decoding=FLAGS.legacy_decoding,
+        masks=FLAGS.masks,
     )
+    if FLAGS.score_threshold is None:
+        predictor = dataclasses.replace(predictor, score_threshold=max(SCORE_THRESHOLD, predictor.score_threshold))
     summary = predict_files(predictor, images, Path(FLAGS.output_dir), draw=FLAGS.draw, notes=notes)
     print(summary_text(summary))
     if summary.unreadable:

@@ -15,7 +15,8 @@ MULTIPLE = 32  # of both sides of a canvas, the stride of the backbone's last st
 #   standard: sides rounded half up; no antialiasing; pixels rounded to bytes, a quarter of the traffic to the device.
 #   torchvision: sides rounded down; no antialiasing; pixels stay floats.
 #   detectron2: sides rounded half up, in two steps; Pillow's antialiasing of bytes, which costs 6.5 to 8.6 times as much.
-ResizeRule = Literal["standard", "torchvision", "detectron2"]
+#   matterport: only images whose shorter side is too small are enlarged; sides rounded half to even; Pillow's antialiasing.
+ResizeRule = Literal["standard", "torchvision", "detectron2", "matterport"]
 
 AnchorSource = Literal["precomputed", "online"]
 
@@ -101,8 +102,13 @@ def resized_size(height: int, width: int, short_edge: int, max_edge: int, rule: 
     """Size of an image whose short edge becomes `short_edge`, unless its long edge would then exceed `max_edge`.
 
     torchvision rounds down (and may end one pixel short of `short_edge`); Detectron2 scales to the short edge first and then,
-    if need be, to the long one.
+    if need be, to the long one; matterport never makes an image smaller than it is unless its long edge asks for it.
     """
+    if rule == "matterport":
+        scale = max(1.0, short_edge / min(height, width))
+        if round(max(height, width) * scale) > max_edge:
+            scale = max_edge / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
     if rule == "detectron2":
         scale = short_edge / min(height, width)
         resized = tuple(short_edge if side == min(height, width) else side * scale for side in (height, width))

@@ -64,6 +64,11 @@ def resized_size_tf(
     height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
     short_edge, max_edge = tf.cast(short_edge, tf.float64), tf.cast(max_edge, tf.float64)
     shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
+    if rule == "matterport":
+        scale = tf.maximum(tf.constant(1.0, tf.float64), short_edge / shorter)
+        scale = tf.where(tf.round(longer * scale) > max_edge, max_edge / longer, scale)
+        rounded = [tf.maximum(tf.cast(tf.round(side * scale), tf.int32), 1) for side in (height, width)]  # half to even
+        return rounded[0], rounded[1]
     if rule == "detectron2":
         scale = short_edge / shorter
         again = max_edge / (longer * scale)
@@ -94,7 +99,7 @@ def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, rule: ResizeRu
     Returns:
       [height, width, 3] of `pixel_dtype(rule)`, 0…255.
     """
-    if rule == "detectron2":
+    if rule in ("detectron2", "matterport"):
         return pillow_resize(image, height, width)
     size = tf.stack([height, width])
     if rule == "torchvision":

@@ -60,7 +60,8 @@ def main(_rest: list[str]) -> None:
 
     from export.compare import agreement
     from model.inference.image_folder import image_files
-    from model.inference.predictor import letterbox_file, saved_model_folder, tflite_size
+    from model.inference.image_input import letterbox_file
+    from model.inference.predictor import saved_model_folder, tflite_size
     from model.inference.serving import ServingModule
     from model.model_dir import load_model
     from pipeline.files import write_json

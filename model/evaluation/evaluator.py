@@ -238,6 +238,7 @@ def evaluate_files(
     results: str | None = None,
     sigmas: Sequence[float] | None = None,
     decoder: str = "fast",
+    legacy_decoding: bool = False,
     output_dir: str | None = None,
 ) -> str:
     """The command `model.evaluate`: a model over records, or a file of results. Returns what to print.
@@ -251,6 +252,8 @@ def evaluate_files(
         raise UserError("--model (with --data_dir) or --results: give one of them")
     if results is not None and decoder != "fast":
         raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
+    if results is not None and legacy_decoding:
+        raise UserError("--legacy_decoding: --results are decoded already; leave it out")
     if model is not None and data_dir is None:
         raise UserError("--data_dir: --model needs the folder of records that it shall look at")
     record_folder = None if data_dir is None else open_record_folder(data_dir)
@@ -262,7 +265,8 @@ def evaluate_files(
         notes = checksum_notes(truth, record_folder, split)
     if model is not None:
         assert record_folder is not None
-        figures = evaluate(open_model(model, decoder=decoder), record_folder, split, truth, sigmas=sigmas)
+        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding)
+        figures = evaluate(opened, record_folder, split, truth, sigmas=sigmas)
         title = f"{model} on {split} of {data_dir}"
     else:
         assert results is not None

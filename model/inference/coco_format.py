@@ -1,13 +1,15 @@
-"""People in COCO's results format: image_id, category_id, bbox (x, y, w, h), score, keypoints (x, y, score)."""
+"""People in COCO's results format: image_id, category_id, bbox (x, y, w, h), score, keypoints (x, y, score), segmentation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Result = dict[str, Any]
+SCORE_DIGITS = 8  # behind the point: enough to tell a float32 of 1/8 or more from its neighbours
 
 
 class Found(Protocol):
@@ -21,24 +23,32 @@ class Found(Protocol):
     def keypoints(self) -> npt.NDArray[np.float32]: ...
     @property
     def keypoint_scores(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def masks(self) -> tuple[Mapping[str, Any], ...] | None: ...
 
 
 def results_to_coco(image_id: int, people: Found, category_id: int, **more: Any) -> list[Result]:
     """One image's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
-    results = []
+    results: list[Result] = []
     for box, score, points, point_scores in zip(
         people.boxes.tolist(), people.scores.tolist(), people.keypoints.tolist(), people.keypoint_scores.tolist(), strict=True
     ):
         x0, y0, x1, y1 = box
-        flat = [v for (x, y), s in zip(points, point_scores, strict=True) for v in (round(x, 3), round(y, 3), round(s, 6))]
+        flat = [
+            v
+            for (x, y), s in zip(points, point_scores, strict=True)
+            for v in (round(x, 3), round(y, 3), round(s, SCORE_DIGITS))
+        ]
         results.append(
             {
                 "image_id": image_id,
                 **more,
                 "category_id": category_id,
                 "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
-                "score": round(score, 6),
+                "score": round(score, SCORE_DIGITS),
                 "keypoints": flat,
             }
         )
+    for result, mask in zip(results, people.masks or (), strict=people.masks is not None):
+        result["segmentation"] = dict(mask)
     return results

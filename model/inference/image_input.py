@@ -19,6 +19,7 @@ from PIL import Image
 from model.inference.encoded_images import MAX_PIXELS
 from pipeline import image
 from pipeline.command import UserError
+from pipeline.data_config import ResizeRule
 from pipeline.files import open_regular
 
 ImageInput = str | Path | bytes | npt.NDArray[Any]
@@ -112,3 +113,35 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Not compressed: it is decoded at once."""
     encoded: bytes = tf.io.encode_png(pixels, compression=0).numpy()
     return encoded
+
+
+def letterbox(
+    encoded: bytes, height: int, width: int, rule: ResizeRule = "standard"
+) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
+    """Fits an image into a canvas of one size, top left, as large as it goes.
+
+    Args:
+      encoded: JPEG or PNG.
+      height, width: of the canvas.
+      rule: how the model's family resizes. torchvision's pixels are rounded: a TFLite file takes bytes.
+
+    Returns:
+      uint8 [height, width, 3]; the image's size inside the canvas; its own size (both height, width).
+    """
+    pixels = image.decode(tf.constant(encoded))
+    own = (int(pixels.shape[0]), int(pixels.shape[1]))
+    scale = min(height / own[0], width / own[1])
+    inside = (max(1, min(height, int(own[0] * scale + 0.5))), max(1, min(width, int(own[1] * scale + 0.5))))
+    resized = image.resize(pixels, *inside, "standard" if rule == "torchvision" else rule)  # but for the rounding they are one
+    return image.place(resized, height, width).numpy(), inside, own
+
+
+def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The pixels that `letterbox` makes of a file as a viewer shows it. Raises: UserError where it is no image."""
+    encoded = without_rotation(read_image_file(path), str(path))
+    image_size(encoded, str(path))
+    try:
+        return letterbox(encoded, height, width)[0]
+    except tf.errors.InvalidArgumentError:
+        decoded(encoded, str(path))
+        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class People:
       keypoint_scores: [n, K].
       skeleton: the keypoint set; a model's answers have it.
       category_id: of the model's people in COCO's terms.
+      masks: of each person, in COCO's run lengths; None: nobody looked for masks.
     """
 
     boxes: Floats
@@ -61,6 +62,7 @@ class People:
     keypoint_scores: Floats
     skeleton: Skeleton | None = None
     category_id: int = 1
+    masks: tuple[Mapping[str, Any], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -87,6 +89,7 @@ class People:
             scores=self.scores[keep],
             keypoints=self.keypoints[keep],
             keypoint_scores=self.keypoint_scores[keep],
+            masks=None if self.masks is None else tuple(m for m, kept in zip(self.masks, keep, strict=True) if kept),
         )
 
     def scaled(self, x: float, y: float) -> People:

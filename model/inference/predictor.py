@@ -21,26 +21,28 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from model import config as config_lib
-from model.config import Config
-from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, read_image_file, without_rotation
+from model.config import AnyConfig
+from model.inference.encoded_images import headers
+from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, letterbox, without_rotation
 from model.inference.people import People
 from model.inference.serving import ServingModule, round_up
-from model.model_dir import load_model, load_skeleton, newest_checkpoint
+from model.matterport.decoding import decode_places, legacy_pixels
+from model.matterport.masks import people_masks
+from model.matterport.network import MaskRCNN
+from model.model_dir import load_any, load_skeleton, newest_checkpoint
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
-from pipeline import data_config, image
+from pipeline import data_config
 from pipeline.command import UserError
-from pipeline.data_config import ResizeRule
 from pipeline.files import read_json
 from pipeline.skeleton import Skeleton
 
 MAX_BATCH = 16
 BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
-Answer = Mapping[str, npt.NDArray[Any]]
+Answer = Mapping[str, Any]  # arrays by name
 DECODERS: Mapping[str, Decoder] = {"fast": decode_fast, "reference": decode_reference}  # values of --decoder
 
 
@@ -49,7 +51,8 @@ def people_of(answer: Answer, row: int, skeleton: Skeleton | None = None, catego
     count = int(answer["num_detections"][row])
     names = ("boxes", "scores", "keypoints", "keypoint_scores")
     boxes, scores, keypoints, keypoint_scores = (np.asarray(answer[name][row][:count], np.float32) for name in names)
-    return People(boxes, scores, keypoints, keypoint_scores, skeleton, category_id)
+    masks = tuple(answer["masks"][row]) if "masks" in answer else None
+    return People(boxes, scores, keypoints, keypoint_scores, skeleton, category_id, masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +61,15 @@ class Predictor:
 
     Attributes:
       config, skeleton: the model's.
-      answer: encoded images of one canvas → the arrays of `ServingModule`, in each image's own pixels.
+      answer: encoded images of one canvas → the arrays of `ServingModule`, in each image's own pixels; and `masks`, lists of
+        run lengths, if masks are looked for.
       canvas: an image's height and width → those of the canvas that it is placed on.
       max_batch: images per call of `answer`.
       score_threshold: people below it are left out.
       identity: of the model's files and the settings, for whoever keeps answers; "" where it is not known.
     """
 
-    config: Config
+    config: AnyConfig
     skeleton: Skeleton
     answer: Callable[[Sequence[bytes]], Answer]
     canvas: Callable[[int, int], tuple[int, int]]
@@ -147,7 +151,11 @@ def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None
       score_threshold: people below it are left out (those below `inference.score_threshold` are in any case).
       decode: how heatmaps become keypoints.
     """
-    module = ServingModule(model, decode)
+    return _of_module(ServingModule(model, decode), score_threshold)
+
+
+def _of_module(module: ServingModule, score_threshold: float | None) -> Predictor:
+    model = module.model
     return _of_function(
         model.config, model.skeleton, lambda images: module.serving_default(tf.constant(images, tf.string)), score_threshold
     )
@@ -160,6 +168,8 @@ def open_model(
     short_edge: int | None = None,
     max_edge: int | None = None,
     decoder: str = "fast",
+    legacy_decoding: bool = False,
+    masks: bool = False,
 ) -> Predictor:
     """Opens a model directory, a SavedModel (`<name>/<version>`, or `<name>`: its newest version) or a `.tflite` file.
 
@@ -168,13 +178,15 @@ def open_model(
       score_threshold: people below it are left out; only a model directory can go below its `inference.score_threshold`.
       short_edge, max_edge: instead of the configuration's; a model directory only, an export has them fixed in its graph.
       decoder: of the keypoints, one of `DECODERS`; an export has "fast" in its graph.
+      legacy_decoding: boxes, keypoints and masks as the original of the old network rounds them (see `model.matterport`).
+      masks: whether to look for masks, too; the last two are for a model directory of the old network.
 
     Raises:
       UserError: nothing there, not a model, or an option that this kind of model cannot follow.
     """
     path = Path(path)
-    opened = _opened(path, score_threshold, short_edge, max_edge, decoder)
-    settings = (opened.score_threshold, short_edge, max_edge, decoder)
+    opened = _opened(path, score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
+    settings = (opened.score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
     return dataclasses.replace(opened, identity=f"{path.resolve()} {_state_of_files(path)} {settings}")
 
 
@@ -195,7 +207,15 @@ def _state_of_files(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _opened(path: Path, score_threshold: float | None, short_edge: int | None, max_edge: int | None, decoder: str) -> Predictor:
+def _opened(
+    path: Path,
+    score_threshold: float | None,
+    short_edge: int | None,
+    max_edge: int | None,
+    decoder: str,
+    legacy_decoding: bool,
+    masks: bool,
+) -> Predictor:
     if not path.exists():
         raise UserError(f"--model={path}: does not exist; give a model directory, a SavedModel or a .tflite file")
     saved_model = saved_model_folder(path)
@@ -205,7 +225,8 @@ def _opened(path: Path, score_threshold: float | None, short_edge: int | None, m
                 f"--model={path}: not a model: no config.json with checkpoints (a model directory), "
                 "no saved_model.pb or <version>/saved_model.pb (a SavedModel), no .tflite file"
             )
-        return _open_directory(path, score_threshold, short_edge, max_edge, DECODERS[decoder])
+        return _open_directory(path, score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
+    _refuse(path, legacy_decoding, masks)
     if short_edge is not None or max_edge is not None:
         raise UserError(f"--model={path}: an export's image size is fixed; --short_edge and --max_edge want a model directory")
     if decoder != "fast":
@@ -215,24 +236,57 @@ def _opened(path: Path, score_threshold: float | None, short_edge: int | None, m
     return _open_tflite(path, score_threshold)
 
 
+def _refuse(path: Path, legacy_decoding: bool, masks: bool) -> None:
+    """Refuses what only the old network can do. Raises: UserError."""
+    for flag, given in (("--legacy_decoding", legacy_decoding), ("--masks", masks)):
+        if given:
+            raise UserError(f"{flag}: wants a model directory that model.import_weights --source=matterport wrote, not {path}")
+
+
 def _open_directory(
-    path: Path, score_threshold: float | None, short_edge: int | None, max_edge: int | None, decode: Decoder
+    path: Path,
+    score_threshold: float | None,
+    short_edge: int | None,
+    max_edge: int | None,
+    decoder: str,
+    legacy_decoding: bool,
+    masks: bool,
 ) -> Predictor:
-    model = load_model(path)
+    model = load_any(path)
     inference = model.config.inference
     lowest = inference.score_threshold if score_threshold is None else min(inference.score_threshold, score_threshold)
-    inference = dataclasses.replace(
-        inference,
-        score_threshold=lowest,
-        short_edge=short_edge or inference.short_edge,
-        max_edge=max_edge or inference.max_edge,
-    )
-    model.config = dataclasses.replace(model.config, inference=inference)  # read when the functions are traced, below
-    return model_predictor(model, score_threshold=score_threshold, decode=decode)
+    asked: dict[str, Any] = {
+        "score_threshold": lowest,
+        "short_edge": short_edge or inference.short_edge,
+        "max_edge": max_edge or inference.max_edge,
+    }
+    # Read when the functions are traced, below.
+    if isinstance(model, MaskRCNN):
+        if decoder != "fast":
+            raise UserError(f"--decoder={decoder}: {path} holds the old network, which has its own; leave the flag out")
+        model.config = dataclasses.replace(model.config, inference=dataclasses.replace(model.config.inference, **asked))
+        return _old_network_predictor(model, score_threshold, legacy_decoding, masks)
+    _refuse(path, legacy_decoding, masks)
+    model.config = dataclasses.replace(model.config, inference=dataclasses.replace(model.config.inference, **asked))
+    return model_predictor(model, score_threshold=score_threshold, decode=DECODERS[decoder])
+
+
+def _old_network_predictor(model: MaskRCNN, score_threshold: float | None, legacy: bool, masks: bool) -> Predictor:
+    model.with_masks = masks
+    module = ServingModule(model, decode_places, legacy_pixels) if legacy else ServingModule(model)
+    predictor = _of_module(module, score_threshold)
+    if not masks:
+        return predictor
+
+    def answer(images: Sequence[bytes]) -> Answer:
+        found = predictor.answer(images)
+        return {**found, "masks": people_masks(found, headers(tf.constant(images, tf.string))[1].numpy(), legacy=legacy)}
+
+    return dataclasses.replace(predictor, answer=answer)
 
 
 def _of_function(
-    config: Config,
+    config: AnyConfig,
     skeleton: Skeleton,
     function: Callable[[Sequence[bytes]], Mapping[str, tf.Tensor]],
     score_threshold: float | None,
@@ -250,7 +304,7 @@ def _of_function(
     return Predictor(config, skeleton, answer, canvas, score_threshold=_threshold(config, score_threshold))
 
 
-def _threshold(config: Config, wanted: float | None) -> float:
+def _threshold(config: AnyConfig, wanted: float | None) -> float:
     lowest = config.inference.score_threshold
     if wanted is not None and not 0 <= wanted <= 1:
         raise UserError(f"--score_threshold={wanted}: must be between 0 and 1")
@@ -275,7 +329,7 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
         raise UserError(
             f"--model={path}: a SavedModel without assets/config.json and skeleton.json; export.export_model writes them"
         )
-    config = config_lib.load(assets / "config.json")
+    config = config_lib.load_any(assets / "config.json")
     skeleton = load_skeleton(assets)
     threshold = _threshold(config, score_threshold)
     try:
@@ -290,38 +344,6 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
         return signature(image_bytes=tf.constant(images, tf.string))  # type: ignore[no-any-return]
 
     return _of_function(config, skeleton, function, threshold)
-
-
-def letterbox(
-    encoded: bytes, height: int, width: int, rule: ResizeRule = "standard"
-) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
-    """Fits an image into a canvas of one size, top left, as large as it goes.
-
-    Args:
-      encoded: JPEG or PNG.
-      height, width: of the canvas.
-      rule: how the model's family resizes. torchvision's pixels are rounded: a TFLite file takes bytes.
-
-    Returns:
-      uint8 [height, width, 3]; the image's size inside the canvas; its own size (both height, width).
-    """
-    pixels = image.decode(tf.constant(encoded))
-    own = (int(pixels.shape[0]), int(pixels.shape[1]))
-    scale = min(height / own[0], width / own[1])
-    inside = (max(1, min(height, int(own[0] * scale + 0.5))), max(1, min(width, int(own[1] * scale + 0.5))))
-    resized = image.resize(pixels, *inside, "standard" if rule == "torchvision" else rule)  # but for the rounding they are one
-    return image.place(resized, height, width).numpy(), inside, own
-
-
-def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The pixels that `letterbox` makes of a file as a viewer shows it. Raises: UserError where it is no image."""
-    encoded = without_rotation(read_image_file(path), str(path))
-    image_size(encoded, str(path))
-    try:
-        return letterbox(encoded, height, width)[0]
-    except tf.errors.InvalidArgumentError:
-        decoded(encoded, str(path))
-        raise
 
 
 def tflite_size(path: Path) -> tuple[int, int]:
@@ -353,7 +375,7 @@ def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
         raise UserError(f"--model={path}: {sidecar.name} is not beside it; export.export_model writes both, keep them together")
     about = read_json(sidecar)
     try:
-        config, skeleton = config_lib.from_json(about["config"]), Skeleton.from_json(about["skeleton"])
+        config, skeleton = config_lib.any_from_json(about["config"]), Skeleton.from_json(about["skeleton"])
     except (UserError, KeyError, TypeError, ValueError) as error:
         reason = error if isinstance(error, UserError) else repr(error)
         raise UserError(f"{sidecar}: not what export.export_model writes ({reason}); export the model again") from None

@@ -11,10 +11,14 @@ import tensorflow as tf
 
 from model.inference.encoded_images import MAX_PIXELS as MAX_PIXELS
 from model.inference.encoded_images import READ, all_read, canvases, headers
+from model.matterport.decoding import decode_unrounded
+from model.matterport.network import MaskRCNN
 from model.network.keypoint_head import Decoder, decode_fast
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import image
 
+# What `own_pixels` does.
+ToOwnPixels = Callable[[Mapping[str, tf.Tensor], tf.Tensor, tf.Tensor, float], dict[str, tf.Tensor]]
 CANVAS_MULTIPLE = 32  # P5's stride: smaller canvases would lose the last row or column of a level
 
 
@@ -40,12 +44,9 @@ def own_pixels(
     limit = tf.expand_dims(tf.concat([size_xy, size_xy], axis=-1), 1)  # [N, 1, 4]
     found = tf.expand_dims(tf.expand_dims(detections["scores"] > 0.0, -1), -1)  # [N, D, 1, 1]
     per_point = tf.expand_dims(tf.expand_dims(scale_xy, 1), 1)  # [N, 1, 1, 2]
-    return {
-        "num_detections": detections["num_detections"],
+    return dict(detections) | {
         "boxes": tf.minimum(tf.maximum(detections["boxes"] / corners, 0.0), limit),
-        "scores": detections["scores"],
         "keypoints": tf.where(found, detections["keypoints"] / per_point - keypoint_offset, 0.0),
-        "keypoint_scores": detections["keypoint_scores"],
     }
 
 
@@ -57,20 +58,24 @@ class ServingModule(tf.Module):
 
     Args:
       model: the model that answers.
-      decode: how heatmaps become keypoints; an export takes the default, whose shapes are static.
+      decode: how heatmaps become keypoints; an export takes the model's own by default, whose shapes are static.
+      to_own_pixels: how its answers leave the canvas, `own_pixels` by default.
     """
 
-    def __init__(self, model: KeypointRCNN, decode: Decoder = decode_fast) -> None:
+    def __init__(
+        self, model: KeypointRCNN | MaskRCNN, decode: Decoder | None = None, to_own_pixels: ToOwnPixels | None = None
+    ) -> None:
         super().__init__(name="serving")
-        self._decode = decode
+        self._decode = decode or (decode_unrounded if isinstance(model, MaskRCNN) else decode_fast)
+        self._to_own_pixels = to_own_pixels or own_pixels
         # Saving would trace every Keras layer anew and store copies of the variables, which the converter to TFLite does not
         # find: keep the model out of what is tracked, and the raw variables in.
-        self._model: Callable[[], KeypointRCNN] = lambda: model
+        self._model: Callable[[], KeypointRCNN | MaskRCNN] = lambda: model
         self._raw = list(model.variables_by_path().values())
         self._blank = tf.io.encode_png(tf.zeros([CANVAS_MULTIPLE, CANVAS_MULTIPLE, 3], tf.uint8)).numpy()
 
     @property
-    def model(self) -> KeypointRCNN:
+    def model(self) -> KeypointRCNN | MaskRCNN:
         """The model that answers."""
         return self._model()
 
@@ -154,7 +159,9 @@ class ServingModule(tf.Module):
             found = tf.map_fn(self._detect_alone, (pixels, resized), fn_output_signature=self._answer_of_one())
         else:
             found = self.model.detect(pixels, resized, self._decode)
-        answers = own_pixels(found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset)
+        answers = self._to_own_pixels(
+            found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset
+        )
         if tolerant:
             read = tf.equal(status, READ)
             answers = {
@@ -193,7 +200,7 @@ class ServingModule(tf.Module):
             pixels = tf.pad(pixels, [[0, more], [0, down], [0, right], [0, 0]])
         size = tf.tile(tf.expand_dims(tf.stack([height, width]), 0), [1 if one else tf.maximum(count, 1), 1])
         found = self.model.detect(pixels, size, self._decode, static_shapes=static_shapes)
-        answers = own_pixels(found, tf.ones_like(size, tf.float32), size, self._keypoint_offset)
+        answers = self._to_own_pixels(found, tf.ones_like(size, tf.float32), size, self._keypoint_offset)
         if one:
             specs = self._answer_of_one()
             return {name: tf.ensure_shape(value, [1, *specs[name].shape]) for name, value in answers.items()}

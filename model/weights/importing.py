@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from model import model_dir as checkpoint_lib
+from model import config as config_lib
+from model import model_dir as model_dir_lib
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import families, layout, names
@@ -23,7 +22,7 @@ from model.weights.weight_files import read_weights
 from pipeline import config_overrides
 from pipeline.anchors import cell_anchors
 from pipeline.command import UserError
-from pipeline.files import checked_json, write_json
+from pipeline.files import checked_json
 from pipeline.skeleton import COCO_PERSON, Skeleton
 
 SOURCES: Mapping[str, Family] = {"torchvision": names.TORCHVISION, "detectron2": names.DETECTRON2}
@@ -52,12 +51,11 @@ def import_model(
       UserError: as `imported`; or a directory that is in use.
     """
     model_dir = Path(model_dir)
-    if not model_dir.name or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
-        raise UserError(f"--model_dir={model_dir}: exists already; name a new directory")
+    model_dir_lib.check_new(model_dir)
     model, origin = imported(
         source, weights, skeleton_file=skeleton_file, norm_epsilon=norm_epsilon, assignments=assignments, report=report
     )
-    _write(model, model_dir, origin)
+    model_dir_lib.write_new(model_dir, model, config_lib.to_json(model.config), model.skeleton, origin)
 
 
 def imported(
@@ -92,7 +90,7 @@ def imported(
         config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
         config = config_overrides.override(config, assignments)
         _check_beside_weights(tensors, config)
-        skeleton = _skeleton(layout.num_keypoints(by_path), skeleton_file, report)
+        skeleton = skeleton_for(layout.num_keypoints(by_path), skeleton_file, report)
         by_path = layout.complete(by_path, family, config.backbone.norm_epsilon)
         shapes = variable_shapes(config, skeleton)  # before the model is made: what one tensor says may be far too large
         values = layout.values(by_path, family, shapes, source_names, box_resolution=config.box_head.resolution)
@@ -157,7 +155,13 @@ def _check_beside_weights(tensors: Tensors, config: Config) -> None:
             )
 
 
-def _skeleton(number: int, file: str | Path | None, report: Callable[[str], None]) -> Skeleton:
+def skeleton_for(number: int, file: str | Path | None, report: Callable[[str], None]) -> Skeleton:
+    """The keypoint set of weights for so many keypoints: the one of `file`, or COCO's.
+
+    Raises:
+      UserError: `file` has another number, or none.
+      RefusedError: another number than COCO's, and no file.
+    """
     if file is not None:
         skeleton = read_skeleton(file)
         if skeleton.num_keypoints != number:
@@ -179,21 +183,3 @@ def read_skeleton(file: str | Path) -> Skeleton:
     """
     remedy = "--skeleton takes the skeleton.json of a model directory or the pipeline.json of records"
     return checked_json(file, "no keypoint set", lambda value: Skeleton.from_json(value.get("skeleton", value)), remedy=remedy)
-
-
-def _write(model: KeypointRCNN, model_dir: Path, source: Mapping[str, Any]) -> None:
-    """All of it under another name first, so that a directory of that name is whole."""
-    model_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = model_dir.with_name(f".{model_dir.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
-    try:
-        checkpoint_lib.prepare_model_dir(temporary, model.config, model.skeleton)
-        write_json(temporary / checkpoint_lib.NOTE_FILE, dict(source))
-        saved = checkpoint_lib.checkpoint_of(model)
-        manager = tf.train.CheckpointManager(saved, str(temporary / "checkpoints"), 1, checkpoint_name="step")
-        manager.save(checkpoint_number=0)
-        if model_dir.exists():
-            model_dir.rmdir()  # empty
-        temporary.replace(model_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

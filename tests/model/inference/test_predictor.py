@@ -14,8 +14,8 @@ import tensorflow as tf
 from PIL import Image
 
 from model import config
-from model.inference.image_input import image_size
-from model.inference.predictor import Answer, Predictor, letterbox, model_predictor, open_model
+from model.inference.image_input import image_size, letterbox
+from model.inference.predictor import Answer, Predictor, model_predictor, open_model
 from model.model_dir import checkpoint_of, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import families
