@@ -19,7 +19,7 @@ import tensorflow as tf
 from benchmarks.contestant import serve
 from model.config import Config
 from model.model_dir import load_model
-from model.training.step import Trainer
+from model.training.step import Learner
 from pipeline import anchors
 from pipeline.data_config import PERSON
 
@@ -66,20 +66,20 @@ def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
     model = load_model(folder / "model")
     config = config_of_case(model.config, folder)
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    trainer = Trainer(config, model.skeleton, strategy, precision="float32", jit_compile=xla)
+    learner = Learner(config, model.skeleton, strategy, precision="float32", jit_compile=xla)
     imported = model.variables_by_path()
-    for name, variable in trainer.model.variables_by_path().items():
+    for name, variable in learner.model.variables_by_path().items():
         variable.assign(imported[name])
     batch = training_batch(config, folder)
     arguments = (tf.constant(0.0), tf.constant(0), tf.constant(0.0))
 
     def work(count: int) -> int:
         for _ in range(count):
-            metrics = trainer.train_step(batch, *arguments)
+            metrics = learner.take_step(batch, *arguments)
             float(metrics["loss"])
         return count
 
-    metrics = trainer.train_step(batch, *arguments)
+    metrics = learner.take_step(batch, *arguments)
     return work, f"{int(metrics['keypoint_rois'])} RoIs in the keypoint head"
 
 

@@ -57,6 +57,12 @@ def checkpoint_of(
     return tf.train.Checkpoint(**parts)
 
 
+def check_is_directory(model_dir: Path) -> None:
+    """Raises: UserError if the name is a file's."""
+    if model_dir.exists() and not model_dir.is_dir():
+        raise UserError(f"--model_dir={model_dir}: is a file; name a directory")
+
+
 def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> list[str]:
     """Writes `config.json` and `skeleton.json`, and compares them with what an earlier run wrote, if it got to a checkpoint.
 
@@ -67,8 +73,7 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
       UserError: the directory holds a model of another architecture or keypoint set, or a damaged one; or is something else.
     """
     changes: list[str] = []
-    if model_dir.exists() and not model_dir.is_dir():
-        raise UserError(f"--model_dir={model_dir}: is a file; name a directory")
+    check_is_directory(model_dir)
     config_path, skeleton_path = model_dir / "config.json", model_dir / "skeleton.json"
     if config_path.exists() and newest_checkpoint(model_dir) is not None:
         previous = config_lib.load(config_path)

@@ -1,10 +1,11 @@
 r"""Trains Keypoint R-CNN on records that pipeline.make_tfrecords wrote.
 
-  python -m model.train --data_dir=records --model_dir=run --preset=r50_fpn --strategy=mirrored --precision=mixed_float16 \
-    --eval_split=val --eval_annotations=annotations/person_keypoints_val2017.json
+  python -m model.train --data_dir=records --model_dir=run --init=resnet50-0676ba61.pth --strategy=mirrored \
+    --precision=mixed_float16 --eval_split=val --eval_annotations=annotations/person_keypoints_val2017.json
 
-The same command goes on from the newest checkpoint of --model_dir. Ctrl-C saves one first. Several machines: the same
-command on each, with TF_CONFIG set and --strategy=multi_worker.
+Training starts from the weights that --init names, or from random ones with --set backbone.norm=group. The same command goes
+on from the newest checkpoint of --model_dir. Ctrl-C, SIGTERM and SIGHUP save one first; the status is then 130, 143 or 129.
+Several machines run the same command, each with TF_CONFIG set and --strategy=multi_worker.
 """
 
 from __future__ import annotations
@@ -15,92 +16,103 @@ from pathlib import Path
 
 from absl import flags
 
-from pipeline import batch_flags, command
-from pipeline.command import UserError
+from model import config as config_lib
+from model.config import Config
+from model.training.learning_rate import advice_on_batch_size
+from pipeline import batch_flags, command, config_overrides
+from pipeline.command import UserError, say
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", None, "Folder of records that pipeline.make_tfrecords wrote (required).", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Split to train on.", flag_values=FLAGS)
-flags.DEFINE_string("model_dir", None, "Where the model is written: configuration, checkpoints, logs.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model_dir",
+    None,
+    "Directory that the model is written to: configuration, checkpoints, logs (required). If it holds a checkpoint, training "
+    "goes on from it.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "preset",
     None,
-    "Configuration: tiny, r50_fpn (the default) or r101_fpn; a --model_dir that exists, or --init=DIR, has its own.",
+    "Configuration to begin with: tiny, r50_fpn or r101_fpn. The default is that of --model_dir or of the directory that "
+    "--init names, else r50_fpn.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "init",
     None,
-    "Weights to start from: a ResNet's file (.pth, .pkl, .safetensors, .h5), which becomes the backbone, or a model directory.",
+    "Weights to start from if --model_dir holds no checkpoint: a ResNet's file (.pth, .pkl, .safetensors, .h5), which becomes "
+    "the backbone, or a model directory. The default is random weights.",
     flag_values=FLAGS,
 )
 flags.DEFINE_multi_string(
-    "set", [], "Sets one value of the configuration, such as rpn.nms_threshold=0.6; may be repeated.", flag_values=FLAGS
+    "set",
+    [],
+    "Sets one value of the configuration, such as rpn.nms_threshold=0.6 or data.short_edges=128,160. May be repeated.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_integer("steps", None, "Steps to train, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", None, "Images per step over all replicas, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_float("learning_rate", None, "Peak rate, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_integer("seed", None, "Of weights, order of data and draws, instead of the preset's.", flag_values=FLAGS)
-flags.DEFINE_bool("flip", None, "Mirrors half of the images, or none, instead of the preset's choice.", flag_values=FLAGS)
+flags.DEFINE_integer("steps", None, "Steps to train. The default is the preset's.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", None, "Images per step over all replicas. The default is the preset's.", flag_values=FLAGS)
+flags.DEFINE_float("learning_rate", None, "Peak learning rate. The default is the preset's.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "seed", None, "Seed of the weights, the order of images and all draws. The default is the preset's.", flag_values=FLAGS
+)
+flags.DEFINE_bool("flip", None, "Mirrors half of the images, or none. The default is the preset's choice.", flag_values=FLAGS)
 batch_flags.define_colours(FLAGS)
 flags.DEFINE_enum(
     "strategy",
     "one_device",
     ["one_device", "mirrored", "multi_worker"],
-    "One GPU or the CPU; all GPUs of this machine; several machines by TF_CONFIG.",
+    "Where training runs: on one GPU or the CPU, on all GPUs of this machine, or on several machines, which TF_CONFIG names.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "precision",
     "float32",
     ["float32", "mixed_float16", "mixed_bfloat16"],
-    "Compute type of the layers; weights, losses and boxes are float32 always.",
+    "Compute type of the layers. Weights, losses and boxes are always float32.",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("jit_compile", False, "Compile each replica's step with XLA.", flag_values=FLAGS)
+flags.DEFINE_bool("jit_compile", False, "Compiles each replica's step with XLA.", flag_values=FLAGS)
 flags.DEFINE_integer("save_every", 1000, "Steps between two checkpoints.", flag_values=FLAGS)
-flags.DEFINE_string("eval_split", None, "Split to evaluate while training; needs --eval_annotations.", flag_values=FLAGS)
-flags.DEFINE_string("eval_annotations", None, "COCO JSON of --eval_split.", flag_values=FLAGS)
-flags.DEFINE_integer("eval_every", 0, "Steps between two evaluations; 0: only at the end.", flag_values=FLAGS)
+flags.DEFINE_string("eval_split", None, "Split to evaluate while training. Needs --eval_annotations.", flag_values=FLAGS)
+flags.DEFINE_string("eval_annotations", None, "COCO JSON that --eval_split was converted from.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "eval_every", 0, "Steps between two evaluations; with 0, the model is evaluated at the end alone.", flag_values=FLAGS
+)
 flags.DEFINE_enum(
     "on_error",
     "fail",
     ["fail", "skip"],
-    "A record or image that cannot be read: name it and stop; or name it, and go on without it (10 to 20 % slower loading).",
+    "What a record or image that cannot be read leads to: the training names it and stops, or names it and goes on without it "
+    "(loading is then 10 to 20 % slower).",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "cache",
     "none",
     ["none", "records", "decoded"],
-    "Kept in memory of images that have been read: records (COCO train2017: 8 GB on each machine), or also decoded images (3 "
-    "bytes a pixel; in all 54 GB). python -m pipeline.benchmark_loader says what it takes for other data.",
+    "What is kept in memory of images that have been read: nothing, their records (COCO train2017: 8 GB on each machine), or "
+    "also the decoded images (3 bytes a pixel; 54 GB in all). python -m pipeline.benchmark_loader says what other data take.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "data_service",
     "",
-    "grpc://host:port of the dispatcher of a tf.data service that shall make the batches, in no certain order.",
+    "Address grpc://host:port of the dispatcher of a tf.data service that makes the batches, in no certain order. The default "
+    "is to make them in this process.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "cpu_devices", 1, "Splits the CPU into so many devices, to try --strategy=mirrored without GPUs.", flag_values=FLAGS
+    "cpu_devices", 1, "Devices that the CPU is split into, to try --strategy=mirrored without GPUs.", flag_values=FLAGS
 )
 flags.mark_flags_as_required(["data_dir", "model_dir"], flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
-    if FLAGS.strategy == "multi_worker" and not os.environ.get("TF_CONFIG"):
-        raise UserError("--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index")
-    if (FLAGS.eval_split is None) != (FLAGS.eval_annotations is None):
-        raise UserError("--eval_split and --eval_annotations: give both or neither")
-    if FLAGS.preset and FLAGS.init and Path(FLAGS.init).is_dir():
-        raise UserError(
-            f"--init={FLAGS.init}: a model directory has a configuration of its own; leave --preset={FLAGS.preset} out"
-        )
-    for name in ("steps", "batch_size", "learning_rate", "save_every", "cpu_devices"):
-        if FLAGS[name].value is not None and FLAGS[name].value <= 0:
-            raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
+    _check_flags()
+    _check_configuration()
 
     command.load_tensorflow()
     from model.model_dir import newest_checkpoint
@@ -113,21 +125,11 @@ def main(_: list[str]) -> None:
 
     options = LoadingOptions(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
     model_dir = Path(FLAGS.model_dir)
-    start = open_starting_point(FLAGS.init) if FLAGS.init and newest_checkpoint(model_dir) is None else None
-    config = configuration(model_dir, start, FLAGS.preset, FLAGS.set)
-    given = {
-        "steps": FLAGS.steps,
-        "global_batch_size": FLAGS.batch_size,
-        "learning_rate": FLAGS.learning_rate,
-        "seed": FLAGS.seed,
-    }
-    schedule = {name: value for name, value in given.items() if value is not None}
-    augmentation = batch_flags.colours(FLAGS) | ({} if FLAGS.flip is None else {"flip": FLAGS.flip})
-    config = dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, **schedule),
-        data=dataclasses.replace(config.data, **augmentation),
-    )
+    has_checkpoint = newest_checkpoint(model_dir) is not None
+    if FLAGS.init and has_checkpoint:
+        say(f"train: --init={FLAGS.init} is passed over, because {model_dir} holds a checkpoint to go on from")
+    start = open_starting_point(FLAGS.init) if FLAGS.init and not has_checkpoint else None
+    config = _with_flags(configuration(model_dir, start, FLAGS.preset, FLAGS.set))
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
     record_folder = open_record_folder(FLAGS.data_dir)
     validate = Validation(record_folder, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
@@ -141,6 +143,58 @@ def main(_: list[str]) -> None:
     )
     with naming_lost_workers(strategy):
         loop.train(config, record_folder, FLAGS.split, run, strategy, validate, start)
+
+
+def _check_flags() -> None:
+    """Raises: UserError for flags that contradict each other or have values that they cannot have."""
+    if FLAGS.strategy == "multi_worker" and not os.environ.get("TF_CONFIG"):
+        raise UserError("--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index")
+    if (FLAGS.eval_split is None) != (FLAGS.eval_annotations is None):
+        raise UserError("--eval_split and --eval_annotations: give both or neither")
+    if FLAGS.preset and FLAGS.init and Path(FLAGS.init).is_dir():
+        raise UserError(
+            f"--init={FLAGS.init}: a model directory has a configuration of its own; leave --preset={FLAGS.preset} out"
+        )
+    for name in ("steps", "batch_size", "learning_rate", "save_every", "cpu_devices"):
+        if FLAGS[name].value is not None and not FLAGS[name].value > 0:
+            raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
+    if FLAGS.seed is not None and not 0 <= FLAGS.seed < 2**63:
+        raise UserError(f"--seed={FLAGS.seed}: must be from 0 to 2^63 - 1")
+    if FLAGS.eval_every < 0:
+        raise UserError(f"--eval_every={FLAGS.eval_every}: must be 0 or more")
+    if FLAGS.init and not Path(FLAGS.init).exists():
+        raise UserError(f"--init={FLAGS.init}: does not exist; give a ResNet's file or a model directory")
+
+
+def _check_configuration() -> None:
+    """Answers a wrong --preset or --set before TensorFlow loads, which takes seconds. Raises: UserError."""
+    config = config_lib.preset(FLAGS.preset or "r50_fpn")
+    for folder in (FLAGS.init, FLAGS.model_dir):
+        if folder and (Path(folder) / "config.json").is_file():
+            config = config_lib.load(Path(folder) / "config.json")
+    config_overrides.override(config, FLAGS.set)
+
+
+def _with_flags(config: Config) -> Config:
+    """The configuration with the values of --steps, --batch_size and their like."""
+    given = {
+        "steps": FLAGS.steps,
+        "global_batch_size": FLAGS.batch_size,
+        "learning_rate": FLAGS.learning_rate,
+        "seed": FLAGS.seed,
+    }
+    schedule = {name: value for name, value in given.items() if value is not None}
+    augmentation = batch_flags.colours(FLAGS) | ({} if FLAGS.flip is None else {"flip": FLAGS.flip})
+    changed = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, **schedule),
+        data=dataclasses.replace(config.data, **augmentation),
+    )
+    chosen = FLAGS.learning_rate is not None or any(text.startswith("train.learning_rate=") for text in FLAGS.set)
+    advice = None if chosen else advice_on_batch_size(config.train, changed.train)
+    if advice:
+        say(f"train: {advice}")
+    return changed
 
 
 if __name__ == "__main__":

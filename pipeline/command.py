@@ -10,9 +10,10 @@ import difflib
 import io
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -20,11 +21,38 @@ from typing import Any, NoReturn
 from absl import flags
 from tqdm import tqdm
 
+# Other tools' names of flags, and ours.
+NAMES_ELSEWHERE = {
+    "epochs": ("steps",),
+    "num_epochs": ("steps",),
+    "iterations": ("steps",),
+    "max_iter": ("steps",),
+    "max_steps": ("steps",),
+    "gpus": ("strategy",),
+    "num_gpus": ("strategy",),
+    "device": ("strategy",),
+    "pretrained": ("init", "weights"),
+    "checkpoint": ("init", "model"),
+    "data": ("data_dir",),
+    "dataset": ("data_dir",),
+    "output": ("output_dir", "model_dir"),
+    "out": ("output_dir", "model_dir"),
+    "output_dir": ("model_dir", "output"),
+    "model": ("model_dir", "preset"),
+    "amp": ("precision",),
+    "fp16": ("precision",),
+    "conf": ("score_threshold",),
+    "threshold": ("score_threshold",),
+    "imgsz": ("set",),
+}
+
 _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
     """A wrong input that a person can give. The message is one line: the value, the rule, the way out."""
+
+    status = 1  # with which the process ends
 
 
 def run(
@@ -38,7 +66,7 @@ def run(
       doc: the module's docstring, shown by `--help`.
       passes_unknown_flags: whether `main` knows what to do with other flags (those of Beam).
 
-    Ends with status 0; with 1 and one line on stderr for a `UserError`; with 130 after Ctrl-C.
+    Ends with status 0; with one line on stderr and the status of a `UserError`, which is 1 for most; with 130 after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
@@ -51,9 +79,13 @@ def run(
         _check_empty(flag_values)
         main(rest)
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), error.status)
     except flags.Error as error:
-        _fail(" ".join(str(error).removeprefix("FATAL Flags parsing error: ").split()))
+        message = " ".join(str(error).removeprefix("FATAL Flags parsing error: ").split())
+        missing = _missing_flags(flag_values, message)
+        _fail(
+            f"{', '.join(f'--{name}' for name in missing)}: must be given; --help explains every flag" if missing else message
+        )
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C; the same command goes on from what is finished", status=130)
     except BrokenPipeError:
@@ -84,7 +116,11 @@ def load_tensorflow() -> None:
     """Imports TensorFlow without the dozen lines that it prints about this machine's libraries before its log levels hold.
 
     To see them, and TensorFlow's own warnings later, set TF_CPP_MIN_LOG_LEVEL=0.
+
+    TensorFlow takes a GPU's memory as it needs it, so that an evaluation or an export runs beside a training; set
+    TF_FORCE_GPU_ALLOW_GROWTH=false to have it take all at once, which leaves fewer gaps between allocations.
     """
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -115,12 +151,35 @@ def _parse_all(flag_values: flags.FlagValues) -> list[str]:
     try:
         rest = flag_values(sys.argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(flag_values), n=1, cutoff=0.6)
-        hint = f"did you mean --{near[0]}? " if near else ""
+        meant = _likely_meant(error.flagname, list(flag_values))
+        hint = f"did you mean --{meant}? " if meant else ""
         raise UserError(f"--{error.flagname}: no such flag; {hint}--help lists them") from None
     if rest:
         raise UserError(f"{rest[0]!r}: every argument is a flag --name=value; --help lists them")
     return list(rest)
+
+
+def _likely_meant(name: str, known: Sequence[str]) -> str | None:
+    """The flag that somebody means who gives one that does not exist: a slip, an initialism, or what other tools call it."""
+    normal = name.lower().replace("-", "_")
+    others = [flag for flag in (normal, *NAMES_ELSEWHERE.get(normal, ())) if flag in known]
+    initials = [flag for flag in known if "".join(word[0] for word in flag.split("_")) == normal]
+    near = difflib.get_close_matches(normal, known, n=1, cutoff=0.6)
+    longer = [flag for flag in known if normal in flag.split("_")]
+    return next(iter([*others, *initials, *near, *longer]), None)
+
+
+def _missing_flags(flag_values: flags.FlagValues, message: str) -> list[str]:
+    """The required flags that are not given, if absl's message is about one; it names the first alone."""
+    if "must have a value other than None" not in message:
+        return []
+    required = [
+        validator.flag_name
+        for name in flag_values
+        for validator in flag_values[name].validators
+        if "must have a value other than None" in validator.message
+    ]
+    return [name for name in dict.fromkeys(required) if flag_values[name].value is None]
 
 
 def _check_empty(flag_values: flags.FlagValues) -> None:
@@ -142,24 +201,32 @@ class Progress:
 
     with Progress(total=1000, title="train images", unit="image") as progress:
         progress.advance(8, note="loss 1.23")
+        progress.advance(8, note=["loss 1.23", "5.1 images/s"])  # the most important first: a narrow terminal shows fewer
     """
 
     SECONDS_BETWEEN_LINES = 10.0
+    NARROWEST_BAR = 8  # columns
 
     def __init__(self, total: int, title: str, unit: str, *, done: int = 0) -> None:
         self._total, self._title, self._unit = total, shown(title), unit
         self._done = self._first = done
         self._start = self._last_line = time.monotonic()
-        self._note = ""
+        self._notes: list[str] = []
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, leave=True)
 
-    def advance(self, count: int, note: str = "") -> None:
+    def advance(self, count: int, note: str | Sequence[str] = "") -> None:
+        """Counts what is done.
+
+        Args:
+          note: what else to show, from now on; parts of it in the order of their importance.
+        """
         self._done += count
-        self._note = shown(note) or self._note
+        if note:
+            self._notes = [shown(part) for part in ([note] if isinstance(note, str) else note)]
         if self._bar is not None:
-            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.set_postfix_str(self._fitting_notes(), refresh=False)
             self._bar.update(count)
             return
         now = time.monotonic()
@@ -167,10 +234,22 @@ class Progress:
             self._last_line = now
             self._print_line(now)
 
+    def _fitting_notes(self) -> str:
+        """As many of the notes as the terminal's width leaves room for, beside a short bar and the figures."""
+        bar = self._bar.format_dict | {"postfix": "", "ncols": None, "bar_format": "{l_bar}{r_bar}"}
+        room = shutil.get_terminal_size().columns - len(tqdm.format_meter(**bar)) - self.NARROWEST_BAR
+        fitting = ""
+        for part in self._notes:
+            longer = f"{fitting}, {part}" if fitting else part
+            if len(longer) + len(", ") > room:
+                break
+            fitting = longer
+        return fitting
+
     def _print_line(self, now: float) -> None:
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
-        left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
-        parts = [f"{self._title}: {self._done}/{self._total}", f"{rate:.1f} {self._unit}s/s", left, self._note]
+        left = f"{duration((self._total - self._done) / rate)} left" if rate > 0 else ""
+        parts = [f"{self._title}: {self._done}/{self._total}", _speed(rate, self._unit), left, *self._notes]
         print(", ".join(part for part in parts if part), flush=True)
 
     def __enter__(self) -> Progress:
@@ -179,3 +258,19 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "42 s", "7 min 5 s", "3 h 20 min", "2 d 4 h"."""
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
+
+
+def _speed(rate: float, unit: str) -> str:
+    """How many a second; how long one takes if it is less than one."""
+    if rate >= 1:
+        return f"{rate:.1f} {unit}s/s"
+    return f"{1 / rate:.1f} s/{unit}" if rate > 0 else ""

@@ -42,14 +42,28 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         if field not in fields:
             raise UserError(f"--set {assignment}: {section} has no {field!r}{_near(field, fields)}; it has {', '.join(fields)}")
         try:
-            value = _typed(json.loads(text) if not text.isidentifier() or text in ("true", "false") else text, hints[field])
-        except (ValueError, TypeError):
+            value = _typed(_parsed(text, hints[field]), hints[field])
+        except (ValueError, TypeError, RecursionError):
             raise UserError(
-                f"--set {assignment}: {section}.{field} is {getattr(part, field)!r}; give a value of that type"
+                f"--set {assignment}: {section}.{field} is {_as_typed_text(getattr(part, field))}; give a value of that type"
             ) from None
         changes.setdefault(section, {})[field] = value
     parts = {section: dataclasses.replace(getattr(tree, section), **values) for section, values in changes.items()}
     return typing.cast(Config, dataclasses.replace(tree, **parts))
+
+
+def _parsed(text: str, hint: Any) -> Any:
+    """The value that a text on the command line means: JSON, a word without quotes, or a list as 128,160 or [128, 160]."""
+    if typing.get_origin(hint) is tuple and not text.startswith("["):
+        text = f"[{text.strip('()').rstrip(',')}]"
+    return text if text.isidentifier() and text not in ("true", "false", "null") else json.loads(text)
+
+
+def _as_typed_text(value: Any) -> str:
+    """A value as one would give it on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(_as_typed_text(item) for item in value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def from_json(kind: type[Config], value: Mapping[str, Any]) -> Config:

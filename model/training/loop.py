@@ -6,34 +6,42 @@ and every random draw are functions of (seed, step), so a checkpoint is the weig
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from model import model_dir as checkpoint_lib
+from model import model_dir as model_dirs
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.training.feed import Feed, Interrupt, InterruptedTrainingError
-from model.training.metrics_log import LOSSES, Interval, MetricsLog
-from model.training.optimizer import learning_rate
+from model.training.checkpoints import Saver, find_origin, note_run
+from model.training.data_source import DataSource, advice_on_padding
+from model.training.feed import Feed
+from model.training.interrupt import Interrupt
+from model.training.learning_rate import learning_rate
+from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.starting_point import StartingPoint
-from model.training.step import Trainer
-from model.training.strategies import distribute, num_workers, worker_index
-from pipeline.command import Progress, UserError, reason_of
-from pipeline.files import write_json
-from pipeline.loading.batches import check_compatible, training_batches, training_pool
+from model.training.step import Learner
+from model.training.strategies import describe, num_workers, worker_index
+from pipeline.command import Progress, UserError, reason_of, say
+from pipeline.files import only_writer, write_json
+from pipeline.loading.batches import check_compatible, training_pool
 from pipeline.loading.epoch_plan import NoImagesError
-from pipeline.loading.options import PLAIN, LoadingOptions, why_silent
-from pipeline.loading.unreadable import Skipped, reading_error
+from pipeline.loading.options import PLAIN, LoadingOptions
+from pipeline.loading.unreadable import Skipped
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
 
-KEPT_CHECKPOINTS = 3
 SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
+MOST_SKIPPED_IN_A_ROW = 10  # steps whose gradient is not finite though the loss is not scaled up
+
+# Takes the model, the log, the step, and a function to call now and then, which raises if the training shall stop.
+Validate = Callable[[KeypointRCNN, MetricsLog, int, Callable[[], None]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +63,7 @@ def train(
     split: str,
     run: Run,
     strategy: tf.distribute.Strategy,
-    validate: Callable[[KeypointRCNN, MetricsLog, int], None] | None = None,
+    validate: Validate | None = None,
     start: StartingPoint | None = None,
 ) -> None:
     """Trains until `config.train.steps`, going on from the newest checkpoint of `run.model_dir`.
@@ -65,234 +73,315 @@ def train(
       record_folder, split: records to train on.
       run: where and how.
       strategy: of tf.distribute.
-      validate: called by the first worker with the model, the log and the step, every `run.evaluate_every` steps and last.
-      start: what to start from where there is no checkpoint yet; by default random weights.
+      validate: called by the first worker every `run.evaluate_every` steps and last.
+      start: what to start from if there is no checkpoint yet; by default random weights.
 
     Raises:
-      UserError: a directory of another model, a batch size that replicas cannot share, a loss that is not finite.
-      InterruptedTrainingError: after Ctrl-C or SIGTERM.
+      UserError: a directory of another model, a batch size that replicas cannot share, random weights with frozen norms, a loss
+        that is not finite, gradients that are not finite again and again.
+      InterruptedTrainingError: after Ctrl-C, SIGTERM or SIGHUP.
     """
-    workers, worker = num_workers(strategy), worker_index(strategy)
-    total, batch_size = config.train.steps, config.train.global_batch_size
-    if batch_size % strategy.num_replicas_in_sync:
-        raise UserError(
-            f"--batch_size={batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} replicas that share it"
-        )
+    worker = worker_index(strategy)
+    _check_batch_size(config, strategy)
+    say(f"train: {describe(strategy, run.precision, config.train.global_batch_size)}")
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=record_folder.category_id))
     check_compatible(record_folder, config.anchors, config.data, record_folder.skeleton)
     try:
         pool = training_pool(record_folder, split, config.data)
     except NoImagesError as error:  # an ordinary case: a pipeline that converts what there is may have found nothing
-        print(f"train: {error}; nothing to do", flush=True)
+        say(f"train: {error}; nothing to do")
         return
-    for change in checkpoint_lib.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if worker == 0 else ():
-        print(f"train: {run.model_dir} was made with other settings; {change}", flush=True)
-    trainer = Trainer(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
-    first = _resume(trainer, run.model_dir, worker, start)
-    if first >= total:
-        print(f"train: {run.model_dir} has been trained for {first} of {total} steps already; nothing to do", flush=True)
-        return
-    if worker == 0:
-        write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
-        print(f"train: {split} has {pool}", flush=True)
-        if run.options.data_service:
-            print(f"train: {run.options.data_service} promises neither an order of batches nor exact resumption", flush=True)
-    batches = training_batches(
-        record_folder,
-        split,
-        config.data,
-        global_batch_size=batch_size,
-        seed=config.train.seed,
-        start_step=first,
-        num_steps=total - first,
-        input_workers=workers,
-        input_worker=worker,
-        anchors=config.anchors,
-        options=run.options,
-    )
-    with Skipped(record_folder, split, lambda line: print(f"train: {line}", flush=True)) as skipped:
-        source = _Source(record_folder, split, skipped)
-        with Feed(distribute(batches, strategy)) as feed:
-            _loop(trainer, feed, source, run, first, validate)
-    print(f"train: {total} steps done; model in {run.model_dir}", flush=True)
-
-
-def _resume(trainer: Trainer, model_dir: Path, worker: int, start: StartingPoint | None) -> int:
-    """Restores the newest checkpoint, else takes what training starts from; returns the number of steps done."""
-    newest = checkpoint_lib.newest_checkpoint(model_dir)
-    if newest is not None and checkpoint_lib.has_optimizer(newest):
-        checkpoint_lib.restore(trainer.checkpoint, newest)
-        print(f"train: going on from {newest}, step {int(trainer.step.numpy())} of {trainer.config.train.steps}", flush=True)
-    elif newest is not None:
-        checkpoint_lib.restore(checkpoint_lib.checkpoint_of(trainer.model), newest, partial=True)
-        print(f"train: starts from the imported weights of {model_dir}", flush=True)
-    elif start is not None:
-        with trainer.strategy.scope():
-            print(f"train: {start.fill(trainer.model)}", flush=True)
+    model_dirs.check_is_directory(run.model_dir)
+    with only_writer(run.model_dir, "training") if worker == 0 else contextlib.nullcontext():
+        origin = find_origin(run.model_dir, config, start)
+        for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if worker == 0 else ():
+            say(f"train: {run.model_dir} was made with other settings; {change}")
+        learner = Learner(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
+        first = origin.fill(learner, writes=worker == 0)
+        log = MetricsLog(run.model_dir, first) if worker == 0 else None
+        missing = validate is not None and log is not None and _evaluation_is_missing(log, run, first, config.train.steps)
+        if first >= config.train.steps and not missing:
+            say(f"train: {run.model_dir} has been trained for {first} of {config.train.steps} steps already; nothing to do")
+            return
+        note_run(run.model_dir, learner, run.precision, first, writes=worker == 0)
         if worker == 0:
-            write_json(model_dir / checkpoint_lib.NOTE_FILE, dict(start.source))
-    return int(trainer.step.numpy())
+            write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
+            say(f"train: {split} has {pool}")
+            for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):
+                say(f"train: {advice}")
+            if run.options.data_service:
+                say(f"train: {run.options.data_service} promises neither an order of batches nor exact resumption")
+        with Skipped(record_folder, split, lambda line: say(f"train: {line}")) as skipped:
+            source = DataSource(record_folder, split, config, run.options, skipped)
+            with contextlib.ExitStack() as stack:
+                loop = _Loop(
+                    learner,
+                    source,
+                    run,
+                    validate,
+                    log,
+                    feed=stack.enter_context(Feed(source.batches(learner, first))),
+                    interrupt=stack.enter_context(Interrupt()),
+                    progress=stack.enter_context(Progress(config.train.steps, "train", "step", done=first)),
+                )
+                if missing:
+                    loop.evaluate(first)
+                loop.take_steps(first)
+    say(f"train: {config.train.steps} steps done{loop.result()}; model in {run.model_dir}")
+
+
+def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:
+    if config.train.global_batch_size % strategy.num_replicas_in_sync:
+        raise UserError(
+            f"--batch_size={config.train.global_batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} "
+            "replicas that share it"
+        )
+
+
+def advice_on_inference_size(config: Config) -> str | None:
+    """One line if images are seen at another size in training than afterwards; None otherwise."""
+    data, inference = config.data, config.inference
+    if data.jitter_canvas:
+        shortest, longest, edge = 1, data.jitter_canvas, data.jitter_canvas
+        best = edge
+    else:
+        shortest, longest, edge = min(data.short_edges), max(data.short_edges), data.max_edge
+        best = longest
+    if shortest <= inference.short_edge <= longest and inference.max_edge == edge:
+        return None
+    return (
+        f"images are trained with a short edge of {shortest} to {longest} and a long edge up to {edge}, but evaluation and "
+        f"exports resize them to {inference.short_edge} and {inference.max_edge}; --set inference.short_edge={best} --set "
+        f"inference.max_edge={edge} would fit"
+    )
+
+
+def _evaluation_is_missing(log: MetricsLog, run: Run, done: int, total: int) -> bool:
+    """Whether the newest checkpoint's step was to be evaluated, and the process was stopped before the end of it."""
+    due = done >= total or (done > 0 and run.evaluate_every > 0 and done % run.evaluate_every == 0)
+    return due and not log.has_evaluation(done)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    """Where batches come from, for messages."""
-
-    record_folder: RecordFolder
-    split: str
-    skipped: Skipped
-
-
-def _loop(
-    trainer: Trainer,
-    feed: Feed[dict[str, Any]],
-    source: _Source,
-    run: Run,
-    first: int,
-    validate: Callable[[KeypointRCNN, MetricsLog, int], None] | None,
-) -> None:
-    """Takes the steps from `first` on; logs, saves and evaluates when it is time."""
-    config, worker, total = trainer.config.train, worker_index(trainer.strategy), trainer.config.train.steps
-    # Every worker has to take part in saving; what the others write is of no use to anyone.
-    folder = run.model_dir / "checkpoints" if worker == 0 else run.model_dir / f"checkpoints-of-worker-{worker}"
-    manager = tf.train.CheckpointManager(
-        trainer.checkpoint, str(folder), max_to_keep=KEPT_CHECKPOINTS, step_counter=trainer.step, checkpoint_name="step"
-    )
-    log = MetricsLog(run.model_dir, first) if worker == 0 else None
-    interval = Interval(config.global_batch_size)
-    previous: _Step | None = None
-
-    with Interrupt() as interrupt, Progress(total, "train", "step", done=first) as progress:
-        for step in range(first, total):
-            with interval.waiting():
-                batch = _next(feed, source, trainer, run.options, step, interrupt)
-            if batch is None:
-                if previous is not None:
-                    previous.settle(interval, run.model_dir)
-                    trainer.step.assign(step)
-                    manager.save(checkpoint_number=step)
-                raise InterruptedTrainingError(
-                    f"stopped at step {step} of {total}, waiting for data; the same command goes on in {run.model_dir}"
-                )
-            rate = learning_rate(config, step)
-            metrics = trainer.train_step(
-                batch,
-                tf.constant(rate, tf.float32),
-                tf.constant(step_seed(config.seed, step), tf.int32),
-                tf.constant(float(interrupt.asked)),
-            )
-            # The step before is looked at now, when the device has its next step already.
-            stop = previous is not None and previous.settle(interval, run.model_dir)
-            ids = {
-                name: trainer.strategy.experimental_local_results(batch[name])
-                for name in ("image_id", "unreadable")
-                if name in batch
-            }
-            previous = _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()), source.skipped)
-            done, last = step + 1, step + 1 == total
-            if step == first:  # contains tracing and compilation: not counted in rates
-                previous.settle(interval, run.model_dir)
-                interval.restart()
-            if log is not None and (done % run.log_every == 0 or last) and interval.steps:
-                values = interval.means() | {"learning_rate": rate}
-                log.train(done, values)
-                progress.advance(0, log.line(values))
-                interval.restart()
-            progress.advance(1)
-            evaluation_due = bool(run.evaluate_every) and done % run.evaluate_every == 0
-            if stop or last or evaluation_due or done % run.save_every == 0:
-                previous.settle(interval, run.model_dir)  # nothing is saved after a step that went wrong
-                trainer.step.assign(done)
-                manager.save(checkpoint_number=done)
-            if validate is not None and log is not None and not stop and (last or evaluation_due):
-                validate(trainer.model, log, done)
-                interval.restart()
-            if stop and not last:
-                raise InterruptedTrainingError(
-                    f"stopped at step {done} of {total}; its checkpoint is in {run.model_dir}: the same command goes on"
-                )
-
-
-@dataclasses.dataclass
 class _Step:
     """A step that the device may still be working on."""
 
-    step: int
+    number: int
     metrics: dict[str, tf.Tensor]
     image_ids: Sequence[tf.Tensor]
     unreadable: Sequence[tf.Tensor]
-    skipped: Skipped
-    settled: bool = False
 
-    def settle(self, interval: Interval, model_dir: Path) -> bool:
-        """Waits for the step and adds its metrics to `interval`, once. Returns whether some worker was asked to stop.
+
+class _Loop:
+    """Takes the steps of a run. One step, in this order:
+
+    1. Wait for its batch. While there is none, the device still works on the step before.
+    2. Start it. The device takes it over, and Python goes on at once.
+    3. Settle the step before, whose metrics are read now because the device has its next work already. A loss that is not
+       finite ends the training before anything of it is saved. The metrics also say whether any worker was asked to stop:
+       all workers read the same sum, so all stop after the same step.
+    4. Log, if it is time: the means of the settled steps.
+    5. Save, if it is time or the training shall stop. This step is settled first: nothing is saved after one that went wrong.
+    6. Evaluate, if it is time: after the save, so that a kill costs no step, and the next start makes the evaluation up.
+    7. Stop, if it is asked to.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        source: DataSource,
+        run: Run,
+        validate: Validate | None,
+        log: MetricsLog | None,
+        *,
+        feed: Feed[dict[str, Any]],
+        interrupt: Interrupt,
+        progress: Progress,
+    ) -> None:
+        self._learner, self._source, self._run, self._validate, self._log = learner, source, run, validate, log
+        self._feed, self._interrupt, self._progress = feed, interrupt, progress
+        self._config, self._total = learner.config.train, learner.config.train.steps
+        self._alone = num_workers(learner.strategy) == 1
+        self._saver = Saver(learner, run.model_dir, worker_index(learner.strategy))
+        self._interval = Interval()
+        self._pending: _Step | None = None  # started, and not settled yet
+        self._stop = False  # whether some worker was asked to stop
+        self._skipped_in_a_row = self._skipped = self._settled = 0
+        self._loss = ""
+
+    def take_steps(self, first: int) -> None:
+        """Takes the steps from `first` on, to the end of training."""
+        for step in range(first, self._total):
+            done, last = step + 1, step + 1 == self._total
+            batch = self._wait_for_batch(step)  # 1
+            before = self._pending
+            self._pending = self._start(step, batch)  # 2
+            self._settle(before)  # 3
+            if step == first and not last:  # it contains tracing and compilation: not counted in rates
+                self._settle_pending()
+                self._interval.restart()
+            self._log_if_due(step)  # 4
+            self._progress.advance(1)
+            evaluation_due = last or (self._run.evaluate_every > 0 and done % self._run.evaluate_every == 0)
+            if self._stop or evaluation_due or done % self._run.save_every == 0:
+                self._settle_pending()
+                self._saver.save(done, required=self._stop or last)  # 5
+            if evaluation_due and (last or not self._stop):
+                self.evaluate(done)  # 6
+            if self._stop and not last:  # 7
+                raise self._interrupt.error(
+                    f"stopped at step {done} of {self._total}; its checkpoint is in {self._run.model_dir}: the same command "
+                    "goes on"
+                )
+
+    def result(self) -> str:
+        """What the steps came to, for the last line.
 
         Raises:
-          UserError: a loss that is not finite. (A gradient that is not finite changes no weight, see `optimizer.py`.)
+          UserError: none of them changed a weight.
         """
-        values = {name: float(value) for name, value in self.metrics.items()}
-        for name in (*LOSSES, "loss"):
-            if not math.isfinite(values[name]):
-                ids = [int(i) for part in self.image_ids for i in part.numpy()]
-                raise UserError(
-                    f"step {self.step}: the loss {name} is {values[name]} on images {ids}; the weights of the last checkpoint "
-                    f"in {model_dir} are sound: lower --learning_rate or look at these images"
-                )
-        stop = values.pop("stop") > 0
-        if not self.settled:
-            interval.add(values)
-            for part in self.unreadable:
-                self.skipped.see(part.numpy())
-            self.settled = True
-        return stop
+        if self._settled and self._skipped == self._settled:
+            raise UserError(
+                f"none of the {self._settled} steps changed a weight, because no gradient was finite; {self._ways_out()}"
+            )
+        return f"{self._loss}, {self._skipped} of them skipped (gradient not finite)" if self._skipped else self._loss
 
+    def _wait_for_batch(self, step: int) -> dict[str, Any]:
+        """1. The batch of `step`.
 
-def _next(
-    feed: Feed[dict[str, Any]], source: _Source, trainer: Trainer, options: LoadingOptions, step: int, interrupt: Interrupt
-) -> dict[str, Any] | None:
-    """The batch of `step`; None after Ctrl-C while there was none.
+        Raises:
+          InterruptedTrainingError: asked to stop while there was none.
+          UserError: the batch cannot be made; names its first image that cannot be read. The steps before are saved.
+        """
+        try:
+            with self._interval.waiting():
+                batch = self._feed.take(lambda seconds: self._is_patient(step, seconds))
+        except (tf.errors.OpError, StopIteration) as error:
+            if isinstance(error, tf.errors.UnavailableError) and not self._alone:
+                raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
+            self._save_before_ending(step)
+            raise self._source.error(error, step) from None
+        if batch is None:
+            self._save_before_ending(step)
+            raise self._interrupt.error(
+                f"stopped at step {step} of {self._total}, waiting for data; the same command goes on in {self._run.model_dir}"
+            )
+        return batch
 
-    Raises:
-      UserError: the batch cannot be made; names its first image that cannot be read.
-    """
-    config = trainer.config
-    alone = num_workers(trainer.strategy) == 1  # else the others are in the step already, and wait for this one
-
-    def patience(seconds: float) -> bool:
-        if interrupt.asked and alone:
+    def _is_patient(self, step: int, seconds: float) -> bool:
+        if self._interrupt.asked and self._alone:  # else the others are in the step already, and wait for this one
             return False
         if seconds % SECONDS_OF_PATIENCE == 0:
-            print(f"train: step {step} has been waiting for data for {seconds:.0f} s; {_suspect(source, options)}", flush=True)
+            say(f"train: step {step} has been waiting for data for {seconds:.0f} s; {self._source.why_waiting()}")
         return True
 
-    try:
-        return feed.take(patience)
-    except tf.errors.OpError as error:
-        if isinstance(error, tf.errors.UnavailableError) and not alone:
-            raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
-        if options.data_service:
+    def _save_before_ending(self, step: int) -> None:
+        """Saves the steps before `step`, if there are any since the start; not among others, who take no part in it now."""
+        if self._pending is not None and self._alone:
+            self._settle_pending()
+            self._saver.save(step, required=False)
+
+    def _start(self, step: int, batch: dict[str, Any]) -> _Step:
+        """2. Hands a step to the device."""
+        with self._naming_lack_of_memory(step):
+            metrics = self._learner.take_step(
+                batch,
+                tf.constant(learning_rate(self._config, step), tf.float32),
+                tf.constant(step_seed(self._config.seed, step), tf.int32),
+                tf.constant(float(self._interrupt.asked)),
+            )
+        local = self._learner.strategy.experimental_local_results
+        ids = {name: local(batch[name]) for name in ("image_id", "unreadable") if name in batch}
+        return _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()))
+
+    def _settle_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        self._settle(pending)
+
+    def _settle(self, step: _Step | None) -> None:
+        """3. Waits for a step and counts its metrics.
+
+        Raises:
+          UserError: a loss that is not finite, or too many gradients that are not. (Such a gradient changes no weight.)
+        """
+        if step is None:
+            return
+        with self._naming_lack_of_memory(step.number):
+            values = {name: float(value) for name, value in step.metrics.items()}
+        for name in (*LOSSES, "loss"):
+            if not math.isfinite(values[name]):
+                ids = [int(i) for part in step.image_ids for i in part.numpy()]
+                raise UserError(
+                    f"step {step.number}: the loss {name} is {values[name]} on images {ids}; the weights of the last "
+                    f"checkpoint in {self._run.model_dir} are sound: lower --learning_rate or look at these images"
+                )
+        self._stop |= values.pop("stop") > 0
+        self._interval.add(values)
+        self._loss = f", loss {values['loss']:.3f}"
+        self._count_skipped(step.number, values)
+        for part in step.unreadable:
+            self._source.skipped.see(part.numpy())
+
+    def _count_skipped(self, step: int, values: dict[str, float]) -> None:
+        skipped = values["skipped"] > 0
+        self._settled += 1
+        self._skipped += skipped
+        # While a dynamic loss scale is above 1, it is what makes gradients overflow, and each skipped step halves it.
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped and values["loss_scale"] <= 1 else 0
+        if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"--data_service={options.data_service}: {reason_of(error)}; where it is a record, --on_error=skip names it"
+                f"step {step}: no gradient of the last {self._skipped_in_a_row} steps was finite, so none of them changed a "
+                f"weight; {self._ways_out()}; the weights of the last checkpoint in {self._run.model_dir} are sound"
+            )
+
+    def _ways_out(self) -> str:
+        other = " or train with --precision=float32 or mixed_bfloat16," if self._run.precision == "mixed_float16" else ""
+        return f"lower --learning_rate,{other} set train.clip_norm=10, or start from published weights with --init"
+
+    @contextlib.contextmanager
+    def _naming_lack_of_memory(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.ResourceExhaustedError as error:
+            replicas = self._learner.strategy.num_replicas_in_sync
+            share = self._config.global_batch_size // replicas
+            half = " or --precision=mixed_float16" if self._run.precision == "float32" else ""
+            raise UserError(
+                f"step {step}: out of memory with {share} images per replica on canvases up to "
+                f"{max(self._learner.config.data.short_edges)}×{self._learner.config.data.max_edge} ({_allocation(error)}); "
+                f"try a smaller --batch_size{half}, smaller data.short_edges and data.max_edge, more GPUs with "
+                "--strategy=mirrored, or end other programs on the GPU (nvidia-smi lists them)"
             ) from None
-        raise reading_error(
-            error,
-            source.record_folder,
-            source.split,
-            config.data,
-            global_batch_size=config.train.global_batch_size,
-            seed=config.train.seed,
-            steps=[step],
-            way_out="convert the data again, or leave such images out with --on_error=skip",
-        ) from None
-    except StopIteration:  # workers of a service that were lost took their share with them
-        raise UserError(f"--data_service={options.data_service}: ran out of batches; the same command goes on") from None
+
+    def _log_if_due(self, step: int) -> None:
+        """4. Writes the means of the settled steps. The last step is settled only for a run too short to have others."""
+        done, last = step + 1, step + 1 == self._total
+        if last and not self._interval.steps:
+            self._settle_pending()
+        if self._log is None or not (done % self._run.log_every == 0 or last) or not self._interval.steps:
+            return
+        values = self._interval.means() | {"learning_rate": learning_rate(self._config, step)}
+        self._log.train(done, values)
+        self._progress.advance(0, notes(values, self._interval))
+        self._interval.restart()
+
+    def evaluate(self, done: int) -> None:
+        """6. Evaluates the model as it is after `done` steps; only the first worker does."""
+        if self._validate is None or self._log is None:
+            return
+
+        def hear() -> None:
+            if self._interrupt.asked and (self._alone or done == self._total):  # else the others wait for this one
+                raise self._interrupt.error(
+                    f"stopped in the evaluation of step {done} of {self._total}; the checkpoint of this step is in "
+                    f"{self._run.model_dir}: the same command makes the evaluation up and goes on"
+                )
+
+        self._validate(self._learner.model, self._log, done, hear)
+        self._interval.restart()
 
 
-def _suspect(source: _Source, options: LoadingOptions) -> str:
-    """Where data that do not come should come from."""
-    if not options.data_service:
-        return f"they are read from {source.record_folder.path}"
-    silence = why_silent(options.data_service)
-    if silence is not None:
-        return f"{options.data_service} does not answer ({silence})"
-    return f"{options.data_service} answers, its workers send nothing"
+def _allocation(error: tf.errors.OpError) -> str:
+    """What could not be allocated where, out of an error of 22 lines."""
+    found = re.search(r"OOM when allocating tensor with shape\[[\d,]*\] and type (\w+) on (\S+)", error.message)
+    return f"{found.group(0).partition(' by ')[0]}" if found else reason_of(error)[:200]

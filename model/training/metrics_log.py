@@ -1,30 +1,33 @@
-"""What is seen while a model trains: `metrics.jsonl` (one object a line) and TensorBoard's scalars and images."""
+"""What a training shows while it runs: `metrics.jsonl` (one object a line), and TensorBoard's scalars and images."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.util.event_pb2 import Event
 
-from pipeline.files import write_file
+from pipeline.command import reason_of, say
+from pipeline.files import publish, write_file
 
 LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_delta", "keypoint")
 
 
 class Interval:
-    """Means of the steps between two lines of the log, images per second, share of time spent waiting for data."""
+    """Means of the steps between two lines of the log, images per second, and the share of time spent waiting for data."""
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        self.steps = 0
+        self.steps = self.skipped = 0
         self._sums: dict[str, float] = {}
         self._waited = 0.0
         self._start = time.monotonic()
@@ -36,66 +39,141 @@ class Interval:
         self._waited += time.monotonic() - asked
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Counts one step."""
+        """Counts one step. `skipped`: whether its gradient was not finite, and so has no norm."""
         self.steps += 1
+        self.skipped += values.get("skipped", 0.0) > 0
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            if name != "gradient_norm" or math.isfinite(value):
+                self._sums[name] = self._sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
+        """By name. `gradient_norm` is NaN if every step was skipped."""
         seconds = time.monotonic() - self._start
-        return {name: total / self.steps for name, total in self._sums.items()} | {
-            "images_per_second": self.steps * self._batch_size / seconds,
-            "waiting": self._waited / seconds,
-        }
+        means = {name: total / self.steps for name, total in self._sums.items()}
+        finite = self.steps - self.skipped
+        means["gradient_norm"] = self._sums.get("gradient_norm", 0.0) / finite if finite else math.nan
+        return means | {"images_per_second": self._sums.get("images", 0.0) / seconds, "waiting": self._waited / seconds}
+
+
+def notes(values: Mapping[str, float], interval: Interval) -> list[str]:
+    """The progress line's parts, the most important first: a narrow terminal shows the first few."""
+    parts = [f"loss {values['loss']:.3f}"]
+    if interval.skipped:
+        parts.append(f"{interval.skipped} of {interval.steps} steps skipped (gradient not finite)")
+    parts += [
+        f"keypoint {values['keypoint']:.3f}",
+        f"{values['images_per_second']:.3g} images/s",
+        f"{values['waiting']:.0%} waiting for data",
+    ]
+    return parts + [f"{name} {values[name]:.3f}" for name in LOSSES if name != "keypoint"]
 
 
 class MetricsLog:
     """Appends to the logs of a model directory.
 
-    Lines of a step after `first_step`, left by a run that went on past its last checkpoint, are removed.
+    Lines and events of a step after `first_step`, left by a run that went on past its last checkpoint, are removed.
+    A log that cannot be written (the disk is full, the folder has vanished) does not end the training: the first line that is
+    lost is reported, and the next is another attempt.
     """
 
     def __init__(self, model_dir: Path, first_step: int) -> None:
-        self._path = model_dir / "metrics.jsonl"
+        self._path, self._folder = model_dir / "metrics.jsonl", model_dir / "tensorboard"
+        self._lost = 0
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines() if _step(line) <= first_step]
             write_file(self._path, "".join(line + "\n" for line in kept))
-        self._writer = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
+        for events in sorted(self._folder.glob("events.out.tfevents.*")):
+            _drop_later_events(events, first_step)
+        self._writer = tf.summary.create_file_writer(str(self._folder))
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
+        """The means of the steps since the line before."""
         self._write("train", step, values)
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         self._write("eval", step, figures)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the model of this step has been evaluated."""
+        if not self._path.exists():
+            return False
+        lines = self._path.read_text().splitlines()
+        return any(_step(line) == step and json.loads(line).get("kind") == "eval" for line in lines)
+
     def images(self, step: int, images: Sequence[np.ndarray]) -> None:
         """uint8 [H, W, 3] each: prediction beside truth."""
-        with self._writer.as_default():
+        with self._reporting_loss(), self._writer.as_default():
             for index, image in enumerate(images):
                 tf.summary.image(f"images/{index}", image[np.newaxis], step=step)
-        self._writer.flush()
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the writing of events, and says how much could not be written."""
+        with self._reporting_loss():
+            self._writer.close()
+        if self._lost:
+            say(f"train: {self._lost} lines or images of the log could not be written to {self._path.parent}")
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        record = {"kind": kind, "step": step} | {name: float(f"{value:.6g}") for name, value in values.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        with self._writer.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(f"{kind}/{name}", value, step=step)
-        self._writer.flush()
+        # JSON has no NaN: a mean that does not exist is null.
+        rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
+        with self._reporting_loss():
+            _append_line(self._path, json.dumps({"kind": kind, "step": step} | rounded, allow_nan=False))
+            with self._writer.as_default():
+                for name, value in values.items():
+                    if math.isfinite(value):
+                        tf.summary.scalar(f"{kind}/{name}", value, step=step)
+                self._writer.flush()
 
-    @staticmethod
-    def line(values: Mapping[str, float]) -> str:
-        """The progress line: losses, speed, share of time spent waiting for data."""
-        parts = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
-        return (
-            f"loss {values['loss']:.3f} ({parts}), {values['images_per_second']:.1f} images/s, "
-            f"{values['waiting']:.0%} waiting for data"
-        )
+    @contextlib.contextmanager
+    def _reporting_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            self._lost += 1
+            if self._lost == 1:
+                reason = error.strerror or str(error) if isinstance(error, OSError) else reason_of(error)
+                say(f"train: {self._path.parent}: the log cannot be written ({reason}); training goes on without")
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Appends a line as a whole, or nothing of it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        before, content = os.fstat(descriptor).st_size, (line + "\n").encode()
+        try:
+            if os.write(descriptor, content) < len(content):  # the disk took a part
+                raise OSError(28, "No space left on device", str(path))
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+    except (ValueError, KeyError, TypeError, RecursionError):  # a line cut short by a crash
         return 2**62
+
+
+def _drop_later_events(path: Path, last_step: int) -> None:
+    """Rewrites a file of TensorBoard's without the events of later steps, which are about to happen again."""
+    kept: list[bytes] = []
+    changed = False
+    try:
+        for serialized in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            later = Event.FromString(serialized).step > last_step
+            changed |= later
+            if not later:
+                kept.append(serialized)
+    except tf.errors.DataLossError:  # cut short by a crash: what comes before is sound
+        changed = True
+    if not changed:
+        return
+    temporary = path.with_name(f".{path.name}")
+    with tf.io.TFRecordWriter(str(temporary)) as writer:
+        for serialized in kept:
+            writer.write(serialized)
+    publish(temporary, path)

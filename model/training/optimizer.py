@@ -7,14 +7,13 @@ decay, momentum, update; without branches, as a `tf.cond` may not contain a sync
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from model.config import TrainConfig
-
+FIRST_LOSS_SCALE = 2.0**15
 GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles
+NOT_DYNAMIC = -1.0  # the count of finite steps that a checkpoint holds if its loss was not scaled
 
 
 class Sgd(tf.Module):
@@ -23,7 +22,7 @@ class Sgd(tf.Module):
     Args:
       variables: by path, those that are trained; made under the strategy's scope.
       momentum, weight_decay: as above; `weight_decay` is for variables whose path ends in "kernel".
-      clip_norm: of the whole gradient; 0 for none.
+      clip_norm: of the whole gradient; 0: no clipping.
       dynamic_loss_scale: for mixed_float16, whose small gradients would otherwise vanish.
     """
 
@@ -45,8 +44,8 @@ class Sgd(tf.Module):
         def scalar(value: float) -> tf.Variable:
             return tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
-        self._loss_scale = scalar(2.0**15 if dynamic_loss_scale else 1.0)
-        self._finite_steps = scalar(0.0)
+        self._loss_scale = scalar(FIRST_LOSS_SCALE if dynamic_loss_scale else 1.0)
+        self._finite_steps = scalar(0.0 if dynamic_loss_scale else NOT_DYNAMIC)
 
     def variables_by_path(self) -> dict[str, tf.Variable]:
         """What a checkpoint holds of the optimizer."""
@@ -54,6 +53,20 @@ class Sgd(tf.Module):
             "loss_scale": self._loss_scale,
             "finite_steps": self._finite_steps,
         }
+
+    def adopt_restored_scale(self) -> None:
+        """Makes the loss scale that a checkpoint brought fit this precision; call it after every restoration.
+
+        The scale is 1 if it is not dynamic. It starts as in a new training if it begins to be dynamic: if the checkpoint's was
+        not (the count of finite steps says so; checkpoints of earlier versions have a scale of 1 and a count of 0).
+        """
+        scale, finite_steps = float(self._loss_scale.numpy()), float(self._finite_steps.numpy())
+        if not self._dynamic:
+            self._loss_scale.assign(1.0)
+            self._finite_steps.assign(NOT_DYNAMIC)
+        elif finite_steps < 0 or (scale == 1.0 and finite_steps == 0):
+            self._loss_scale.assign(FIRST_LOSS_SCALE)
+            self._finite_steps.assign(0.0)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         return loss * self._loss_scale if self._dynamic else loss
@@ -120,19 +133,3 @@ class Sgd(tf.Module):
         grow = steps >= GROWTH_INTERVAL
         scale.assign(tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale * 0.5, 1.0)))
         finite_steps.assign(tf.where(grow, 0.0, steps))
-
-
-# The learning rate as a function of the step.
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate with which step `step` (from 0) is taken: linear warm-up, then steps down or a half cosine to zero."""
-    rate = config.learning_rate
-    if config.schedule == "cosine":
-        rate *= 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
-    else:
-        rate *= 0.1 ** sum(step >= share * config.steps for share in config.decay_at)
-    if step < config.warmup_steps:
-        progress = step / config.warmup_steps
-        rate *= config.warmup_factor * (1.0 - progress) + progress
-    return rate

@@ -1,4 +1,7 @@
-"""The compiled training step: a model and its optimizer under a strategy of tf.distribute."""
+"""The compiled training step: a model and its optimizer under a strategy of tf.distribute.
+
+The class is called `Learner`, for what it holds; `loop.py` calls its one step again and again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pipeline.loading import augment
 from pipeline.skeleton import Skeleton
 
 
-class Trainer:
+class Learner:
     """A model and its optimizer under a strategy, and the compiled step.
 
     Args:
@@ -30,7 +33,9 @@ class Trainer:
     ) -> None:
         self.config, self.strategy = config, strategy
         with strategy.scope():
-            self.model = KeypointRCNN(config, skeleton, precision=precision, seed=config.train.seed)
+            self.model = KeypointRCNN(
+                config, skeleton, precision=precision, seed=config.train.seed % 2**32
+            )  # Keras takes 32 bits
             self._trainable = self.model.variables_by_path(trainable_only=True)
             self.optimizer = Sgd(
                 self._trainable,
@@ -44,12 +49,12 @@ class Trainer:
         replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
 
         @tf.function(reduce_retracing=True)
-        def train_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
+        def take_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
             per_replica = strategy.run(replica_step, args=(batch, rate, seed, stop))
             # Every value has been reduced over the replicas already: any one's will do.
             return {name: strategy.experimental_local_results(value)[0] for name, value in per_replica.items()}
 
-        self.train_step: Callable[..., dict[str, tf.Tensor]] = train_step
+        self.take_step: Callable[..., dict[str, tf.Tensor]] = take_step
 
     def gradients(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """In replica context: this replica's share of the global batch's gradient, of the scaled loss, and reduced metrics.
@@ -61,6 +66,7 @@ class Trainer:
         batch = augment.jitter_colours(batch, self.config.data, seed)
         with tf.GradientTape() as tape:
             losses, watched = self.model.losses(batch, seed)
+            watched["images"] = tf.reduce_sum(tf.cast(batch["image_id"] >= 0, tf.float32))  # the others are padding images
             if "unreadable" in batch:
                 watched["unreadable"] = tf.reduce_sum(tf.cast(batch["unreadable"] >= 0, tf.float32))
             names = list(losses)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
+from model.training.cluster import read_cluster, wait_for_peers
 from pipeline.command import UserError
 
 
@@ -21,13 +21,15 @@ def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
       cpu_devices: logical devices to split the CPU into.
 
     Raises:
-      UserError: an unknown name, or a TF_CONFIG that is none.
+      UserError: an unknown name, or a TF_CONFIG that is none; a signal while this worker waits for others.
     """
     if cpu_devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_devices)
     if name == "multi_worker":
-        _check_cluster(os.environ.get("TF_CONFIG", ""))
+        cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
+        wait_for_peers(cluster)
+        os.environ["TF_CONFIG"] = cluster.to_json()  # where TensorFlow reads it
         has_gpu = bool(tf.config.list_physical_devices("GPU"))
         kind = tf.distribute.experimental.CommunicationImplementation
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if has_gpu else kind.RING)
@@ -39,6 +41,27 @@ def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(gpus or cpus)
     raise UserError(f"--strategy={name}: must be one_device, mirrored or multi_worker")
+
+
+def describe(strategy: tf.distribute.Strategy, precision: str, global_batch_size: int) -> str:
+    """What trains, for the first line of the log: replicas, devices, workers, precision and batch per replica."""
+    replicas, workers = strategy.num_replicas_in_sync, num_workers(strategy)
+    devices = [device_name(device) for device in strategy.extended.worker_devices]
+    here = f"{', '.join(devices)} on each of {workers} workers" if workers > 1 else ", ".join(devices)
+    return (
+        f"{replicas} replica{'s' if replicas > 1 else ''} ({here}), {workers} worker{'s' if workers > 1 else ''}, {precision}, "
+        f"{global_batch_size // replicas} image{'s' if global_batch_size > replicas else ''} per replica"
+    )
+
+
+def device_name(device: str) -> str:
+    """A short name of one of TensorFlow's devices, with the product's if it is a GPU: "GPU:0 (NVIDIA H200)"."""
+    parts = tf.DeviceSpec.from_string(device)
+    short = f"{parts.device_type}:{parts.device_index}"
+    if parts.device_type != "GPU":
+        return short
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[parts.device_index])
+    return f"{short} ({details['device_name']})" if "device_name" in details else short
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
@@ -99,14 +122,3 @@ def distribute(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> It
         return batches.flat_map(split) if replicas > 1 else batches
 
     return iter(strategy.distribute_datasets_from_function(per_replica))
-
-
-def _check_cluster(text: str) -> None:
-    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-    try:
-        value = json.loads(text)
-        number, index, kind = len(list(value["cluster"]["worker"])), int(value["task"]["index"]), value["task"]["type"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"TF_CONFIG={text!r}: must be like {example}") from None
-    if kind == "worker" and not 0 <= index < number:
-        raise UserError(f"TF_CONFIG: task index {index} is not among its {number} workers")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from model.evaluation.evaluator import Figures, evaluate
 from model.evaluation.ground_truth import read_ground_truth
-from model.inference.predictor import Predictor, model_predictor
+from model.inference.predictor import Answer, Predictor, model_predictor
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.metrics_log import MetricsLog
 from pipeline import image
+from pipeline.command import say
 from pipeline.drawing import Drawn, drawn_people, side_by_side
 from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import Record, pixel_keypoints, read_records
@@ -21,7 +24,7 @@ SHOWN_SCORE = 0.5
 
 
 class Validation:
-    """Evaluates a model in training; call it with the model, the log and the step.
+    """Evaluates a model in training; call it as `loop.Validate` says.
 
     Args:
       record_folder, split: the held-out records.
@@ -37,13 +40,24 @@ class Validation:
         self._predictor: Predictor | None = None
         self._examples = list(read_records(record_folder, split, record_folder.index(split)[:SHOWN_IMAGES]))
 
-    def __call__(self, model: KeypointRCNN, log: MetricsLog, step: int) -> None:
-        """Writes AP and images of this step into the log."""
+    def __call__(self, model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+        """Writes AP and images of this step into the log.
+
+        Args:
+          hear: called between two batches; what it raises ends the evaluation.
+        """
         if self._predictor is None:  # its functions are traced once; they read the model's variables as they are then
             self._predictor = model_predictor(model)
-        figures = evaluate(self._predictor, self._record_folder, self._split, self._truth, progress=False)
+
+        def answer(images: Sequence[bytes]) -> Answer:
+            hear()
+            return predictor.answer(images)
+
+        predictor = self._predictor
+        hearing = dataclasses.replace(predictor, answer=answer)
+        figures = evaluate(hearing, self._record_folder, self._split, self._truth)
         log.evaluation(step, headline(figures))
-        print(f"train: step {step}, {summary(figures)}", flush=True)
+        say(f"train: step {step}, {summary(figures)}")
         encoded = [example.image_bytes for example in self._examples]
         people = [p.at_least(SHOWN_SCORE) for p in self._predictor.predict(encoded)]
         log.images(

@@ -43,6 +43,19 @@ def test_override_sets_one_value():
     assert (changed.rpn.nms_threshold, changed.data.short_edges, changed.data.flip) == (0.6, (96, 128), True)
 
 
+@pytest.mark.parametrize("text", ["96,128", "[96,128]", "[96, 128]", "(96, 128)", "96, 128,"])
+def test_lists_are_taken_as_people_write_them(text: str) -> None:
+    assert override(TINY, [f"data.short_edges={text}"]).data.short_edges == (96, 128)
+    assert override(TINY, ["data.short_edges=96"]).data.short_edges == (96,)
+
+
+def test_a_message_shows_a_list_as_it_can_be_given() -> None:
+    with pytest.raises(UserError, match=r"train\.decay_at is 0\.7777777777777778,0\.8888888888888888; give"):
+        override(TINY, ["train.decay_at=late"])
+    with pytest.raises(UserError, match=r"data\.flip is false; give"):
+        override(TINY, ["data.flip=maybe"])
+
+
 def test_values_that_depend_on_each_other_come_in_any_order():
     changed = override(TINY, ["data.jitter_canvas=256", "data.anchors=online"])
     assert (changed.data.jitter_canvas, changed.data.anchors) == (256, "online")

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from pipeline.command import Progress, say, shown
+from pipeline.command import Progress, duration, run, say, shown
 
 HOSTILE = "a\n\x1b[31mb\r\x00\u202egpj.exe\u2028\udcff.jpg"
 ESCAPED = r"a\n\x1b[31mb\r\x00\u202egpj.exe\u2028\udcff.jpg"
@@ -42,3 +43,62 @@ def test_an_error_is_one_line_with_its_names_escaped_also_on_a_terminal_without_
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout.startswith(b"\\u2026 a ")
     assert done.stderr.decode("ascii") == f"error: {ESCAPED}: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3600 * 3.34, "3 h 20 min"), (86400 * 2 + 3600 * 4 + 5, "2 d 4 h")],
+)
+def test_times_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_slow_work_is_told_in_seconds_each(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with Progress(4000, "train", "step", done=1000) as progress:
+        progress._start -= 20.0
+        progress.advance(2, note=["loss 1.234", "keypoint 0.9"])
+    assert capsys.readouterr().out == "train: 1002/4000, 10.0 s/step, 8 h 19 min left, loss 1.234, keypoint 0.9\n"
+
+
+@pytest.mark.parametrize(("columns", "shown_notes"), [(200, 3), (100, 2), (80, 1), (30, 0)])
+def test_a_narrow_terminal_shows_the_most_important(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int, shown_notes: int
+) -> None:
+    notes = ["loss 12.345", "keypoint 9.876", "a part that is much longer than the others"]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
+    with Progress(270_000, "train", "step", done=1234) as progress:
+        progress.advance(1, note=notes)
+        progress._bar.ncols, progress._bar.dynamic_ncols = columns, None
+        progress._bar.refresh()
+        line = capsys.readouterr().err.split("\r")[-1].rstrip()
+    assert [part in line for part in notes] == [True] * shown_notes + [False] * (3 - shown_notes)
+    assert len(line) <= columns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data_dir, --learning_rate: must be given"),
+        (["--data_dir=x"], "--learning_rate: must be given"),
+        (["--lr=3"], "--lr: no such flag; did you mean --learning_rate?"),
+        (["--epochs=3"], "--epochs: no such flag; did you mean --steps?"),
+        (["--data-dir=3"], "--data-dir: no such flag; did you mean --data_dir?"),
+        (["--learning_rat=3"], "--learning_rat: no such flag; did you mean --learning_rate?"),
+        (["--zzz=3"], "--zzz: no such flag; --help lists them"),
+    ],
+)
+def test_flags_that_are_missing_or_nearly_right_are_named(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("data_dir", None, "", flag_values=values)
+    flags.DEFINE_float("learning_rate", None, "", flag_values=values)
+    flags.DEFINE_integer("steps", 3, "", flag_values=values)
+    flags.mark_flags_as_required(["data_dir", "learning_rate"], flag_values=values)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(lambda _: None, values, "")
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and error.startswith(f"error: {message}") and error.count("\n") == 1

@@ -23,9 +23,9 @@ import tensorflow as tf
 
 from model import model_dir
 from model.config import Config
-from model.training.feed import InterruptedTrainingError
+from model.training.interrupt import InterruptedTrainingError
 from model.training.loop import Run, train
-from model.training.step import Trainer
+from model.training.step import Learner
 from model.training.strategies import distribute, make_strategy
 from pipeline.command import UserError
 from pipeline.loading.batches import training_batches, training_pool
@@ -69,14 +69,14 @@ def taking_every_roi(config: Config) -> Config:
     )
 
 
-def summed_gradients(trainer: Trainer, batch: dict[str, tf.Tensor]) -> tuple[list[np.ndarray], dict[str, float]]:
+def summed_gradients(learner: Learner, batch: dict[str, tf.Tensor]) -> tuple[list[np.ndarray], dict[str, float]]:
     @tf.function
     def run(batch):
-        return trainer.strategy.run(trainer.gradients, args=(batch, tf.constant(7)))
+        return learner.strategy.run(learner.gradients, args=(batch, tf.constant(7)))
 
-    iterator = distribute(tf.data.Dataset.from_tensors(batch), trainer.strategy)
+    iterator = distribute(tf.data.Dataset.from_tensors(batch), learner.strategy)
     gradients, metrics = run(next(iterator))
-    local = trainer.strategy.experimental_local_results
+    local = learner.strategy.experimental_local_results
     totals = [sum(g.numpy() for g in local(per_replica)) for per_replica in gradients]
     return totals, {name: float(local(value)[0]) for name, value in metrics.items()}
 
@@ -92,8 +92,8 @@ def test_two_replicas_give_the_gradients_of_one(
     batch = global_batch(record_folder, config)
     assert int(tf.reduce_sum(tf.cast(batch["box_kind"] == 1, tf.int32))) >= 4
     skeleton = record_folder.skeleton
-    one = Trainer(config, skeleton, tf.distribute.OneDeviceStrategy("CPU:0"), precision="float32", jit_compile=False)
-    two = Trainer(config, skeleton, two_replicas, precision="float32", jit_compile=False)
+    one = Learner(config, skeleton, tf.distribute.OneDeviceStrategy("CPU:0"), precision="float32", jit_compile=False)
+    two = Learner(config, skeleton, two_replicas, precision="float32", jit_compile=False)
     for path, variable in one.model.variables_by_path().items():
         np.testing.assert_array_equal(variable, two.model.variables_by_path()[path])  # the same seed
     expected, expected_metrics = summed_gradients(one, batch)
@@ -135,8 +135,8 @@ def test_a_compiled_step_equals_an_interpreted_one(record_folder: RecordFolder, 
     batch, steps = global_batch(record_folder, config), {}
     for jit_compile in (False, True):
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-        trainer = Trainer(config, record_folder.skeleton, strategy, precision="float32", jit_compile=jit_compile)
-        metrics = trainer.train_step(batch, tf.constant(0.01), tf.constant(5), tf.constant(0.0))
+        learner = Learner(config, record_folder.skeleton, strategy, precision="float32", jit_compile=jit_compile)
+        metrics = learner.take_step(batch, tf.constant(0.01), tf.constant(5), tf.constant(0.0))
         steps[jit_compile] = {name: float(value) for name, value in metrics.items()}
     for name, value in steps[False].items():
         assert steps[True][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
@@ -269,18 +269,20 @@ sys.stdin.read()
 TRAIN_FROM_SERVICE = """
 import sys
 from pathlib import Path
-from model import config, strategies, training
-from model.feed import Feed
+from model import config
+from model.training import interrupt, loop, strategies
+from model.training.feed import Feed
 from pipeline.command import Progress
 from pipeline.record_folder import open_record_folder
-from pipeline.loading import LoadingOptions
-Feed.SECONDS_BETWEEN_LOOKS, training.SECONDS_OF_PATIENCE, Progress.SECONDS_BETWEEN_LINES = 0.125, 0.25, 0.0
-settings = training.Run(Path(sys.argv[3]), log_every=1, options=LoadingOptions(data_service=sys.argv[4]))
+from pipeline.loading.options import LoadingOptions
+Feed.SECONDS_BETWEEN_LOOKS, loop.SECONDS_OF_PATIENCE, Progress.SECONDS_BETWEEN_LINES = 0.125, 0.25, 0.0
+settings = loop.Run(Path(sys.argv[3]), log_every=1, options=LoadingOptions(data_service=sys.argv[4]))
 strategy = strategies.make_strategy("one_device")
 try:
-    training.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), "train", settings, strategy)
-except training.InterruptedTrainingError as error:
+    loop.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), "train", settings, strategy)
+except interrupt.InterruptedTrainingError as error:
     print(error, flush=True)
+    sys.exit(error.status)
 """
 
 
@@ -312,7 +314,7 @@ def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
             if "does not answer" in line and not interrupted:
                 training.send_signal(signal.SIGINT)
                 interrupted = True
-        assert training.wait() == 0, output + (tmp_path / "errors.txt").read_text()
+        assert training.wait() == 130, output + (tmp_path / "errors.txt").read_text()
     assert f"train: {address} promises neither an order of batches nor exact resumption" in output
     stopped = re.search(r"stopped at step (\d+) of 5000, waiting for data", output)
     assert stopped, output
@@ -353,11 +355,12 @@ def test_two_workers_train_one_model(record_folder: RecordFolder, small_config: 
         "import sys, json\n"
         "from pathlib import Path\n"
         "import tensorflow as tf\n"
-        "from model import config, strategies, training\n"
+        "from model import config\n"
+        "from model.training import loop, strategies\n"
         "from pipeline.record_folder import open_record_folder\n"
         "strategy = strategies.make_strategy('multi_worker')\n"
-        "training.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), 'train',"
-        " training.Run(Path(sys.argv[3])), strategy)\n"
+        "loop.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), 'train',"
+        " loop.Run(Path(sys.argv[3])), strategy)\n"
     )
     arguments = ["-c", script, str(tmp_path / "config.json"), str(record_folder.path), str(tmp_path / "two")]
     statuses, outputs = run_two_workers(arguments, tmp_path)

@@ -1,0 +1,165 @@
+"""What a training goes on from, and how it saves its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+
+from model import model_dir as model_dirs
+from model.config import Config
+from model.training.starting_point import StartingPoint
+from model.training.step import Learner
+from model.training.strategies import num_workers
+from pipeline.command import UserError, reason_of, say
+from pipeline.files import read_json, write_json
+
+KEPT_CHECKPOINTS = 3
+RUN_FILE = "run.json"  # how the newest run into a model directory ran: precision, replicas, workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a training goes on from. `find_origin` chooses; `fill` gives the learner its values.
+
+    Attributes:
+      model_dir: of the training.
+      checkpoint: the newest checkpoint of `model_dir`, None if there is none.
+      resumable: whether `checkpoint` holds the optimizer and the step, as those that training saves do.
+      start: what `--init` names; it counts only if there is no checkpoint.
+    """
+
+    model_dir: Path
+    checkpoint: str | None
+    resumable: bool
+    start: StartingPoint | None
+
+    def fill(self, learner: Learner, *, writes: bool) -> int:
+        """Gives the learner its weights, and its optimizer's state if there is one.
+
+        Args:
+          writes: whether this worker notes whose weights they were.
+
+        Returns:
+          the number of steps done.
+        """
+        if self.checkpoint is not None and self.resumable:
+            model_dirs.restore(learner.checkpoint, self.checkpoint)
+            learner.optimizer.adopt_restored_scale()
+            done = int(learner.step.numpy())
+            say(f"train: going on from {self.checkpoint}, step {done} of {learner.config.train.steps}")
+            return done
+        if self.checkpoint is not None:
+            model_dirs.restore(model_dirs.checkpoint_of(learner.model), self.checkpoint, partial=True)
+            say(f"train: starts from the imported weights of {self.model_dir}")
+        elif self.start is not None:
+            with learner.strategy.scope():
+                say(f"train: {self.start.fill(learner.model)}")
+            if writes:
+                write_json(self.model_dir / model_dirs.NOTE_FILE, dict(self.start.source))
+        return 0
+
+
+def find_origin(model_dir: Path, config: Config, start: StartingPoint | None) -> Origin:
+    """Chooses what a training into `model_dir` goes on from. The first of these that exists:
+
+    1. The newest checkpoint of `model_dir` with an optimizer: training goes on as if it had never stopped.
+    2. The newest checkpoint of `model_dir` without one, which model.import_weights wrote: its weights, from step 0.
+    3. `--init`: a backbone's file or a model directory, from step 0.
+    4. Random weights, from step 0; not with frozen norms, whose statistics must come from somewhere.
+
+    Raises:
+      UserError: random weights would have frozen norms; a damaged checkpoint.
+    """
+    checkpoint = model_dirs.newest_checkpoint(model_dir)
+    if checkpoint is None and start is None and config.backbone.norm == "frozen_batch":
+        raise UserError(
+            "backbone.norm=frozen_batch: random weights have no statistics to freeze, and the loss would explode within a few "
+            "steps; start from published weights with --init=FILE, or train other norms with --set backbone.norm=group"
+        )
+    resumable = checkpoint is not None and model_dirs.has_optimizer(checkpoint)
+    return Origin(model_dir, checkpoint, resumable, start)
+
+
+def note_run(model_dir: Path, learner: Learner, precision: str, done: int, *, writes: bool) -> None:
+    """Notes how this run runs in `run.json`, and prints what has changed since the run before.
+
+    Args:
+      done: steps that were done before; 0: there was no run before.
+      writes: whether this worker writes the note.
+    """
+    path = model_dir / RUN_FILE
+    now = {
+        "precision": precision,
+        "replicas": learner.strategy.num_replicas_in_sync,
+        "workers": num_workers(learner.strategy),
+        "first_step": done,
+    }
+    before = read_json(path) if done and path.exists() else {}
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: must hold a JSON object, as model.train writes it; remove it")
+    if before.get("precision", precision) != precision:
+        say(f"train: precision was {before['precision']} until step {done}, and is {precision} from here")
+    for unit in ("replicas", "workers"):
+        if before.get(unit, now[unit]) != now[unit]:
+            print(
+                f"train: {before[unit]} {unit} until step {done}, {now[unit]} from here: the batches stay the same, but sums "
+                "are rounded in another order, so the weights equal those of an uninterrupted run only nearly"
+            )
+    if writes:
+        write_json(path, now)
+
+
+class Saver:
+    """Saves checkpoints, and goes on if the disk does not let it.
+
+    Every worker has to take part in saving. What the others than the first write is of no use to anyone, and goes to a folder
+    of its own.
+    """
+
+    def __init__(self, learner: Learner, model_dir: Path, worker: int) -> None:
+        name = "checkpoints" if worker == 0 else f"checkpoints-of-worker-{worker}"
+        self._learner, self._folder = learner, model_dir / name
+        self._sweep()
+        self._manager = tf.train.CheckpointManager(
+            learner.checkpoint,
+            str(self._folder),
+            max_to_keep=KEPT_CHECKPOINTS,
+            step_counter=learner.step,
+            checkpoint_name="step",
+        )
+
+    def save(self, done: int, *, required: bool) -> None:
+        """Saves the weights, the optimizer and the number of steps done.
+
+        Args:
+          required: whether nothing comes after; else a failure is printed, and the next save is another attempt.
+
+        Raises:
+          UserError: a checkpoint that is required could not be written.
+        """
+        self._learner.step.assign(done)
+        try:
+            if not self._folder.parent.is_dir():  # TensorFlow would make it anew, without configuration
+                raise FileNotFoundError(2, "the model directory has vanished")
+            self._manager.save(checkpoint_number=done)
+        except tf.errors.UnavailableError:
+            raise  # another worker has ended
+        except (OSError, tf.errors.OpError) as error:
+            reason = error.strerror or str(error) if isinstance(error, OSError) else reason_of(error)
+            self._sweep()
+            message = f"{self._folder}: the checkpoint of step {done} could not be written ({reason})"
+            if required:
+                raise UserError(f"{message}; make room or put the folder right, then the same command goes on") from None
+            say(f"train: {message}; training goes on, and the next save is another attempt")
+
+    def _sweep(self) -> None:
+        """Removes what a save that was killed or failed has left behind: temporary folders, and parts without an index."""
+        for leftover in self._folder.glob("step-*"):
+            stem = leftover.name.partition(".")[0]
+            if leftover.name.endswith("_temp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif ".tempstate" in leftover.name or not (self._folder / f"{stem}.index").exists():
+                leftover.unlink(missing_ok=True)

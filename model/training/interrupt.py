@@ -1,0 +1,51 @@
+"""Ctrl-C, SIGTERM and SIGHUP while a model trains: heard between two steps, so that a checkpoint can be saved first."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from pipeline.command import UserError, say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class InterruptedTrainingError(UserError):
+    """A training that a signal has stopped; what there was to save has been saved.
+
+    Args:
+      message: where it stopped, and how to go on.
+      signal_number: of the signal; the process ends with 128 + this number, as a shell reports it (Ctrl-C: 130).
+    """
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number
+
+
+class Interrupt:
+    """Turns the three signals into a flag that the loop looks at between two steps; a second signal ends at once.
+
+    A signal that the parent process has chosen to ignore stays ignored: nohup does so with SIGHUP.
+    """
+
+    def __enter__(self) -> Interrupt:
+        self.asked = False
+        self._number: int = signal.SIGTERM  # that is what the other workers of a cluster assume
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._handle) for number in heard}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked, self._number = True, number
+        say("train: saving a checkpoint, then stopping")
+
+    def error(self, message: str) -> InterruptedTrainingError:
+        """What to raise when the work has been put away."""
+        return InterruptedTrainingError(message, self._number)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
