@@ -5,10 +5,10 @@ r"""Makes a model directory of somebody else's weights: torchvision's or Detectr
   python -m model.import_weights --source=matterport --weights=mask_rcnn_coco_humanpose.h5 --model_dir=MODEL
 
 The third is matterport's Mask R-CNN for human pose, which keeps its own network, sizes and answers (docs/FROM_MATTERPORT.md).
-Needs none of these packages. Reads .pth, .pkl, .safetensors and .h5; whatever a file holds, nothing in it is run. Depth and
-widths are read off the tensors, all else (colours, resizing, anchors, RoIAlign, …) is as the family has it. model.predict,
-model.evaluate and export.export_model take the directory as --model, model.train as --init; a backbone alone (a ResNet of
-ImageNet) is for model.train --init itself.
+The command needs none of these packages. It reads .pth, .pkl, .safetensors and .h5 files, and runs nothing of what they hold.
+The tensors' shapes give depth and widths; the family gives all else (colours, resizing, anchors, RoIAlign, …). model.predict,
+model.evaluate and export.export_model take the directory as --model, and model.train takes it as --init. A backbone alone (a
+ResNet of ImageNet) is not imported: model.train takes its file as --init.
 """
 
 from __future__ import annotations
@@ -20,26 +20,33 @@ from pipeline.command import UserError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum(
-    "source", None, ["torchvision", "detectron2", "matterport"], "Whose names and conventions the file has.", flag_values=FLAGS
+    "source",
+    None,
+    ["torchvision", "detectron2", "matterport"],
+    "The family whose names and conventions the file has. Required.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("weights", None, "The file.", flag_values=FLAGS)
-flags.DEFINE_string("model_dir", None, "Where the model is written; a new directory.", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "The file of weights. Required.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model_dir", None, "The directory to which the model is written; it must be new or empty. Required.", flag_values=FLAGS
+)
 flags.DEFINE_string(
     "skeleton",
     None,
-    "The keypoint set, if not COCO's 17: skeleton.json of a model directory, or pipeline.json of records.",
+    "A file with the keypoint set: the skeleton.json of a model directory, or the pipeline.json of a record folder. "
+    "By default COCO's 17 keypoints.",
     flag_values=FLAGS,
 )
 flags.DEFINE_float(
     "norm_epsilon",
     None,
-    "Of the batch norms. By default 1e-5, and 0 for torchvision's published COCO_V1 file, which its sha256 tells.",
+    "The epsilon of the batch norms. By default 1e-5, but 0 for torchvision's COCO_V1 file, known by its sha256.",
     flag_values=FLAGS,
 )
 flags.DEFINE_multi_string(
     "set",
     [],
-    "Sets what the file's owner did otherwise than the family, such as backbone.pixel_order=RGB; may be repeated.",
+    "A value of the configuration in which the file differs from its family: backbone.pixel_order=RGB; may be repeated.",
     flag_values=FLAGS,
 )
 flags.mark_flags_as_required(["source", "weights", "model_dir"], flag_values=FLAGS)

@@ -22,44 +22,51 @@ from pipeline import batch_flags, command
 from pipeline.record_folder import RecordFolder, open_record_folder
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
-flags.DEFINE_string("split", None, "Which split; may be left out where there is one, or with --verify.", flag_values=FLAGS)
-flags.DEFINE_string("output", None, "File to write: a sheet ends in .png or .jpg, a page in .html.", flag_values=FLAGS)
-flags.DEFINE_multi_integer("image_id", [], "Draws this image; may be repeated.", flag_values=FLAGS)
-flags.DEFINE_integer("count", 12, "How many images to draw without --image_id.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("data_dir", None, "The record folder. Required.", flag_values=FLAGS)
+flags.DEFINE_string("split", None, "The split to look at. By default the only one; with --verify, all.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "output", None, "The file to write: the name of a sheet ends in .png or .jpg, that of a page in .html.", flag_values=FLAGS
+)
+flags.DEFINE_multi_integer("image_id", [], "The id of an image to draw; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_integer("count", 12, "The number of images to draw without --image_id.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool("flipped", False, "Draws images mirrored, as half of them are in training.", flag_values=FLAGS)
 flags.DEFINE_bool("anchors", False, "Draws positive and ignored anchors beside each image.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "short_edge", None, "Short edge for which to draw the anchors; by default the largest one.", flag_values=FLAGS
+    "short_edge",
+    None,
+    "The short edge for which anchors are drawn. By default the largest one of the records.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer(
     "batches",
     None,
-    "Instead of records, draws training batches: so many for each canvas, with the sampled anchors.",
+    "Draws training batches with their sampled anchors instead of records: this number for each canvas.",
     lower_bound=1,
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("batch_size", 4, "With --batches: images in a batch.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("num_canvases", None, "With --batches: sizes of batches; 6 by default.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 4, "With --batches: the number of images in a batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_canvases", None, "With --batches: the number of canvas sizes. By default 6.", lower_bound=1, flag_values=FLAGS
+)
 batch_flags.define(FLAGS)
-flags.DEFINE_integer("seed", 0, "With --batches: seed of the training.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "With --batches: the seed of the training.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_bool(
     "stats",
     False,
-    "Instead of drawing, counts: people, keypoints by joint and side, sizes, and how well anchors match, as a page with plots.",
+    "Counts instead of drawing: people, keypoints by joint and side, sizes, and how well anchors match, as a page with plots.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "verify",
     False,
-    "Instead of drawing, re-reads every record, image and matching and compares them with the metadata.",
+    "Reads every record, image and matching again instead of drawing, and compares them with the metadata.",
     flag_values=FLAGS,
 )
 flags.mark_flags_as_required(["data_dir"], flag_values=FLAGS)
 
 SHEET_WIDTH, ROW_HEIGHT = 1600, 320
 FAULTS_SHOWN = 20  # of each file
-# Beside which flags those that not all know have a meaning; "": where records are drawn.
+# The modes in which a flag has a meaning; "" is the mode that draws records.
 MEANS = {
     "output": ("", "--stats", "--batches"),
     **dict.fromkeys(("image_id", "count", "flipped", "anchors", "short_edge"), ("",)),
@@ -87,7 +94,7 @@ def main(_: list[str]) -> None:
 
 
 def _check_meaning() -> None:
-    """Refuses flags that would do nothing beside those that choose what is done."""
+    """Refuses flags that have no meaning in the mode that was chosen."""
     mode = "--verify" if FLAGS.verify else "--stats" if FLAGS.stats else "--batches" if FLAGS.batches else ""
     for name, modes in MEANS.items():
         if FLAGS[name].present and mode not in modes:
@@ -200,7 +207,7 @@ def _split(record_folder: RecordFolder) -> str:
 
 def _output() -> Path:
     if FLAGS.output is None:
-        raise command.UserError("--output: the file to write, such as --output=sheet.png")
+        raise command.UserError("--output: the file to write is missing; name it, such as --output=sheet.png")
     return Path(FLAGS.output)
 
 

@@ -39,7 +39,7 @@ def main(_: list[str]) -> None:
     shared = Path(os.environ.get("KEYPOINT_SHARED") or REPOSITORY.parent / "shared").absolute()
     coco = shared / "data" / "coco_sample"
     if not coco.is_dir():
-        print(f"skipped: there are no photographs in {coco}; KEYPOINT_SHARED names the folder with data/coco_sample")
+        print(f"skipped: {coco} holds no photographs; KEYPOINT_SHARED must name the folder with data/coco_sample")
         return
     output_dir = Path(FLAGS.output_dir)
     try:

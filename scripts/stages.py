@@ -62,10 +62,10 @@ class Stages:
     """The stages of one output folder.
 
     Args:
-      output_dir: made if need be. A folder with other things in it is refused, for stages remove what they write.
+      output_dir: made if it is missing. A folder with other things in it is refused, because stages remove what they write.
 
     Raises:
-      StageError: such a folder.
+      StageError: the folder holds other things.
     """
 
     def __init__(self, output_dir: Path) -> None:
@@ -183,9 +183,11 @@ def code_of(commands: Iterable[Sequence[str]]) -> str:
     """Changes with the code that commands (`-m model.train …`) run: with contents, not with times."""
     paths = {REPOSITORY / "requirements.lock"}
     for _, module, *_ in commands:
-        paths.add((REPOSITORY / module.replace(".", "/")).with_suffix(".py"))
-        for package in IMPORTS[module.split(".")[0]]:
-            paths.update((REPOSITORY / package).rglob("*.py"))
+        folder, name = (REPOSITORY / module.replace(".", "/")).parent, module.rpartition(".")[2]
+        for kind in (".py", ".html"):
+            paths.update(folder.glob(f"{name}*{kind}"))  # a script, and its parts, whose names begin with its own
+            for package in IMPORTS[module.split(".")[0]]:
+                paths.update((REPOSITORY / package).rglob(f"*{kind}"))
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())

@@ -2,7 +2,7 @@
 
 What both families share with the presets needs no field: deltas' weights and clamp, the order of anchors and of deltas, P6 =
 every second place of P5, top-k and NMS within each level, heatmaps by a 4×4 deconvolution and bilinear × 2, keypoint targets
-and loss. Whoever reads a file puts the box head's columns in this model's order: background, person, and deltas of the person
+and loss. `layout.values` puts the box head's columns in this model's order: background, person, and deltas of the person
 only (torchvision has deltas of the background, too; Detectron2 has the background last).
 """
 

@@ -27,7 +27,7 @@ from pipeline.skeleton import COCO_PERSON, Skeleton
 
 SOURCES: Mapping[str, Family] = {"torchvision": names.TORCHVISION, "detectron2": names.DETECTRON2}
 
-# What older files of Detectron2 hold besides weights, and what it must be in this model's configuration.
+# What older files of Detectron2 hold besides weights.
 _CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 
 
@@ -48,7 +48,7 @@ def import_model(
       source, weights, skeleton_file, norm_epsilon, assignments, report: as `imported` takes them.
 
     Raises:
-      UserError: as `imported`; or a directory that is in use.
+      UserError: as `imported`; or the directory holds something already.
     """
     model_dir = Path(model_dir)
     model_dir_lib.check_new(model_dir)
@@ -67,19 +67,19 @@ def imported(
     assignments: Sequence[str] = (),
     report: Callable[[str], None] = print,
 ) -> tuple[KeypointRCNN, dict[str, Any]]:
-    """The model of a file of a whole Keypoint R-CNN, and where its weights come from (see `published_weights.note`).
+    """The model of a file of a whole Keypoint R-CNN, and where its weights come from (see `published.note`).
 
     Args:
       source: the family, a key of `SOURCES`.
       weights: the file.
-      skeleton_file: the keypoint set (see `read_skeleton`), where it is not COCO's.
-      norm_epsilon: of the batch norms; by default 0 for torchvision's COCO_V1 file, told by its sha256, and 1e-5 otherwise.
-      assignments: as `config_values.override` takes them, for what a file cannot say and its owner did otherwise than
-        the family.
+      skeleton_file: the keypoint set (see `read_skeleton`); None for COCO's.
+      norm_epsilon: of the batch norms; None for 0 in torchvision's COCO_V1 file, known by its sha256, and 1e-5 in others.
+      assignments: as `config_overrides.override` takes them: values that the file cannot say and that differ from the
+        family's.
       report: called with each line of what was found.
 
     Raises:
-      UserError: a file that is not read, not of this family or size, or not whole.
+      UserError: the file cannot be read, is of another family or size, or lacks a tensor.
     """
     weights, family = Path(weights), SOURCES[source]
     tensors = read_weights(weights)
@@ -156,7 +156,7 @@ def _check_beside_weights(tensors: Tensors, config: Config) -> None:
 
 
 def skeleton_for(number: int, file: str | Path | None, report: Callable[[str], None]) -> Skeleton:
-    """The keypoint set of weights for so many keypoints: the one of `file`, or COCO's.
+    """The keypoint set of weights for `number` keypoints: the one of `file`, or COCO's.
 
     Raises:
       UserError: `file` has another number, or none.
@@ -179,7 +179,7 @@ def read_skeleton(file: str | Path) -> Skeleton:
     """A keypoint set from a model directory's `skeleton.json`, or from the `pipeline.json` of records.
 
     Raises:
-      UserError: no such file, or another.
+      UserError: the file is missing, or holds no keypoint set.
     """
     remedy = "--skeleton takes the skeleton.json of a model directory or the pipeline.json of records"
     return checked_json(file, "no keypoint set", lambda value: Skeleton.from_json(value.get("skeleton", value)), remedy=remedy)

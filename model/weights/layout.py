@@ -1,4 +1,4 @@
-"""What a file's tensors say of the model's size, and how each has to be turned, cut and reordered to become a variable's value.
+"""Reads the model's size off a file's tensors, and turns, cuts and reorders each tensor into a variable's value.
 
 Layouts, PyTorch's → Keras': convolution [out, in, h, w] → [h, w, in, out]; deconvolution [in, out, h, w] → [h, w, out, in];
 fully connected [out, in] → [in, out], and behind a flattening of [C, h, w] to one of [h, w, C].

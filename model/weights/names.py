@@ -1,6 +1,6 @@
 """What the tensors of each family's files are called: their names in, paths of this model's variables out.
 
-Families, each told by its names:
+Each family is recognised by its names:
 
     torchvision  keypointrcnn_resnet50_fpn, now and before 0.14; classification ResNets, which are the backbone alone
     detectron2   keypoint_rcnn_R_50_FPN and R_101; backbones that its tools/convert-torchvision-to-d2.py made
@@ -174,7 +174,7 @@ def _path(layer: str, variable: str) -> str:
 
 
 def recognise(tensors: Tensors) -> Family:
-    """The family whose names most of the tensors have. Raises: RefusedError if there is none."""
+    """The family whose names most of the tensors have. Raises: RefusedError if no family knows one of them."""
     counts = [len(renamed(tensors, family)[0]) for family in FAMILIES]
     if not any(counts):
         raise RefusedError(
@@ -185,7 +185,7 @@ def recognise(tensors: Tensors) -> Family:
 
 
 def told(left_over: Sequence[str]) -> str:
-    """One line of what a file has and this model has no use for; counters of batches are counted."""
+    """One line that names the tensors for which the model has no variable; counters of batches are only counted."""
     counters = [name for name in left_over if name.endswith("num_batches_tracked")]
     others = [name for name in left_over if name not in set(counters)]
     parts = [f"{len(counters)} × num_batches_tracked"] if counters else []

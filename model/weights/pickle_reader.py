@@ -1,10 +1,10 @@
-"""Reads pickles that hold arrays, numbers, text and containers of these, and refuses every other one; nothing in them is run.
+"""Reads pickles of arrays, numbers, text and containers of these, and refuses all others; nothing in them is run.
 
 The instructions are followed by the standard library's unpickler. It finds functions in a table of our own, so that no import,
 no attribute and no method of any object can be reached.
 
 This is the library's unpickler in Python, `pickle._Unpickler`, which joblib extends in the same way, and not the one in C: the
-latter hashes whatever a file gives as a dictionary's key (a tuple of itself twice, 40 levels deep, takes for ever), allocates
+latter hashes every key of a dictionary (a tuple of itself twice, 40 levels deep, takes for ever), allocates
 what a file announces before it reads it (34 GB for one index of the memo), and lets a file call and change what it has made.
 Here an instruction that arrays do not need is refused, keys are checked before they are hashed, and what calls are given is
 counted.
@@ -108,19 +108,19 @@ def _dtype(text: Any, *_: Any) -> Dtype:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):  # how protocol 2 writes bytes
-        raise RefusedError("calls _codecs.encode otherwise than arrays need it")
+        raise RefusedError("refused: it calls _codecs.encode with other arguments than arrays do")
     return text.encode("latin1")
 
 
 def _empty_bytes(*arguments: Any) -> bytes:
     if arguments:
-        raise RefusedError("calls bytes otherwise than arrays need it")
+        raise RefusedError("refused: it calls bytes with arguments, which arrays do not")
     return b""
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise RefusedError("calls collections.OrderedDict otherwise than pickles do: damaged")
+        raise RefusedError("refused: it calls collections.OrderedDict with something other than a list of pairs")
     return {_key(key): value for key, value in pairs}
 
 

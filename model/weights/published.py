@@ -1,4 +1,4 @@
-"""Files of weights that others publish: where they are, by what they are known, and what no file says about itself."""
+"""Files of weights that others publish: their address, their digest, and what no file says about itself."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Published:
 
     Attributes:
       url: where it is downloaded.
-      sha256, md5: how the digest begins, as the file's name or its publisher says; empty where nobody does.
-      licence: as its publisher states it; None where there is no statement about this file.
-      norm_epsilon: of its batch norms, where it is not 1e-5.
+      sha256, md5: the beginning of the digest, from the file's name or its publisher; empty if neither says it.
+      licence: as its publisher states it for this file; None if he states none.
+      norm_epsilon: of its batch norms.
     """
 
     url: str

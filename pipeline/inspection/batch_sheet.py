@@ -180,7 +180,7 @@ def draw_image(
     Returns:
       uint8 [H, W, 3] twice: with its people, and with its sampled anchors.
     """
-    pixels = image["image"]  # floats, where colours were changed or the family never rounds
+    pixels = image["image"]  # floats if colours were changed, or if the family's resize rule does not round
     if pixels.dtype != np.uint8:
         pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
     canvas = _with_stripes(pixels, image["image_size"])
@@ -196,7 +196,7 @@ def draw_image(
 
 
 def _with_stripes(canvas: NDArray[np.uint8], size: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Stripes where the canvas is free, over whatever lies there: black where the loader is right."""
+    """Draws stripes on the canvas outside the image, over the pixels there, which are black if the loader is right."""
     height, width = canvas.shape[:2]
     rows, columns = np.ogrid[:height, :width]
     outside = (rows >= size[0]) | (columns >= size[1])

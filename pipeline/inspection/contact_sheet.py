@@ -50,7 +50,7 @@ class Variant:
 
 
 def chosen_rows(record_folder: RecordFolder, split: str, count: int) -> list[np.void]:
-    """Rows of the index of so many images with people (any, where there are none), spread evenly over the split."""
+    """`count` rows of the index, spread evenly over the images with people, or over all images if none has people."""
     index = record_folder.index(split)
     with_people = index[index["persons"] + index["crowds"] > 0]
     rows = with_people if len(with_people) else index

@@ -27,10 +27,10 @@ Pixels = npt.NDArray[np.uint8]
 Kind = Literal["line", "dot", "ring", "box", "hatch"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-FINENESS = 2  # images are painted so many times larger and then reduced, which makes fine lines smooth
+FINENESS = 2  # images are painted this many times larger and then reduced, which makes fine lines smooth
 PAPER, INK, SOFT = (20, 23, 27), (236, 239, 242), (150, 160, 170)
 MARGIN, GAP, LINE = 24, 10, 18  # pixels: around the sheet, between images, of a line of text
-TITLE_SIZE, TEXT_SIZE = 20, 12
+TITLE_SIZE, TEXT_SIZE = 20, 11
 DPI = 100  # of the legend: matplotlib counts in points
 
 

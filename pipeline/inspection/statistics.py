@@ -111,7 +111,7 @@ def collect(record_folder: RecordFolder, split: str, advance: Callable[[int], No
     """Reads every record of a split once.
 
     Args:
-      advance: is told of every record that was read.
+      advance: called with 1 for each record.
 
     Raises:
       UserError: no such split, or a damaged file.

@@ -50,7 +50,7 @@ def verify(record_folder: RecordFolder, split: str, advance: Callable[[int], Non
 
     Args:
       split: one that the data set has.
-      advance: is told of every record that was looked at.
+      advance: called with 1 for each record.
     """
     info = record_folder.splits[split]
     missing = lacking_keys(info)
@@ -192,7 +192,7 @@ def check_record(payload: bytes, row: np.void, record_folder: RecordFolder) -> t
       row: its row of the index.
 
     Returns:
-      what is wrong, in words; and what it counts for in the split's summary (nothing, where it cannot be read).
+      what is wrong, in words; and what it counts for in the split's summary (nothing if it cannot be read).
     """
     example = tf.train.Example()
     try:

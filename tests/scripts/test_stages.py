@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.stages import STATE_FILE, Stage, StageError, Stages
+from scripts.stages import REPOSITORY, STATE_FILE, Stage, StageError, Stages, code_of
 
 
 def render(folder: Path, *more: str, count: int = 1, resumes: bool = False) -> Stage:
@@ -76,3 +76,21 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="name a new or empty folder"):
         Stages(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("module", "files"),
+    [
+        ("pipeline.synthetic", ("pipeline/synthetic/__main__.py", "pipeline/command.py")),
+        ("model.train", ("model/train.py", "model/training/loop.py", "pipeline/inspection/page.html")),
+        ("scripts.report", ("scripts/report.py", "scripts/report_charts.py", "scripts/report.html", "pipeline/drawing.py")),
+    ],
+)
+def test_a_change_of_the_code_is_seen(module: str, files: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_of([("-m", module)])
+    read = Path.read_bytes
+    for name in files:
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + bytes(path == REPOSITORY / name))
+        assert code_of([("-m", module)]) != before, name
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert code_of([("-m", module)]) == before

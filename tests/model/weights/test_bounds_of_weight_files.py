@@ -88,7 +88,7 @@ def test_dictionaries_made_over_and_over_are_refused(content: bytes, tmp_path: P
     path.write_bytes(content)
     assert len(content) < 300_000
     message, peak, seconds = measured(path)
-    assert message.startswith(f"{path}: ") and ("OrderedDict otherwise" in message or "many times its size" in message)
+    assert message.startswith(f"{path}: ") and ("calls collections.OrderedDict" in message or "many times its size" in message)
     assert peak < 300 * MEGABYTE and seconds < 10
 
 

@@ -45,7 +45,6 @@ from tests.model.weights.torch_weights import (
     torchvision_state,
 )
 
-OLDER = [f"{published.TORCHVISION}/{name}.pth" for name in ("resnet50-19c8e357", "resnet101-5d3b4d8f")]
 FEATURE_TOLERANCE = 1e-4  # largest difference over the largest value; float32 against float64: 1e-6 (the oracles' float64.json)
 
 
@@ -207,10 +206,11 @@ def test_published_files_are_known_by_their_digests() -> None:
     assert published_as(Digests(nothing, nothing)) is None
 
 
-def test_the_readme_names_them_all() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+def test_the_page_of_weights_names_them_all() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "WEIGHTS.md").read_text()
     for file in (*published.KEYPOINT_RCNN, *published.BACKBONES):
-        assert f"]({file.url})" in readme or file.url in OLDER, file.url
+        assert f"]({file.url})" in page, file.url
+        assert file.sha256[:8] in page and file.md5[:6] in page, file.url
 
 
 def test_keypoints_of_ones_own(tmp_path: Path) -> None:
