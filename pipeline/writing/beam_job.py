@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
@@ -87,7 +88,8 @@ def run_job(settings: ShardSettings, numbers: Sequence[int], options: PipelineOp
 
     def run() -> None:
         try:
-            _run_pipeline(settings, numbers, options)
+            with _services_on_loopback():
+                _run_pipeline(settings, numbers, options)
         except BaseException as error:
             _finish(outcome, error)
         else:
@@ -118,6 +120,28 @@ def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: Pipe
     finally:
         if hasattr(result, "client"):  # of Dask: it would complain of the end of the process
             result.client.close()
+
+
+@contextlib.contextmanager
+def _services_on_loopback() -> Iterator[None]:
+    """Lets only this machine reach the services that Beam starts in this process, for worker processes beside it.
+
+    Beam binds them on every interface and asks nobody who he is, and one of them hands out any file that this user can read.
+    The workers reach them as `localhost`.
+    """
+    make_server = grpc.server
+
+    def on_loopback(*arguments: Any, **options: Any) -> grpc.Server:
+        server = make_server(*arguments, **options)
+        bind = server.add_insecure_port
+        server.add_insecure_port = lambda address: bind(address.replace("[::]:", "127.0.0.1:", 1))
+        return server
+
+    grpc.server = on_loopback
+    try:
+        yield
+    finally:
+        grpc.server = make_server
 
 
 def _write_on_worker(settings: ShardSettings, options: dict[str, Any], number: int) -> None:

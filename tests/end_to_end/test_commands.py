@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.listening import open_to_others, ports_of
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 HELP_SECONDS = 3.0
 # The flags that each command must explain, and a command line that is right but for what a test takes away.
@@ -69,11 +71,18 @@ def run(module: str, *arguments: str, cwd: Path = REPOSITORY) -> Ended:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # where it is set, TensorFlow's own lines are wanted
     command = [sys.executable, "-m", module, *arguments]
-    ended = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    with (
+        subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        ports_of(process) as ports,
+    ):
+        output, complaints = process.communicate()
+    assert not open_to_others(ports), f"{module} can be reached from outside"
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    errors = [line for line in ended.stderr.splitlines() if line.strip()]
+    errors = [line for line in complaints.splitlines() if line.strip()]
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Ended(ended.returncode, ended.stdout, errors, spent)
+    return Ended(process.returncode, output, errors, spent)
 
 
 def assert_one_line(ended: Ended, *words: str) -> None:

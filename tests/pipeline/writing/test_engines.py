@@ -20,6 +20,7 @@ import pytest
 from pipeline.command import UserError
 from pipeline.writing import beam_job
 from pipeline.writing.conversion import ConversionConfig, convert
+from tests.listening import open_to_others, ports_of
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=6)
 ROOT = Path(__file__).parents[3]
@@ -48,6 +49,26 @@ def check(forty_images: Path, in_process: Path, tmp_path: Path) -> Check:
         assert files == expected
 
     return convert_and_compare
+
+
+@pytest.mark.slow
+def test_worker_processes_are_not_served_on_the_network(forty_images: Path, in_process: Path, tmp_path: Path) -> None:
+    """Beam's own services ask nobody who he is, and hand out any file of the user."""
+    command = [sys.executable, "-m", "pipeline.make_tfrecords", f"--annotations={forty_images / 'a.json'}"]
+    command += [f"--images={forty_images / 'images'}", f"--output_dir={tmp_path / 'out'}", "--dataset_name=small"]
+    command += ["--num_shards=6", "--short_edges=64,96", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        ports_of(process) as ports,
+    ):
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert len(ports) >= 4  # control, data, state, logging
+    assert not open_to_others(ports), ports
+    shards = sorted(path.name for path in in_process.glob("*.tfrecord-*"))
+    assert len(shards) == 6 and all(
+        (tmp_path / "out" / name).read_bytes() == (in_process / name).read_bytes() for name in shards
+    )
 
 
 @contextlib.contextmanager
