@@ -45,7 +45,7 @@ def main(_rest: list[str]) -> None:
         check_images=FLAGS.check_images,
     )
     for kind, path in written.items():
-        print(f"written: {path} ({kind})")
+        command.say(f"written: {path} ({kind})")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main(_: list[str]) -> None:
     from model.weights.importing import import_model
 
     def report(line: str) -> None:
-        print(f"import_weights: {line}", flush=True)
+        command.say(f"import_weights: {line}")
 
     if FLAGS.source == "matterport":
         import_matterport(FLAGS.weights, FLAGS.model_dir, skeleton_file=FLAGS.skeleton, assignments=FLAGS.set, report=report)
@@ -78,7 +78,7 @@ def main(_: list[str]) -> None:
             assignments=FLAGS.set,
             report=report,
         )
-    print(f"import_weights: model in {FLAGS.model_dir}", flush=True)
+    command.say(f"import_weights: model in {FLAGS.model_dir}")
 
 
 if __name__ == "__main__":

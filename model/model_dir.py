@@ -230,7 +230,7 @@ def has_optimizer(path: str) -> bool:
     """
     try:
         return any(name.startswith("optimizer/") for name, _ in tf.train.list_variables(path))
-    except tf.errors.OpError as error:
+    except (LookupError, TypeError, ValueError, tf.errors.OpError) as error:  # LookupError: of an index that is cut short
         raise UserError(
             f"{path}: a damaged checkpoint ({reason_of(error)}); restore it, or remove {path}.* and "
             f"{Path(path).parent / 'checkpoint'} to go on from the one before"

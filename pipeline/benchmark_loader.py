@@ -46,7 +46,8 @@ def main(_: list[str]) -> None:
     record_folder = open_record_folder(FLAGS.data_dir)
     short_edges = tuple(int(edge) for edge in FLAGS.short_edges) or None
     config = batch_flags.batch_config(FLAGS, record_folder, short_edges=short_edges, num_canvases=FLAGS.num_canvases)
-    print("\n".join(measurement.describe(record_folder, FLAGS.split, config.data, batch_size=FLAGS.batch_size)), flush=True)
+    for line in measurement.describe(record_folder, FLAGS.split, config.data, batch_size=FLAGS.batch_size):
+        command.say(line)
     if FLAGS.benchmark:
         options = LoadingOptions(on_error=FLAGS.on_error, cache=FLAGS.cache)
         measured = measurement.measure(
@@ -58,7 +59,8 @@ def main(_: list[str]) -> None:
             options=options,
             anchors=config.anchors,
         )
-        print("\n".join(measured.lines()))
+        for line in measured.lines():
+            command.say(line)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main(beam_flags: list[str]) -> None:
     overview = contact_sheet.overview_path(FLAGS.output_dir, FLAGS.split)
     if result.seconds or not overview.exists():
         contact_sheet.write_overview(FLAGS.output_dir, FLAGS.split)
-    print(f"a dozen of its images: {overview}")
+    command.say(f"a dozen of its images: {overview}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class MetricsLog:
         self._path, self._folder = model_dir / "metrics.jsonl", model_dir / "tensorboard"
         self._lost = 0
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _step(line) <= first_step]
+            kept = [line for line in self._path.read_text(errors="replace").splitlines() if _step(line) <= first_step]
             write_file(self._path, "".join(line + "\n" for line in kept))
         for events in sorted(self._folder.glob("events.out.tfevents.*")):
             _drop_later_events(events, first_step)
@@ -97,7 +97,7 @@ class MetricsLog:
         """Whether the model of this step has been evaluated."""
         if not self._path.exists():
             return False
-        lines = self._path.read_text().splitlines()
+        lines = self._path.read_text(errors="replace").splitlines()
         return any(_step(line) == step and json.loads(line).get("kind") == "eval" for line in lines)
 
     def images(self, step: int, images: Sequence[np.ndarray]) -> None:
@@ -154,7 +154,7 @@ def _append_line(path: Path, line: str) -> None:
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # a line cut short by a crash
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a line cut short by a crash
         return 2**62
 
 

@@ -38,8 +38,9 @@ def main(rest: list[str]) -> None:
     arguments = dataset.Arguments(FLAGS.num_images, FLAGS.seed, FLAGS.split, FLAGS.width, FLAGS.height)
     workers = FLAGS.num_workers if FLAGS.num_workers is not None else len(os.sched_getaffinity(0))
     summary = dataset.write_dataset(FLAGS.output_dir, arguments, num_workers=workers, overwrite=FLAGS.overwrite)
-    print(f"{'found finished, rendered with the same arguments' if summary.reused else 'rendered'}: {summary}")
-    print(f"  images     {summary.images}{os.sep}\n  annotations  {summary.annotations}")
+    command.say(f"{'found finished, rendered with the same arguments' if summary.reused else 'rendered'}: {summary}")
+    command.say(f"  images     {summary.images}{os.sep}")
+    command.say(f"  annotations  {summary.annotations}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from pipeline import records, storage
-from pipeline.command import UserError
+from pipeline.command import UserError, shown
 from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, lacking_keys, parse_record_folder
 from pipeline.writing.shard_writer import ShardSettings, finished_shards
 
@@ -185,8 +185,15 @@ def skipped_by_reason(output: str, split: str) -> dict[str, int]:
         lines = storage.read(storage.join(output, f"errors-{split}.jsonl")).splitlines()
     except FileNotFoundError:
         return {}
-    reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", json.loads(line)["reason"]) for line in lines)
+    reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", _reason(line)) for line in lines)
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _reason(line: bytes) -> str:
+    try:
+        return str(json.loads(line)["reason"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "(a line of the list of errors that is damaged)"
 
 
 def summary_file(split: str) -> str:
@@ -224,4 +231,4 @@ def summary_table(result: ConversionResult, output: str, split: str) -> str:
         lines.append(f"images left out are listed in {storage.join(output, f'errors-{split}.jsonl')}")
         if not result.summary["images"]:
             lines.append("no image was left: if --images is the reason, correct it and convert again with --overwrite")
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))

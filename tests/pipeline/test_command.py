@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,23 @@ def test_flags_that_are_missing_or_nearly_right_are_named(
         run(lambda _: None, values, "")
     error = capsys.readouterr().err
     assert ended.value.code == 1 and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+# Where text of several lines is printed, whose names `shown` has escaped line by line; and help.
+PRINTING = {
+    "pipeline/command.py",
+    "pipeline/make_tfrecords.py",
+    "model/evaluate.py",
+    "model/predict.py",
+    "export/keypoint_rcnn.py",
+}
+
+
+def test_names_are_printed_in_one_way() -> None:
+    root = Path(__file__).parents[2]
+    for package in ("pipeline", "model", "export"):
+        for path in (root / package).rglob("*.py"):
+            name = str(path.relative_to(root))
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                    assert name in PRINTING, f"{name}:{node.lineno}: command.say escapes names"

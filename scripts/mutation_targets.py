@@ -1,0 +1,465 @@
+"""What `scripts.mutations` tries: for each kind of input how it is damaged, and which functions of the library read it.
+
+A reader takes the folder of inputs, in which one file is damaged. It may return, or raise what its command turns into one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import random
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Read = Callable[[Path, Path], object]
+Damage = Callable[[bytes, random.Random], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One kind of input.
+
+    Attributes:
+      share: how often it is tried, relative to the others.
+      files: of which one is damaged, as a pattern in the folder of inputs.
+      damage: sound bytes → damaged ones.
+      read: takes the folder and the damaged file.
+    """
+
+    share: float
+    files: str
+    damage: Damage
+    read: Read
+
+
+# Damage.
+
+EXTREMES: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308, float("nan"),
+    float("inf"), float("-inf"), "", "a", "..", "../a", "/etc/hostname", "a\x00b", "a\nb", "\x1b[31m", "\udcff", "1", "nan",
+    "$\\frac$", "<b>", "x" * 5000, [], [[]], [None] * 3, [0] * 51, {}, {"": None}, {"id": {}},
+)  # fmt: skip
+
+
+def bytes_anywhere(content: bytes, rng: random.Random, first: int = 0, last: int | None = None) -> bytes:
+    """Flips, overwrites, cuts, repeats or inserts, between the two places."""
+    last = len(content) if last is None else min(last, len(content))
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
+        if last <= first:
+            break
+        place = rng.randrange(first, last)
+        kind = rng.randrange(8)
+        if kind <= 2:
+            changed[place] ^= 1 << rng.randrange(8)
+        elif kind == 3:
+            changed[place] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
+        elif kind == 4:
+            word = rng.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**16))
+            order = rng.choice("<>")
+            changed[place : place + 4] = struct.pack(f"{order}I", word)
+        elif kind == 5:
+            del changed[place : place + rng.choice((1, 2, 7, 100, len(changed)))]
+        elif kind == 6:
+            length = rng.choice((1, 4, 30))
+            changed[place:place] = changed[place : place + length]
+        else:
+            changed[place:place] = rng.randbytes(rng.choice((1, 4, 20)))
+        last = min(last, len(changed))
+    return bytes(changed)
+
+
+def header_bytes(content: bytes, rng: random.Random) -> bytes:
+    return bytes_anywhere(content, rng, 0, 700)
+
+
+def exif_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Within the EXIF block of a JPEG, whose length stays true."""
+    start = content.index(b"Exif\x00\x00") + 6
+    length = struct.unpack(">H", content[start - 8 : start - 6])[0] - 8
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 2, 4, 16))):
+        changed[start + rng.randrange(length)] = rng.choice((0, 1, 5, 10, 0x7F, 0xFF, rng.randrange(256)))
+    return bytes(changed)
+
+
+def png_chunks(content: bytes, rng: random.Random) -> bytes:
+    """Bytes of chunks, whose checksums are made anew; or chunks that are left out or repeated."""
+    chunks, place = [], 8
+    while place < len(content):
+        (length,) = struct.unpack(">I", content[place : place + 4])
+        chunks.append((content[place + 4 : place + 8], content[place + 8 : place + 8 + length]))
+        place += 12 + length
+    number = rng.randrange(len(chunks))
+    name, data = chunks[number]
+    kind = rng.randrange(5)
+    if kind == 0:
+        del chunks[number]
+    elif kind == 1:
+        chunks.insert(rng.randrange(len(chunks)), (name, data))
+    elif kind == 2:
+        chunks[number] = (bytes_anywhere(name, rng)[:4].ljust(4, b"a"), data)
+    else:
+        chunks[number] = (name, bytes_anywhere(data, rng))
+    return content[:8] + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def json_values(content: bytes, rng: random.Random) -> bytes:
+    """A few values of a JSON text replaced, left out, repeated or renamed; or its bytes damaged."""
+    if rng.random() < 0.2 or not content.lstrip().startswith((b"{", b"[")):
+        return bytes_anywhere(content, rng)
+    if rng.random() < 0.01:
+        return rng.choice((b"[" * 200_000, b'{"a":' * 200_000, b"1" * 10_000, b"\xff\xfe[\x00]\x00", b"\xef\xbb\xbf" + content))
+    root = {"": json.loads(content)}
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        _change_one(root, rng)
+    return json.dumps(root.get("")).encode()
+
+
+def json_lines(content: bytes, rng: random.Random) -> bytes:
+    lines = content.splitlines()
+    number = rng.randrange(len(lines))
+    lines[number] = json_values(lines[number], rng)
+    return b"\n".join(lines)
+
+
+def _change_one(root: dict[str, Any], rng: random.Random) -> None:
+    parent: Any = root
+    key: Any = ""
+    while True:  # deeper with every step
+        value = parent[key] if not isinstance(parent, dict) or key in parent else None
+        if not isinstance(value, dict | list) or not value or rng.random() < 0.12:
+            break
+        parent, key = value, rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+    kind = rng.randrange(10)
+    if kind == 0 and parent is not root:
+        del parent[key]
+    elif kind == 1 and isinstance(parent, list):
+        parent.insert(key, copy.deepcopy(parent[rng.randrange(len(parent))]))
+    elif kind == 2 and isinstance(parent, dict) and parent is not root:
+        parent[rng.choice(("", "x", "id", "a\nb"))] = parent.pop(key)
+    elif kind == 3 and isinstance(parent.get(key) if isinstance(parent, dict) else parent[key], int | float):
+        parent[key] = rng.choice((-parent[key], parent[key] * 1e6, parent[key] + 1, str(parent[key]), float(parent[key]) + 0.5))
+    elif kind == 4:
+        parent[key] = [copy.deepcopy(parent[key]) if key in parent or isinstance(parent, list) else None]
+    else:
+        parent[key] = copy.deepcopy(rng.choice(EXTREMES))
+
+
+# Readers. Imports lie within, for the worker imports TensorFlow once and the command not at all.
+
+
+def each(*functions: Callable[[], object]) -> None:
+    """Calls all, whichever of them refuses."""
+    from pipeline.command import UserError
+
+    for function in functions:
+        try:
+            function()
+        except UserError as error:
+            check_message(error)
+
+
+def check_message(error: Exception) -> None:
+    """The contract of messages."""
+    from pipeline.command import shown
+
+    text = shown(str(error))
+    assert "\n" not in str(error).strip(), f"a message of several lines: {text[:300]}"
+    assert len(text) < 20_000, f"a message of {len(text)} characters: {text[:300]}"
+
+
+def read_annotations(folder: Path, file: Path) -> None:
+    from model.evaluation.evaluator import evaluate_files
+    from model.inference.image_names import read_image_names
+    from pipeline.coco import read_coco
+
+    each(
+        lambda: read_coco(file),
+        lambda: read_image_names(file),
+        lambda: evaluate_files(annotations=str(file), results=str(folder / "predictions.json")),
+        lambda: evaluate_files(
+            annotations=str(file), results=str(folder / "predictions.json"), data_dir=str(folder / "records"), split="train"
+        ),
+    )
+
+
+def convert_annotations(folder: Path, file: Path) -> None:
+    import shutil
+
+    from pipeline.writing.conversion import ConversionConfig, convert
+
+    config = ConversionConfig("small", num_shards=1, short_edges=(64,), max_edge=96)
+    try:
+        each(lambda: convert(file, folder / "data" / "train", folder / "converted", "train", config, on_error="skip"))
+    finally:
+        shutil.rmtree(folder / "converted", ignore_errors=True)
+
+
+def read_results(folder: Path, file: Path) -> None:
+    from model.evaluation.evaluator import evaluate_files
+
+    annotations = folder / "data" / "annotations" / "person_keypoints_train.json"
+    each(lambda: evaluate_files(annotations=str(annotations), results=str(file)))
+
+
+def read_records(folder: Path, file: Path) -> None:
+    from pipeline.record_folder import METADATA_FILE, open_record_folder
+    from pipeline.record_reader import read_records as read
+    from pipeline.writing.metadata import joined_metadata, skipped_by_reason
+
+    def rows() -> None:
+        records = open_record_folder(folder / "records")
+        for split in records.splits:
+            for _ in read(records, split, records.index(split)):
+                pass
+
+    shared = json.loads((folder / "model" / "config.json").read_text())
+    each(
+        rows,
+        lambda: skipped_by_reason(str(folder / "records"), "train"),
+        lambda: (
+            joined_metadata(str(folder / "records"), "val", shared, overwrite=False) if file.name == METADATA_FILE else None
+        ),
+    )
+
+
+def verify_records(folder: Path, file: Path) -> None:
+    from pipeline.inspection.verification import verify
+    from pipeline.record_folder import open_record_folder
+
+    del file
+
+    def faults() -> None:
+        records = open_record_folder(folder / "records")
+        for split in records.splits:
+            for fault in verify(records, split, lambda _: None):
+                str(fault)
+
+    each(faults)
+
+
+def damage_record(content: bytes, rng: random.Random) -> bytes:
+    """A record of a shard, framed anew with true checksums."""
+    import tensorflow as tf
+
+    (length,) = struct.unpack("<Q", content[:8])
+    record = bytes_anywhere(content[12 : 12 + length], rng, *rng.choice(((0, length), (length - 3000, length))))
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            writer.write(record)
+        return Path(file.name).read_bytes() + content[16 + length :]
+
+
+def read_record(folder: Path, file: Path) -> None:
+    """The first record of a shard, by its own length and whatever it holds."""
+    import numpy as np
+    import tensorflow as tf
+
+    from pipeline.command import UserError
+    from pipeline.inspection.verification import check_record
+    from pipeline.record_folder import open_record_folder
+    from pipeline.record_reader import decode_record, read_payload
+    from pipeline.records import parse
+
+    records = open_record_folder(folder / "records")
+    (length,) = struct.unpack("<Q", file.read_bytes()[:8])
+    payload = read_payload(file, 0, length)
+    check_record(payload, records.index("train")[0], records)
+    with contextlib.suppress(ValueError, IndexError):  # what `read_records` turns into a line
+        decode_record(payload, records.skeleton.num_keypoints)
+    try:
+        for value in parse(tf.constant(payload)).values():
+            np.shape(value)
+    except tf.errors.OpError:
+        raise UserError("refused by TensorFlow") from None
+
+
+def read_work_folder(folder: Path, file: Path) -> None:
+    from pipeline.anchors import AnchorConfig
+    from pipeline.writing.shard_writer import ShardSettings, _read_noted, finished_shards
+
+    work = str(folder / "work")
+    settings = ShardSettings(
+        images=str(folder / "data" / "train"), output=work, work=work, run="a", prefix="small-train", num_shards=2,
+        category="person", anchors=AnchorConfig(), short_edges=(64,), max_edge=96, on_error="fail",
+    )  # fmt: skip
+    each(lambda: finished_shards(settings, [0]), lambda: _read_noted(str(folder / "work" / "images-00000")))
+
+
+def read_model_files(folder: Path, file: Path) -> None:
+    from model import config as config_lib
+    from model.model_dir import load_note, load_skeleton
+    from model.weights.importing import read_skeleton
+
+    model_dir = folder / "model"
+    each(
+        lambda: config_lib.load(model_dir / "config.json"),
+        lambda: load_skeleton(model_dir),
+        lambda: load_note(model_dir),
+        lambda: read_skeleton(file),
+    )
+
+
+def build_model(folder: Path, file: Path) -> None:
+    from model.model_dir import load_model
+
+    del file
+    each(lambda: load_model(folder / "model"))
+
+
+def read_checkpoint(folder: Path, file: Path) -> None:
+    from model.model_dir import checkpoint_of, has_optimizer, newest_checkpoint, restore
+
+    del file
+
+    def read() -> None:
+        path = newest_checkpoint(folder / "model")
+        if path is not None:
+            has_optimizer(path)
+            restore(checkpoint_of(_model_to_fill(folder)), path, partial=True)
+
+    each(read)
+
+
+_BUILT: list[Any] = []
+
+
+def _model_to_fill(folder: Path) -> Any:
+    from model import config as config_lib
+    from model.network.keypoint_rcnn import KeypointRCNN
+    from pipeline.skeleton import COCO_PERSON
+
+    if not _BUILT:
+        _BUILT.append(KeypointRCNN(config_lib.load(folder / "model" / "config.json"), COCO_PERSON))
+    return _BUILT[0]
+
+
+def read_metrics(folder: Path, file: Path) -> None:
+    from model.training.metrics_log import MetricsLog
+
+    del file
+    each(lambda: MetricsLog(folder / "model", 2))
+
+
+def open_sidecar(folder: Path, file: Path) -> None:
+    from model.inference.predictor import open_model
+
+    del file
+    each(lambda: open_model(folder / "exported.tflite"))
+
+
+def read_image(folder: Path, file: Path) -> None:
+    from model.inference.image_input import decoded, image_size, read_image_file, shown_pixels
+    from pipeline.coco import CocoImage
+    from pipeline.writing.image_files import ImageError, check_image
+
+    del folder
+    content = file.read_bytes()
+    for size in ((96, 128), (128, 96)):
+        try:
+            check_image(content, CocoImage(1, file.name, *size, ()))
+        except ImageError as error:
+            check_message(error)
+    each(
+        lambda: read_image_file(file),
+        lambda: image_size(content, file.name),
+        lambda: decoded(content, file.name),
+        lambda: shown_pixels(content, file.name),
+    )
+
+
+def read_zip(folder: Path, file: Path) -> None:
+    from pipeline import storage
+    from pipeline.writing.image_files import ZipMember, find_members, read_member
+
+    def read() -> None:
+        members = find_members(str(file), ["stored.jpg", *(path.name for path in (folder / "data" / "train").iterdir())])
+        with storage.open_for_reading(str(file)) as archive:
+            for member in members.values():
+                if isinstance(member, ZipMember):
+                    with contextlib.suppress(ValueError):  # what the reader turns into a line
+                        read_member(archive, member)
+
+    each(read)
+
+
+def read_weights(folder: Path, file: Path) -> None:
+    from model.weights import layout, names
+    from model.weights.pickle_reader import RefusedError
+    from model.weights.weight_files import read_weights as read
+
+    del folder
+
+    def recognised() -> None:
+        tensors = read(file)
+        try:
+            by_path, _, _ = names.renamed(tensors, names.recognise(tensors))
+            layout.architecture(by_path)
+            layout.num_keypoints(by_path)
+        except RefusedError as error:
+            check_message(error)
+
+    each(recognised)
+
+
+def import_weights(folder: Path, file: Path) -> None:
+    from model.weights.importing import imported
+
+    del folder
+    each(lambda: imported("torchvision", file, report=lambda _: None))
+
+
+def read_cluster(folder: Path, file: Path) -> None:
+    from model.training.cluster import read_cluster as read
+
+    del folder
+    each(lambda: read(file.read_bytes().decode(errors="surrogateescape")))
+
+
+def read_settings(folder: Path, file: Path) -> None:
+    from model import config as config_lib
+    from pipeline.config_overrides import override
+
+    del folder
+    text = file.read_bytes().decode(errors="surrogateescape")
+    each(lambda: override(config_lib.preset("tiny"), [text]))
+
+
+TARGETS = {
+    "annotations": Target(12, "data/annotations/*.json", json_values, read_annotations),
+    "conversion": Target(0.15, "data/annotations/*.json", json_values, convert_annotations),
+    "results": Target(6, "predictions.json", json_values, read_results),
+    "pipeline.json": Target(10, "records/pipeline.json", json_values, read_records),
+    "index": Target(5, "records/index-train.npy", bytes_anywhere, read_records),
+    "shard": Target(3, "records/*.tfrecord-*", bytes_anywhere, read_records),
+    "record": Target(4, "records/*.tfrecord-*", damage_record, read_record),
+    "errors": Target(1, "records/errors-train.jsonl", json_lines, read_records),
+    "verification": Target(0.7, "records/*", bytes_anywhere, verify_records),
+    "features": Target(1, "records/*.json", json_values, verify_records),
+    "work folder": Target(4, "work/*-00000*", json_values, read_work_folder),
+    "model's JSON": Target(10, "model/*.json", json_values, read_model_files),
+    "model": Target(0.15, "model/*.json", json_values, build_model),
+    "checkpoint": Target(1.5, "model/checkpoints/*", bytes_anywhere, read_checkpoint),
+    "metrics": Target(2, "model/metrics.jsonl", json_lines, read_metrics),
+    "sidecar": Target(3, "exported.json", json_values, open_sidecar),
+    "EXIF": Target(8, "exif.jpg", exif_bytes, read_image),
+    "JPEG header": Target(8, "*.jpg", header_bytes, read_image),
+    "PNG header": Target(4, "*.png", header_bytes, read_image),
+    "PNG chunks": Target(4, "*.png", png_chunks, read_image),
+    "zip": Target(4, "images.zip", bytes_anywhere, read_zip),
+    "weights": Target(8, "weights/*.[ps]*", bytes_anywhere, read_weights),
+    "weights' header": Target(6, "weights/*.[ps]*", header_bytes, read_weights),
+    "weights in HDF5": Target(0.3, "weights/a.h5", bytes_anywhere, read_weights),
+    "import": Target(0.15, "weights/*.[ps]*", bytes_anywhere, import_weights),
+    "TF_CONFIG": Target(4, "tf_config.json", json_values, read_cluster),
+    "--set": Target(4, "settings.txt", bytes_anywhere, read_settings),
+}
