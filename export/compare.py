@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ import numpy.typing as npt
 from pipeline.command import UserError
 
 Answer = Mapping[str, npt.NDArray[Any]]  # of `ServingModule`: N images, D detections each, zero-padded
+Floats = npt.NDArray[np.floating[Any]]
 
 BOX_PIXELS = 0.5
 KEYPOINT_PIXELS = 1.0
-LEAST_SHARE = 0.95  # of an export's detections; rounding may move a point between places that are equally good
+ALIKE = 0.9  # IoU and OKS from which a detection of a quantised file counts as the model's
+DEFAULT_SIGMA = 0.05  # of a keypoint set without sigmas: about the mean of COCO's
 
 
 class ConversionError(UserError):
@@ -35,6 +37,43 @@ class Agreement:
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(self.matched + other.matched, self.total + other.total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far an artifact's answers are from the model's, over all images and every score.
+
+    Attributes:
+      equal: detections with a counterpart within `BOX_PIXELS` and `KEYPOINT_PIXELS`.
+      alike: detections with a counterpart of IoU and OKS `ALIKE` or more.
+      more: detections of the artifact beyond the number of the model's.
+      box_pixels, keypoint_pixels, score: largest and mean difference to the nearest box of the artifact, where it is alike.
+      worst: index of the image with the fewest counterparts, then the largest difference of a keypoint.
+    """
+
+    equal: Agreement
+    alike: Agreement
+    more: int
+    box_pixels: tuple[float, float]
+    keypoint_pixels: tuple[float, float]
+    score: tuple[float, float]
+    worst: int
+
+    def as_json(self) -> dict[str, Any]:
+        def both(values: tuple[float, float]) -> dict[str, float]:
+            return {"largest": values[0], "mean": values[1]}
+
+        return {
+            "detections": self.equal.total,
+            "equal": self.equal.matched,
+            "equal_share": self.equal.share,
+            "alike": self.alike.matched,
+            "alike_share": self.alike.share,
+            "more_than_the_model": self.more,
+            "box_difference_pixels": both(self.box_pixels),
+            "keypoint_difference_pixels": both(self.keypoint_pixels),
+            "score_difference": both(self.score),
+        }
 
 
 def agreement(reference: Answer, other: Answer, min_score: float = 0.0) -> Agreement:
@@ -58,3 +97,74 @@ def agreement(reference: Answer, other: Answer, min_score: float = 0.0) -> Agree
                 free[fits[np.argmin(box_error[fits])]] = False
                 matched += 1
     return Agreement(matched, total)
+
+
+def compare(expected: Sequence[Answer], answers: Sequence[Answer], sigmas: Sequence[float] | None) -> Comparison:
+    """Compares answers to the same images, each a batch of one.
+
+    Args:
+      expected: the model's.
+      answers: the artifact's.
+      sigmas: of OKS, one for each keypoint; None: `DEFAULT_SIGMA` for all.
+    """
+    equal = alike = Agreement(0, 0)
+    differences: list[tuple[float, float, float]] = []
+    more, badness = 0, []
+    for reference, other in zip(expected, answers, strict=True):
+        equal_here = agreement(reference, other)
+        pairs = _alike(reference, other, sigmas)
+        count = int(reference["num_detections"][0])
+        here = [_differences(reference, other, i, j) for i, j in pairs]
+        differences += here
+        equal, alike = equal + equal_here, alike + Agreement(len(pairs), count)
+        more += max(0, int(other["num_detections"][0]) - count)
+        badness.append((count - equal_here.matched, max((points for _, points, _ in here), default=0.0)))
+    box, points, score = (
+        ((max(values), float(np.mean(values))) if values else (0.0, 0.0))
+        for values in ([difference[k] for difference in differences] for k in range(3))
+    )
+    worst = max(range(len(badness)), key=badness.__getitem__) if badness else 0
+    return Comparison(equal, alike, more, box, points, score, worst)
+
+
+def _differences(reference: Answer, other: Answer, i: int, j: int) -> tuple[float, float, float]:
+    """The largest differences of two detections of one image: of the box, of the keypoints, of the score."""
+    box, points, score = (
+        float(np.abs(reference[name][0][i] - other[name][0][j]).max()) for name in ("boxes", "keypoints", "scores")
+    )
+    return box, points, score
+
+
+def _alike(reference: Answer, other: Answer, sigmas: Sequence[float] | None) -> list[tuple[int, int]]:
+    """Pairs of detections of one image whose IoU and OKS are `ALIKE` or more, each detection in one pair at most."""
+    count, other_count = int(reference["num_detections"][0]), int(other["num_detections"][0])
+    boxes, points = other["boxes"][0][:other_count], other["keypoints"][0][:other_count]
+    free = np.ones(other_count, bool)
+    pairs = []
+    for i in range(count):  # best score first
+        overlap = _iou(reference["boxes"][0][i], boxes)
+        similarity = _oks(reference["keypoints"][0][i], points, reference["boxes"][0][i], sigmas)
+        fits = np.flatnonzero(free & (overlap >= ALIKE) & (similarity >= ALIKE))
+        if len(fits):
+            best = int(fits[np.argmax(overlap[fits])])
+            free[best] = False
+            pairs.append((i, best))
+    return pairs
+
+
+def _iou(box: Floats, boxes: Floats) -> Floats:
+    """Of a box [4] and boxes [n, 4]: [n]."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = np.prod(np.maximum(sides, 0), axis=1)
+    union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - shared
+    overlap: Floats = shared / np.maximum(union, 1e-9)
+    return overlap
+
+
+def _oks(points: Floats, others: Floats, box: Floats, sigmas: Sequence[float] | None) -> Floats:
+    """COCO's OKS of keypoints [K, 2] and [n, K, 2], by half the area of the box, about a person's: [n]."""
+    variance = np.square(2 * np.asarray(sigmas if sigmas else [DEFAULT_SIGMA] * len(points)))  # [K]
+    area = max(0.5 * float(np.prod(box[2:] - box[:2])), 1e-9)
+    distance = np.square(others - points).sum(axis=-1)  # [n, K]
+    similarity: Floats = np.exp(-distance / (2 * variance * area)).mean(axis=-1)
+    return similarity

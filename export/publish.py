@@ -1,28 +1,56 @@
-"""Exports a model directory: every file is made in a temporary place and checked before it gets its name."""
+"""Exports a model directory: every artifact is made in a temporary place and examined before it gets its name.
+
+Nothing gets a name unless every artifact that could be made has passed; what a machine cannot make does not stop the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from export import saved_model, tflite
-from export.compare import LEAST_SHARE, Agreement, Answer, ConversionError, agreement
+from export import client_notes, model_card, onnx_model, report_page, saved_model, tflite
+from export.examination import Ap, Bars, Examined, Questions, ap_of, examine, measure_ap, open_split, questions, time_them
+from export.formats import ALL, FORMATS, Artifact, chosen, sha256_of
 from export.tflite import Pixels
-from model import config as config_lib
+from export.tflite_quantized import MissingError, quantize
 from model.inference.image_folder import image_files
-from model.inference.image_input import letterbox_file
+from model.inference.image_input import letterbox, letterbox_file
+from model.inference.predictor import model_predictor
 from model.inference.serving import ServingModule
 from model.model_dir import load_any, load_note, newest_checkpoint
+from pipeline import records
 from pipeline.command import UserError
-from pipeline.files import write_json
+from pipeline.files import only_writer, publish, read_json, write_file, write_json
+from pipeline.record_folder import open_record_folder
 
-FORMATS = ("saved_model", "tflite")
 CHECK_IMAGES = 8  # of --check_images: enough to see that two files say the same
+CALIBRATION_IMAGES = 32
+REPORT, CARD = "export-report", "model-card.md"
 
 Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The model that is exported."""
+
+    module: ServingModule
+    weights: dict[str, Any]  # where they come from
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a client of pixels must know, and what made the export."""
+        model = self.module.model
+        return {
+            **client_notes.notes_for_pixels(model.config, model.skeleton),
+            "versions": saved_model.versions(self.weights),
+        }
 
 
 def export_model(
@@ -31,109 +59,260 @@ def export_model(
     *,
     name: str = "keypoint_rcnn",
     version: int | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = ("saved_model", "tflite"),
     tflite_height: int | None = None,
     tflite_width: int | None = None,
+    tflite_static_shapes: bool = False,
     check_images: str | Path | None = None,
+    calibration: str | Path | None = None,
+    eval_data_dir: str | Path | None = None,
+    eval_split: str = "val",
+    eval_annotations: str | Path | None = None,
+    bars: Bars | None = None,
+    overwrite: bool = False,
     report: Report = print,
 ) -> dict[str, Path]:
-    """Writes `<output_dir>/<name>/<version>/` and `<output_dir>/<name>.tflite` with `<name>.json`.
+    """Writes the artifacts of a model with a report of what they are worth, and a model card.
 
     Args:
       model_dir: a trained model.
-      output_dir, name: as above. An earlier .tflite file of that name is replaced, an earlier version never.
+      output_dir: a folder for the export of one model.
+      name: of the artifacts: `<name>/<version>/`, `<name>.tflite` with `<name>.json`, `<name>.onnx`, … An earlier file of the
+        same model is replaced, an earlier version never.
       version: of the SavedModel; by default the next free number.
-      formats: some of `FORMATS`.
-      tflite_height, tflite_width: pixels that the TFLite file takes; by default `tflite.default_size`.
-      check_images: images on which the exports must agree with the model; by default coloured patches.
+      formats: keys of `FORMATS`, or "all".
+      tflite_height, tflite_width: pixels that the TFLite files take; by default `tflite.default_size`.
+      tflite_static_shapes: see `tflite.convert`.
+      check_images: images on which artifacts are compared with the model; by default coloured patches.
+      calibration: a record folder or a folder of images, for the ranges of int8; by default the images of the check.
+      eval_data_dir, eval_split, eval_annotations: records, split and its annotations, for AP.
+      bars: what artifacts must reach.
+      overwrite: whether files of another model's export are replaced.
       report: called with a line at each step.
 
     Returns:
       What was written, by kind.
 
     Raises:
-      UserError: a wrong argument, a version that is there already.
-      ConversionError: an export that is not the model.
+      UserError: a wrong argument, a version that is there already, another model's export in `output_dir`, an export by another
+        process; or a format that was asked for by name cannot be made on this machine (the others are written then).
+      ConversionError: an artifact that is not the model, or below its bar.
     """
-    output_dir, folder = Path(output_dir), Path(output_dir) / name
+    output_dir, bars, wanted = Path(output_dir), bars or Bars(), chosen(formats)
     if not name or name != Path(name).name or name.startswith("."):
         raise UserError(f"--name={name}: must be the plain name of a folder")
-    if not formats or not set(formats) <= set(FORMATS):
-        raise UserError(f"--formats={','.join(formats)}: must be one or more of {','.join(FORMATS)}")
-    number = saved_model.choose_version(folder, version) if "saved_model" in formats else 0
-    model = load_any(model_dir)
+    if (eval_data_dir is None) != (eval_annotations is None):
+        raise UserError("--eval_data_dir and --eval_annotations: give both for AP, or neither")
+    if "saved_model" in wanted or "tf_trt" in wanted:
+        saved_model.choose_version(output_dir / name, version)
+    source = _open_source(model_dir)
+    model = source.module.model
     height, width = tflite.default_size(model.config)
     height, width = (asked if asked is not None else own for asked, own in ((tflite_height, height), (tflite_width, width)))
     tflite.check_size(height, width)
-    module = ServingModule(model)
-    images = _check_images(check_images, height, width)
-    expected = [_arrays(module.serve_images(image[None])) for image in images]
-    checkpoint = newest_checkpoint(Path(model_dir))
-    source: dict[str, Any] = {
-        "model_dir": Path(model_dir).resolve().name,
-        "checkpoint": Path(checkpoint).name if checkpoint else None,
-    }
-    started_from = load_note(Path(model_dir))  # their licence travels with weights that began as somebody else's
-    source |= {"started_from": started_from} if started_from is not None else {}
+    images = _images(check_images, "--check_images", height, width, CHECK_IMAGES) or list(tflite.random_images(height, width))
+    ranges = _images(calibration, "--calibration", height, width, CALIBRATION_IMAGES) or images
+    split = None
+    if eval_data_dir is not None and eval_annotations is not None:
+        split = open_split(eval_data_dir, eval_split, eval_annotations)
+    _check_other_model(output_dir, name, source.weights, overwrite)
 
-    written: dict[str, Path] = {}
-    with saved_model.temporary_folder(output_dir, name) as temporary:
-        if "saved_model" in formats:
-            report("SavedModel: tracing and saving")
-            saved_model.write_saved_model(module, temporary / "saved_model", source)
-            report(f"SavedModel: {_told(_verify_saved_model(temporary / 'saved_model', images, expected))}")
-        if "tflite" in formats:
-            report(f"TFLite: converting for images of {height}×{width}")
-            content = tflite.convert(model, height, width, temporary)
-            report(f"TFLite: {_told(tflite.verify(content, model, images, expected))}, {len(content) / 2**20:.1f} MiB")
-            (temporary / "model.tflite").write_bytes(content)
-        # From here on only names are given.
-        if "saved_model" in formats:
-            folder.mkdir(exist_ok=True)
-            written["saved_model"] = folder / str(number)
-            try:
-                (temporary / "saved_model").rename(written["saved_model"])
-            except OSError:  # somebody else was faster
-                raise UserError(f"--version={number}: {written['saved_model']} is there already; export again") from None
-        if "tflite" in formats:
-            written["tflite"], written["tflite's configuration"] = output_dir / f"{name}.tflite", output_dir / f"{name}.json"
-            write_json(
-                written["tflite's configuration"],
-                {
-                    "signature": tflite.SIGNATURE,
-                    "height": height,
-                    "width": width,
-                    "config": config_lib.to_json(model.config),
-                    "skeleton": model.skeleton.to_json(),
-                    "versions": saved_model.versions(source),
-                },
-            )
-            (temporary / "model.tflite").replace(written["tflite"])
+    with only_writer(output_dir, "export"), saved_model.temporary_folder(output_dir, name) as temporary:
+        number = saved_model.choose_version(output_dir / name, version)
+        asked = questions(source.module, images)
+        options = {"height": height, "width": width, "static_shapes": tflite_static_shapes}
+        found, missing = _make(source, wanted, output_dir, name, number, options, ranges, asked, bars, temporary, report)
+        time_them(found, images[0])
+        own: Ap | None = None
+        if split is not None:
+            report(f"AP on {split.name}: {len(found) + 1} models, one after the other")
+            own = ap_of(model_predictor(model), split)
+            measure_ap(found, own, split, bars, model.config, model.skeleton)
+        pages = report_page.pages(found, missing, asked, own, split.name if split else None, model, source.weights, name)
+        card = model_card.card(found, own, split.name if split else None, model, source.weights, name)
+        written = _give_names(found, output_dir, pages, card)  # from here on only names are given
+    for kind in (kind for kind in wanted if kind in missing and ALL not in formats):
+        raise UserError(
+            f"--formats={kind}: cannot be made here: {missing[kind]}" + ("; the others are written" if found else "")
+        )
     return written
 
 
-def _check_images(folder: str | Path | None, height: int, width: int) -> list[Pixels]:
-    if folder is None:
-        return list(tflite.random_images(height, width))
-    files = image_files(Path(folder), "--check_images")[:CHECK_IMAGES]
-    return [letterbox_file(path, height, width) for path in files]
+def _open_source(model_dir: str | Path) -> Source:
+    model = load_any(model_dir)
+    checkpoint = newest_checkpoint(Path(model_dir))
+    weights: dict[str, Any] = {
+        "model_dir": Path(model_dir).resolve().name,
+        "checkpoint": Path(checkpoint).name if checkpoint else None,
+    }
+    if checkpoint:
+        parts = sorted(Path(checkpoint).parent.glob(f"{Path(checkpoint).name}.*"))
+        weights["sha256"] = {part.name: sha256_of(part) for part in parts}
+    started_from = load_note(Path(model_dir))  # their licence travels with weights that began as somebody else's
+    weights |= {"started_from": started_from} if started_from is not None else {}
+    return Source(ServingModule(model), weights)
 
 
-def _verify_saved_model(path: Path, images: Sequence[Pixels], expected: Sequence[Answer]) -> Agreement:
-    """Loads what was saved, and compares its answers with the model's. Raises: ConversionError."""
-    loaded, total = tf.saved_model.load(str(path)), Agreement(0, 0)
-    for image, wanted in zip(images, expected, strict=True):
-        total += agreement(wanted, _arrays(loaded.signatures["serve_images"](images=tf.constant(image[None]))))
-    if total.share < LEAST_SHARE:
-        raise ConversionError(f"the SavedModel gives {total.matched} of the model's {total.total} detections")
-    return total
+def _check_other_model(output_dir: Path, name: str, weights: Mapping[str, Any], overwrite: bool) -> None:
+    """Raises: UserError, if the folder holds the export of another model, or one by another name."""
+    path = output_dir / f"{REPORT}.json"
+    if overwrite or not path.exists():
+        return
+    about = read_json(path)
+    before = about if isinstance(about, dict) else {}
+    there = (before.get("name"), (before.get("weights") or {}).get("model_dir"))
+    if there != (name, weights["model_dir"]):
+        raise UserError(
+            f"--output_dir={output_dir}: holds the export {there[0]} of the model {there[1]}, this is {name} of "
+            f"{weights['model_dir']}; name another folder, or replace it with --overwrite"
+        )
 
 
-def _arrays(answer: Mapping[str, tf.Tensor]) -> Answer:
-    return {name: value.numpy() for name, value in answer.items()}
+def _images(where: str | Path | None, flag: str, height: int, width: int, limit: int) -> list[Pixels]:
+    """Letterboxed images of a folder of images or of records, spread over it; none if `where` is None."""
+    if where is None:
+        return []
+    if not (Path(where) / "pipeline.json").is_file():
+        files = image_files(Path(where), flag)
+        return [letterbox_file(path, height, width) for path in files[:: max(1, len(files) // limit)][:limit]]
+    folder = open_record_folder(where)
+    split = "train" if "train" in folder.splits else next(iter(folder.splits))
+    shards = [str(path) for path in folder.shards(split)]
+    every = max(1, len(folder.index(split)) // limit)
+    encoded = tf.data.TFRecordDataset(shards).shard(every, 0).take(limit).map(lambda r: records.parse(r)["image/encoded"])
+    return [letterbox(one, height, width)[0] for one in encoded.as_numpy_iterator()]
 
 
-def _told(found: Agreement) -> str:
-    if not found.total:
-        return "checked; the model finds nobody on the images of the check (--check_images takes better ones)"
-    return f"checked, {found.matched} of {found.total} detections are the model's"
+def _make(
+    source: Source,
+    wanted: Sequence[str],
+    output_dir: Path,
+    name: str,
+    number: int,
+    options: Mapping[str, Any],
+    ranges: Sequence[Pixels],
+    asked: Questions,
+    bars: Bars,
+    temporary: Path,
+    report: Report,
+) -> tuple[list[Examined], dict[str, str]]:
+    """Makes and examines each format: those that could be made, and why the others could not."""
+    found: list[Examined] = []
+    missing: dict[str, str] = {}
+    for artifact in _artifacts(source, wanted, output_dir, name, number, options, ranges, temporary, missing, report):
+        title = artifact.format.title
+        one = examine(artifact, asked, bars, source.module.model.skeleton, temporary)
+        found.append(one)
+        equal, alike = one.comparison.equal, one.comparison.alike
+        if not equal.total:
+            said = "the model finds nobody on the images of the check (--check_images takes better ones)"
+        elif artifact.format.exact:
+            said = f"{equal.matched} of {equal.total} detections are the model's"
+        else:
+            said = f"{alike.matched} of {alike.total} detections have IoU and OKS of 0.9 or more with the model's"
+        report(f"{title}: checked, {said}; {artifact.bytes() / 2**20:.1f} MiB")
+    for kind, reason in missing.items():
+        report(f"{FORMATS[kind].title}: not made: {reason}")
+    return found, missing
+
+
+def _artifacts(
+    source: Source,
+    wanted: Sequence[str],
+    output_dir: Path,
+    name: str,
+    number: int,
+    options: Mapping[str, Any],
+    ranges: Sequence[Pixels],
+    temporary: Path,
+    missing: dict[str, str],
+    report: Report,
+) -> Iterator[Artifact]:
+    """Makes one format after the other; those that this machine cannot make go to `missing`."""
+    module, notes = source.module, source.notes
+    size = f"{options['height']}×{options['width']}"
+    floats: bytes | None = None
+    for kind in wanted:
+        form = FORMATS[kind]
+        path = temporary / f"{name}{form.ending or '.' + kind}"
+        final = output_dir / f"{name}{form.ending}"
+        try:
+            if kind == "saved_model":
+                report("SavedModel: tracing and saving")
+                saved_model.write_saved_model(module, path, source.weights, name)
+                yield Artifact(kind, path, final / str(number))
+            elif form.runtime == "tflite":
+                if floats is None:
+                    report(f"TFLite: converting for images of {size}")
+                    floats = tflite.convert(module.model, *_size(options), temporary, static_shapes=options["static_shapes"])
+                    tflite.check_file(floats, module.model)
+                content = floats
+                if form.quantised is not None:
+                    report(f"{form.title}: quantising")
+                    content = quantize(floats, form.quantised, ranges, tflite.SIGNATURE)  # type: ignore[arg-type]
+                path.write_bytes(content)
+                sidecar = {
+                    "signature": tflite.SIGNATURE,
+                    "file": final.name,
+                    "sha256": sha256_of(path),
+                    **client_notes.letterbox_notes(*_size(options)),
+                    **notes,
+                }
+                write_json(path.with_suffix(".json"), sidecar)
+                yield Artifact(kind, path, final, sidecar)
+            elif kind == "onnx":
+                report("ONNX: converting (a large model takes minutes, and up to 9 GB of memory for r50_fpn)")
+                path.write_bytes(onnx_model.convert(module, notes))
+                yield Artifact(kind, path, final)
+            else:
+                yield _tensorrt(source, path, final / str(number + ("saved_model" in wanted)), temporary, report)
+        except MissingError as reason:
+            missing[kind] = str(reason)
+
+
+def _size(options: Mapping[str, Any]) -> tuple[int, int]:
+    return options["height"], options["width"]
+
+
+def _tensorrt(source: Source, path: Path, final: Path, temporary: Path, report: Report) -> Artifact:
+    """Calls the converter, a program of its own. Raises: MissingError, if it refuses."""
+    program = Path(__file__).with_name("convert_tensorrt.py")
+    report("TF-TRT: asking export/convert_tensorrt.py")
+    refused = subprocess.run([sys.executable, str(program), "--check"], capture_output=True, text=True)
+    if refused.returncode == 0:
+        plain = temporary / "for_tensorrt"
+        saved_model.write_saved_model(source.module, plain, source.weights, path.name)
+        arguments = [f"--saved_model={plain}", f"--output_dir={path}"]
+        refused = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True)
+    if refused.returncode:
+        raise MissingError((refused.stderr.strip().splitlines() or ["it ended without a word"])[-1].removeprefix("error: "))
+    return Artifact("tf_trt", path, final)
+
+
+def _give_names(found: Sequence[Examined], output_dir: Path, pages: Mapping[str, str], card: str) -> dict[str, Path]:
+    written: dict[str, Path] = {}
+    for artifact in (one.artifact for one in found):
+        artifact.final.parent.mkdir(parents=True, exist_ok=True)
+        written[artifact.name] = artifact.final
+        if artifact.path.is_dir():
+            try:
+                artifact.path.rename(artifact.final)
+            except OSError:
+                if artifact.final.exists():  # somebody else was faster
+                    raise UserError(f"--version: {artifact.final} is there already; export again") from None
+                raise
+            continue
+        # Whoever is killed here leaves a file without its sidecar, which is refused, and never one with another's.
+        beside = artifact.final.with_suffix(".json")
+        if artifact.sidecar is not None:
+            beside.unlink(missing_ok=True)
+        publish(artifact.path, artifact.final)
+        if artifact.sidecar is not None:
+            written[f"{artifact.name}'s configuration"] = beside
+            write_json(beside, artifact.sidecar)
+    for ending, page in pages.items():
+        written[f"report ({ending})"] = output_dir / f"{REPORT}.{ending}"
+        write_file(output_dir / f"{REPORT}.{ending}", page)
+    written["model card"] = output_dir / CARD
+    write_file(output_dir / CARD, card)
+    return written

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,8 @@ from model.inference.serving import ServingModule
 from pipeline.command import UserError
 from pipeline.files import write_json
 
+SIGNATURES = ("serving_default", "serving_tolerant", "serve_images", "serve_one_image")
+WARMUP_SIZE = (480, 640)
 PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert", "keypoint-rcnn-tensorflow")
 
 
@@ -40,28 +44,75 @@ def choose_version(folder: Path, wanted: int | None) -> int:
 
 
 def versions(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What made an export: packages, and where the weights came from."""
+    """What made an export: packages, this project's version and commit, and where the weights came from.
+
+    Args:
+      source: of the weights; its `sha256`, of the checkpoint's files, stands apart.
+    """
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):  # this project itself may run from its source folder
             found[package] = metadata.version(package)
-    return {"packages": found, "weights": dict(source)}
+    weights = {key: value for key, value in source.items() if key != "sha256"}
+    return {"packages": found, "commit": _commit(), "weights": weights, "checkpoint_sha256": source.get("sha256", {})}
 
 
-def write_saved_model(module: ServingModule, path: Path, source: Mapping[str, Any]) -> None:
-    """Saves the signatures, with the configuration, the keypoint set and the versions beside them.
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the source folder that runs, with "+" if files were changed since; None if it is installed elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        asked = [["git", "-C", str(root), *words] for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))]
+        commit, changes = (subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() for one in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def write_saved_model(module: ServingModule, path: Path, source: Mapping[str, Any], name: str) -> None:
+    """Saves the signatures, with the configuration, the keypoint set and the versions beside them, and requests for a warm-up.
 
     Args:
       module: the model.
       path: a new folder; half-written if the process is stopped, so give it its final name afterwards.
       source: where the weights come from, for `versions.json`.
+      name: under which a server will offer the model.
     """
-    signatures = {name: getattr(module, name) for name in ("serving_default", "serving_tolerant", "serve_images")}
+    signatures = {signature: getattr(module, signature) for signature in SIGNATURES}
     tf.saved_model.save(module, str(path), signatures=signatures)
     assets = path / "assets"
     write_json(assets / "config.json", config_lib.to_json(module.model.config))
     write_json(assets / "skeleton.json", module.model.skeleton.to_json())
     write_json(assets / "versions.json", versions(source))
+    write_warmup_requests(path / "assets.extra" / "tf_serving_warmup_requests", name)
+
+
+def write_warmup_requests(path: Path, name: str) -> None:
+    """Writes the requests that TensorFlow Serving sends itself when it loads a model: the first call takes seconds.
+
+    The file is a TFRecord of `PredictionLog` (tensorflow_serving/apis/prediction_log.proto). Its few fields are written by
+    hand: tensorflow-serving-api would bring TensorFlow with CUDA along.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rough = tf.random.stateless_uniform([1, 12, 16, 3], [0, 0], 0, 255, alg="philox")
+    photograph = tf.io.encode_jpeg(tf.cast(tf.image.resize(rough, WARMUP_SIZE)[0], tf.uint8)).numpy()
+    tensor = tf.make_tensor_proto([photograph], tf.string).SerializeToString()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature in ("serving_default", "serving_tolerant"):
+            model_spec = _field(1, name.encode()) + _field(3, signature.encode())
+            inputs = _field(1, b"image_bytes") + _field(2, tensor)
+            request = _field(1, model_spec) + _field(2, inputs)
+            writer.write(_field(6, _field(1, request)))  # PredictionLog.predict_log.request
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes, or of a message, in protobuf's encoding."""
+    length, size = b"", len(content)
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
 
 
 @contextlib.contextmanager

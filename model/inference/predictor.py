@@ -380,6 +380,12 @@ def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
         reason = error if isinstance(error, UserError) else repr(error)
         raise UserError(f"{sidecar}: not what export.export_model writes ({reason}); export the model again") from None
     threshold = _threshold(config, score_threshold)
+    with path.open("rb") as file:
+        if about.get("sha256", found := hashlib.file_digest(file, "sha256").hexdigest()) != found:
+            raise UserError(
+                f"--model={path}: is not the file that {sidecar.name} belongs to (its SHA-256 is {found[:12]}…, "
+                f"the sidecar has {str(about['sha256'])[:12]}…): damaged, or of another export; copy both again"
+            )
     run = _tflite_runner(path)
     height, width = _size_taken(run)
     offset = config.data.keypoint_offset  # taken off in pixels of the letterbox, and due in those of the image

@@ -131,9 +131,10 @@ class ServingModule(tf.Module):
 
         return tf.function(serve, input_signature=[spec], autograph=False).get_concrete_function()
 
+    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8, name="images")], autograph=False)
     def serve_one_image(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """`serve_images` for one image [1, H, W, 3] of any size: no loop over images, as ONNX and TensorRT want it."""
-        return self._detect_pixels(tf.ensure_shape(images, [1, None, None, 3]))
+        return self._detect_pixels(images)
 
     def _detect_encoded(self, image_bytes: tf.Tensor, *, tolerant: bool) -> dict[str, tf.Tensor]:
         """The answer to N files, in pixels of each, and `status` int32 [N]; unless `tolerant`, every status is `READ`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.compare import ConversionError
+from export.compare import Agreement, ConversionError
+from export.examination import Bars, examine, questions
+from export.formats import Artifact
 from export.publish import export_model
 from export.saved_model import choose_version, temporary_folder
-from export.tflite import check_size, default_size, random_images, verify
+from export.tflite import check_file, check_size, default_size, random_images
 from model import config
 from model.config import PRESETS, TINY
 from model.inference.people import People
 from model.inference.predictor import open_model
+from model.inference.serving import ServingModule
 from model.model_dir import load_model
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
@@ -41,7 +45,9 @@ def assert_same_people(one: People, other: People) -> None:
 
 
 def test_layout(exported: Path, model_dir: Path) -> None:
-    assert sorted(p.name for p in exported.iterdir()) == ["keypoint_rcnn", "keypoint_rcnn.json", "keypoint_rcnn.tflite"]
+    reports = ["export-report.html", "export-report.json"]
+    artifacts = ["keypoint_rcnn", "keypoint_rcnn.json", "keypoint_rcnn.tflite", "model-card.md"]
+    assert sorted(p.name for p in exported.iterdir()) == reports + artifacts
     version = exported / "keypoint_rcnn" / "1"
     assert (version / "saved_model.pb").is_file()
     model = load_model(model_dir)
@@ -113,7 +119,7 @@ def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("text")
     (tmp_path / "cut.png").write_bytes(images()[0][:500])
     for arguments, message in (
-        ({"formats": ["onnx"]}, "--formats=onnx"),
+        ({"formats": ["coreml"]}, "--formats=coreml: must be one or more of saved_model,tflite,.*,onnx,tf_trt,all"),
         ({"formats": []}, "--formats="),
         ({"name": "../x"}, "--name"),
         ({"tflite_height": 100}, "--tflite_height=100: must be a multiple of 32; the next is 128"),
@@ -137,21 +143,16 @@ def test_what_is_stopped_half_way_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Path) -> None:
+def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Path, tmp_path: Path) -> None:
     model, content = load_model(model_dir), (exported / "keypoint_rcnn.tflite").read_bytes()
     with pytest.raises(ConversionError, match="bytes of weights"):
-        verify(content[:5000], model, [], [])  # what a converter writes that has lost the variables
-    (image,) = random_images(96, 128, 1)
-    count, points = model.config.inference.max_detections, model.skeleton.num_keypoints
-    others = {
-        "num_detections": np.array([count], np.int32),
-        "boxes": np.full((1, count, 4), -50, np.float32),
-        "scores": np.ones((1, count), np.float32),
-        "keypoints": np.zeros((1, count, points, 2), np.float32),
-        "keypoint_scores": np.zeros((1, count, points), np.float32),
-    }
-    with pytest.raises(ConversionError, match="gives 0 of the model's 5 detections"):
-        verify(content, model, [image], [others])
+        check_file(content[:5000], model)  # what a converter writes that has lost the variables
+    asked = questions(ServingModule(model), list(random_images(96, 128, 2)))
+    artifact = Artifact("tflite", exported / "keypoint_rcnn.tflite", exported / "keypoint_rcnn.tflite")
+    assert examine(artifact, asked, Bars(), model.skeleton, tmp_path).comparison.equal == Agreement(10, 10)
+    elsewhere = [{**answer, "boxes": answer["boxes"] - 50} for answer in asked.expected]
+    with pytest.raises(ConversionError, match="gives 0 of the model's 10 detections"):
+        examine(artifact, dataclasses.replace(asked, expected=elsewhere), Bars(), model.skeleton, tmp_path)
 
 
 def test_default_sizes_suit_four_by_three() -> None:

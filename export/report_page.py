@@ -1,0 +1,119 @@
+"""`export-report.html` and `export-report.json`: what each artifact of an export is worth, as it was measured."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from export import client_notes
+from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, Answer
+from export.examination import ROUNDS, Ap, Examined, Questions, threads
+from export.formats import FORMATS
+from export.saved_model import versions
+from model.matterport.network import MaskRCNN
+from model.network.keypoint_rcnn import KeypointRCNN
+from pipeline.drawing import draw_people, drawn_people
+from pipeline.inspection import html_page
+from pipeline.skeleton import Skeleton
+
+JPEG_QUALITY = 85
+
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def pages(
+    found: Sequence[Examined],
+    missing: Mapping[str, str],
+    asked: Questions,
+    model_ap: Ap | None,
+    split: str | None,
+    model: KeypointRCNN | MaskRCNN,
+    weights: Mapping[str, Any],
+    name: str,
+) -> dict[str, str]:
+    """The report by its ending, "html" and "json".
+
+    Args:
+      found: the artifacts and their figures.
+      missing: formats that could not be made, and why.
+      asked: the images of the comparison.
+      model_ap, split: the model's own AP, and on which split; None if it was not measured.
+      model, weights, name: what was exported.
+    """
+    height, width, _ = asked.images[0].shape
+    about: dict[str, Any] = {
+        "name": name,
+        "weights": dict(weights),
+        "versions": versions(weights),
+        "images": asked.fixed,
+        "height": height,
+        "width": width,
+        "threads": threads(),
+        "split": split,
+        "model_ap": _ap(model_ap),
+        "bars_in_pixels": {"box": BOX_PIXELS, "keypoint": KEYPOINT_PIXELS},
+        "artifacts": [_about(one, width, height) for one in found],
+        "not_made": [{"format": kind, "title": FORMATS[kind].title, "reason": why} for kind, why in missing.items()],
+    }
+    page = html_page.render(
+        TEMPLATE,
+        about=about,
+        drawings=[_drawing(one, asked, model.skeleton) for one in found],
+        box_pixels=BOX_PIXELS,
+        keypoint_pixels=KEYPOINT_PIXELS,
+        alike=ALIKE,
+        rounds=ROUNDS,
+        score=client_notes.SCORE,
+        scores=client_notes.scores_text(model.config),
+        keypoint_scores=client_notes.keypoint_scores_text(),
+    )
+    return {"html": page, "json": json.dumps(about, indent=2) + "\n"}
+
+
+def _about(one: Examined, width: int, height: int) -> dict[str, Any]:
+    artifact = one.artifact
+    sizes = {"tflite": f"uint8 [1, {height}, {width}, 3]", "onnx": "uint8 [1, height, width, 3]"}
+    path = artifact.final
+    return {
+        "format": artifact.name,
+        "title": artifact.format.title,
+        "path": f"{path.parent.name}/{path.name}" if artifact.path.is_dir() else path.name,
+        "signature": f"serve_images: {sizes[artifact.format.runtime]}"
+        if artifact.format.runtime in sizes
+        else "serving_default, serving_tolerant: JPEG or PNG files; serve_images: uint8 [N, height, width, 3]",
+        "bytes": artifact.bytes(),
+        "sha256": artifact.sha256(),
+        "milliseconds": one.milliseconds,
+        "ap": _ap(one.ap),
+        **one.comparison.as_json(),
+    }
+
+
+def _ap(ap: Ap | None) -> dict[str, float] | None:
+    return {"keypoints": ap.keypoints, "boxes": ap.boxes} if ap is not None else None
+
+
+def _drawing(one: Examined, asked: Questions, skeleton: Skeleton) -> dict[str, Any]:
+    number = one.comparison.worst
+    expected = _drawn(asked, number, asked.expected[number], skeleton)
+    return {
+        "title": one.artifact.format.title,
+        "number": number + 1,
+        "model": expected,
+        "artifact": _drawn(asked, number, one.answers[number], skeleton),
+    }
+
+
+def _drawn(asked: Questions, number: int, answer: Answer, skeleton: Skeleton) -> str:
+    """An image with the people of an answer, as a data URI."""
+    keep = answer["scores"][0] >= client_notes.SCORE
+    names = ("boxes", "scores", "keypoints", "keypoint_scores")
+    people = drawn_people(*(answer[name][0][keep] for name in names))
+    content = io.BytesIO()
+    Image.fromarray(draw_people(asked.images[number], people, skeleton)).save(content, "JPEG", quality=JPEG_QUALITY)
+    return html_page.jpeg_source(content.getvalue())

@@ -1,0 +1,80 @@
+"""Smaller TFLite files, made of the float file by ai-edge-quantizer: float16 weights, int8 weights, int8 arithmetic.
+
+Full int8 is refused by design: the arithmetic of boxes (deltas, NMS, RoIAlign) has no ranges that eight bits can hold, and the
+converter's attempt dies of a zero divisor. So only convolutions and fully connected layers are quantised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from export.compare import ConversionError
+
+Pixels = npt.NDArray[np.uint8]
+Kind = Literal["float16", "dynamic", "int8", "int8_all"]
+HEADS = ".*(box_head|keypoint_head).*"  # names of the output tensors of their layers
+EVERYWHERE = ".*"
+
+
+class MissingError(Exception):
+    """A format that this machine cannot make; the message says why, and what would be needed."""
+
+
+def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signature: str) -> bytes:
+    """A quantised form of a float TFLite file.
+
+    Args:
+      content: the float file.
+      kind: "float16": weights as float16, computed in float32. "dynamic": weights as int8, activations quantised on the fly.
+        "int8": the heads in int8 arithmetic with ranges from `calibration`, backbone, pyramid and RPN with int8 weights alone,
+        since proposals suffer most. "int8_all": int8 arithmetic in every convolution.
+      calibration: images [H, W, 3] of the file's size.
+      signature: whose input `images` they are.
+
+    Raises:
+      MissingError: ai-edge-quantizer is not installed.
+      ConversionError: it fails.
+    """
+    try:
+        from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
+    except ImportError:
+        raise MissingError("needs ai-edge-quantizer: pip install 'keypoint-rcnn-tensorflow[quantize]'") from None
+    names = qtyping.TFLOperationName
+    made = quantizer.Quantizer(bytearray(content))
+    for layer in (names.CONV_2D, names.CONV_2D_TRANSPOSE, names.FULLY_CONNECTED):
+        if kind == "float16":
+            weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+            as_float16 = qtyping.OpQuantizationConfig(
+                weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+            )
+            made.update_quantization_recipe(EVERYWHERE, layer, as_float16, algorithm_manager.AlgorithmName.FLOAT_CASTING)
+        elif kind == "dynamic":
+            made.add_dynamic_config(EVERYWHERE, layer, 8)
+        elif kind == "int8":  # of two recipes that fit, the later one holds
+            made.add_weight_only_config(EVERYWHERE, layer, 8)
+            made.add_static_config(HEADS, layer, 8, 8)
+        else:
+            made.add_static_config(EVERYWHERE, layer, 8, 8)
+    with _quiet():
+        try:
+            ranges = made.calibrate({signature: [{"images": image[None]} for image in calibration]}, num_threads=2)
+            result: Any = made.quantize(ranges, enable_progress_report=False)
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise ConversionError(f"TFLite {kind}: ai-edge-quantizer fails ({reason}); leave the format out") from None
+    return bytes(result.quantized_model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the quantizer's own bars on stderr, which a log cannot show, and its warning that calibration takes memory."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
