@@ -31,7 +31,7 @@ from pipeline.command import UserError
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.options import LoadingOptions
 from pipeline.record_folder import RecordFolder, open_record_folder
-from pipeline.synthetic import dataset, poses
+from pipeline.synthetic import poses
 from pipeline.writing.conversion import ConversionConfig, convert
 
 ROOT = Path(__file__).parents[3]
@@ -41,15 +41,6 @@ COLOURS: dict[str, Any] = {
     "saturation": 0.4,
     "hue": 0.1,
 }  # whose draws must not depend on how a step runs
-
-
-@pytest.fixture(scope="module")
-def record_folder(tmp_path_factory: pytest.TempPathFactory) -> RecordFolder:
-    folder = tmp_path_factory.mktemp("synthetic")
-    rendered = dataset.write_dataset(folder, dataset.Arguments(12, 5, "train", 160, 128), num_workers=1)
-    config = ConversionConfig(short_edges=(96, 128), max_edge=192)
-    convert(rendered.annotations, rendered.image_folder, folder / "records", "train", config)
-    return open_record_folder(folder / "records")
 
 
 def global_batch(record_folder: RecordFolder, config: Config) -> dict[str, tf.Tensor]:

@@ -1,0 +1,139 @@
+"""What a training goes on from, and what becomes of a save that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from model.config import Config
+from model.model_dir import newest_checkpoint
+from model.training.checkpoints import Saver, find_origin
+from model.training.optimizer import FIRST_LOSS_SCALE, Sgd
+from pipeline.command import UserError
+
+START: Any = object()  # a starting point that is not looked at
+
+
+def frozen(config: Config) -> Config:
+    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm="frozen_batch"))
+
+
+def save(folder: Path, number: int, **parts: Any) -> None:
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(**parts), str(folder / "checkpoints"), 3, checkpoint_name="step")
+    manager.save(checkpoint_number=number)
+
+
+def test_the_order_of_what_training_goes_on_from(small_config: Config, tmp_path: Path) -> None:
+    weights = {"model": {"a": tf.Variable(1.0)}}
+    with pytest.raises(
+        UserError, match=r"random weights have no statistics .* --init=FILE, .* --set backbone\.norm=group"
+    ) as told:
+        find_origin(tmp_path, frozen(small_config), None)
+    assert "\n" not in str(told.value)
+    random = find_origin(tmp_path, small_config, None)
+    assert (random.checkpoint, random.start) == (None, None)
+    assert find_origin(tmp_path, frozen(small_config), START).start is START
+    save(tmp_path, 0, **weights)
+    imported = find_origin(tmp_path, frozen(small_config), START)
+    assert imported.checkpoint == newest_checkpoint(tmp_path) and not imported.resumable
+    save(tmp_path, 7, **weights, optimizer={"velocity.a": tf.Variable(0.0)}, step=tf.Variable(7))
+    resumed = find_origin(tmp_path, frozen(small_config), START)
+    assert resumed.checkpoint == str(tmp_path / "checkpoints" / "step-7") and resumed.resumable
+
+
+@pytest.mark.parametrize(
+    ("saved_dynamic", "saved_scale", "dynamic", "scale"),
+    [
+        (True, 4096.0, True, 4096.0),
+        (True, 4096.0, False, 1.0),
+        (False, 1.0, True, FIRST_LOSS_SCALE),
+        (False, 1.0, False, 1.0),
+    ],
+)
+def test_the_loss_scale_fits_the_precision_after_a_resumption(
+    tmp_path: Path, saved_dynamic: bool, saved_scale: float, dynamic: bool, scale: float
+) -> None:
+    """A scale of float16 that stayed when the loss was not scaled any more made every gradient too small by that factor."""
+
+    def sgd(dynamic: bool) -> Sgd:
+        weight = {"a/kernel": tf.Variable([1.0, -2.0])}
+        return Sgd(weight, momentum=0.9, weight_decay=0.0, clip_norm=0.0, dynamic_loss_scale=dynamic)
+
+    def checkpoint(sgd: Sgd) -> tf.train.Checkpoint:
+        return tf.train.Checkpoint(**{path.replace("/", "."): v for path, v in sgd.variables_by_path().items()})
+
+    before, after = sgd(saved_dynamic), sgd(dynamic)
+    before.variables_by_path()["loss_scale"].assign(saved_scale)
+    if saved_dynamic:
+        before.variables_by_path()["finite_steps"].assign(12.0)
+    checkpoint(after).read(checkpoint(before).write(str(tmp_path / "saved"))).assert_consumed()
+    after.adopt_restored_scale()
+    assert float(after.variables_by_path()["loss_scale"]) == scale
+    gradient = tf.constant([3.0, 4.0]) * after.scale_loss(tf.constant(1.0))
+    assert float(after.apply([gradient], tf.constant(0.1))["gradient_norm"]) == pytest.approx(5.0)
+    if saved_dynamic and dynamic:
+        assert float(after.variables_by_path()["finite_steps"]) == 13.0
+
+
+def learner() -> Any:
+    step, weights = tf.Variable(0, dtype=tf.int64), tf.Variable(tf.random.normal([50_000]))
+    return SimpleNamespace(checkpoint=tf.train.Checkpoint(weights=weights, step=step), step=step)
+
+
+@contextlib.contextmanager
+def full_disk(bytes_left: int) -> Iterator[None]:
+    """No file may grow beyond a size: writing fails as on a full disk, with another reason."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_fails_is_told_and_leaves_nothing_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saver = Saver(learner(), tmp_path, 0)
+    saver.save(1, required=False)
+    with full_disk(10_000):
+        saver.save(2, required=False)
+        assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "step-1")
+        assert not [path.name for path in (tmp_path / "checkpoints").iterdir() if "step-2" in path.name]
+        with pytest.raises(UserError, match=r"checkpoints: the checkpoint of step 3 could not be written \(.+\); make room"):
+            saver.save(3, required=True)
+    line = f"train: {tmp_path}/checkpoints: the checkpoint of step 2 could not be written ("
+    assert capsys.readouterr().out.count(line) == 1
+    saver.save(4, required=True)
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "step-4")
+
+
+def test_a_folder_that_has_vanished_is_told_and_not_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    saver = Saver(learner(), tmp_path / "run", 0)
+    saver.save(1, required=False)
+    shutil.rmtree(tmp_path / "run")
+    saver.save(2, required=False)
+    assert "the model directory has vanished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the model directory has vanished"):
+        saver.save(3, required=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_kill_left_behind_is_swept_up(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    Saver(learner(), tmp_path, 0).save(5, required=True)
+    (folder / "step-6_temp").mkdir()
+    for name in ("step-6_temp/part-00000-of-00001.data-00000-of-00001", "step-6.data-00000-of-00001"):
+        (folder / name).write_bytes(b"half")
+    saver = Saver(learner(), tmp_path, 0)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "step-5.data-00000-of-00001", "step-5.index"]
+    saver.save(6, required=True)
+    assert newest_checkpoint(tmp_path) == str(folder / "step-6")

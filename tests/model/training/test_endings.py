@@ -1,0 +1,180 @@
+"""How a training ends: what it says, what it saves, and its status."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from model.config import Config
+from model.model_dir import newest_checkpoint, prepare_model_dir
+from model.network.keypoint_rcnn import KeypointRCNN
+from model.training.loop import Run, train
+from model.training.metrics_log import MetricsLog
+from model.training.step import Learner
+from model.training.strategies import make_strategy
+from pipeline.command import UserError
+from pipeline.record_folder import RecordFolder, open_record_folder
+
+ROOT = Path(__file__).parents[3]
+
+
+def with_train(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def metrics(model_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_gradients_that_are_never_finite_end_the_run(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
+    """The loss stays finite, but the squares of the gradient do not fit into float32."""
+    hopeless = with_train(small_config, keypoint_loss_weight=1e25, steps=30)
+    with pytest.raises(UserError, match=r"step 10: no gradient of the last 11 steps was finite.*lower --learning_rate") as told:
+        train(hopeless, record_folder, "train", Run(tmp_path / "run", log_every=2), make_strategy("one_device"))
+    assert "\n" not in str(told.value)
+    lines = metrics(tmp_path / "run")
+    assert lines and all(line["gradient_norm"] is None and line["skipped"] == 1 for line in lines)
+    short = with_train(small_config, keypoint_loss_weight=1e25, steps=2)
+    with pytest.raises(UserError, match="none of the 2 steps changed a weight"):
+        train(short, record_folder, "train", Run(tmp_path / "short"), make_strategy("one_device"))
+
+
+def test_another_precision_goes_on_with_gradients_of_the_same_size(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run", log_every=1)
+    for steps, precision in ((3, "mixed_float16"), (6, "float32"), (9, "mixed_float16")):
+        changed = dataclasses.replace(run, precision=precision)
+        train(with_train(small_config, steps=steps), record_folder, "train", changed, make_strategy("one_device"))
+    norms = [line["gradient_norm"] for line in metrics(run.model_dir) if line["gradient_norm"] is not None]
+    assert len(norms) >= 3 and max(norms) < 100 * min(norms), norms
+    scales = [line["loss_scale"] for line in metrics(run.model_dir)]
+    assert scales[-1] > 1000 and scales[len(scales) // 2] == 1
+    assert json.loads((run.model_dir / "run.json").read_text())["precision"] == "mixed_float16"
+    output = capsys.readouterr().out
+    assert "train: precision was mixed_float16 until step 3, and is float32 from here" in output
+    assert "train: precision was float32 until step 6, and is mixed_float16 from here" in output
+    assert output.startswith("train: 1 replica (CPU:0), 1 worker, mixed_float16, 2 images per replica\n")
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also the seed, which Keras alone would limit to 32 bits, and the loss that a run of one step logs."""
+    config, evaluated = with_train(small_config, steps=1, seed=5_000_000_000), []
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def validate(model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+        hear()
+        evaluated.append(step)
+        log.evaluation(step, {"keypoint_ap": 0.1})
+
+    strategy = make_strategy("one_device")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, record_folder, "train", Run(tmp_path / "run"), strategy, killed)
+    for _ in range(2):
+        train(config, record_folder, "train", Run(tmp_path / "run"), strategy, validate)
+    assert evaluated == [1]
+    output = capsys.readouterr().out
+    assert output.count("has been trained for 1 of 1 steps already; nothing to do") == 1
+    kinds = [(line["kind"], line["step"]) for line in metrics(tmp_path / "run")]
+    assert kinds == [("train", 1), ("eval", 1)]
+
+
+def test_lack_of_memory_is_one_line_with_ways_out(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Learner.gradients
+
+    def greedy(self: Learner, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> Any:
+        gradients, values = honest(self, batch, seed)
+        more_than_can_be_addressed = tf.random.uniform([400_000, 500_000_000 + 0 * seed])
+        return gradients, values | {"greed": tf.reduce_sum(more_than_can_be_addressed)}
+
+    monkeypatch.setattr(Learner, "gradients", greedy)
+    with pytest.raises(
+        UserError, match=r"^step 0: out of memory with 2 images per replica .* try a smaller --batch_size"
+    ) as told:
+        train(small_config, record_folder, "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    assert "OOM when allocating tensor" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_data_error_saves_the_sound_weights_first(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
+    shutil.copytree(record_folder.path, tmp_path / "records")
+    (shard,) = (tmp_path / "records").glob("*.tfrecord-*")
+    image = record_folder.index("train")[8]  # of the third step
+    with shard.open("r+b") as file:
+        file.seek(image["offset"] + 5000)
+        file.write(bytes(16))
+    with pytest.raises(UserError, match="the record is damaged"):
+        train(
+            small_config, open_record_folder(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device")
+        )
+    assert newest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoints" / "step-2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_a_checkpoint_and_a_second_training_is_refused_meanwhile(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, number: int, status: int
+) -> None:
+    prepare_model_dir(tmp_path / "run", small_config, record_folder.skeleton)
+    command = [sys.executable, "-m", "model.train", f"--data_dir={record_folder.path}", f"--model_dir={tmp_path / 'run'}"]
+    options: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(subprocess.Popen([*command, "--steps=100000"], **options))
+        stack.callback(first.kill)
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.2)
+        if number == signal.SIGINT:
+            second = subprocess.run([*command, "--steps=5"], check=False, **options)
+            assert second.returncode == 1 and second.stderr.count("\n") == 1, second
+            assert f"{tmp_path / 'run'}: another training" in second.stderr
+        first.send_signal(number)
+        output, errors = first.communicate(timeout=120)
+    assert first.returncode == status, output + errors
+    assert errors.startswith("error: stopped at step") and errors.count("\n") == 1
+    assert newest_checkpoint(tmp_path / "run") is not None
+
+
+SLOW_PIPELINE = """
+import sys, time
+import tensorflow as tf
+from model.training.feed import Feed
+def slowly():
+    for number in range(1000):
+        time.sleep(0.05)
+        yield number
+values = tf.data.Dataset.from_generator(slowly, output_signature=tf.TensorSpec([], tf.int64)).prefetch(2)
+Feed.SECONDS_BETWEEN_LOOKS, Feed.SECONDS_TO_END = 0.01, float(sys.argv[1])
+with Feed(iter(values)) as feed:
+    feed.take(lambda seconds: True)
+    feed.take(lambda seconds: False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds_to_end", [5.0, 0.001])
+def test_a_process_whose_data_are_slow_ends_well(seconds_to_end: float) -> None:
+    """A thread that came back from TensorFlow while the interpreter ended made the status 134, on 8 of 18 ends."""
+    command = [sys.executable, "-c", SLOW_PIPELINE, str(seconds_to_end)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for _ in range(4):
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode in (0, 1) and "FATAL" not in ended.stderr, ended
