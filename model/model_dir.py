@@ -23,7 +23,7 @@ from model.matterport.config import MatterportConfig
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError, reason_of
-from pipeline.files import an_object, checked_json, write_file, write_json
+from pipeline.files import an_object, checked_json, only_writer, write_file, write_json
 from pipeline.skeleton import Skeleton
 
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
@@ -116,21 +116,27 @@ def write_new(
       config: of the model, as JSON.
       source: whose weights they are, for `NOTE_FILE`.
     """
-    model_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = model_dir.with_name(f".{model_dir.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
-    try:
-        temporary.mkdir()
-        write_json(temporary / "config.json", dict(config))
-        write_json(temporary / "skeleton.json", skeleton.to_json())
-        write_json(temporary / NOTE_FILE, dict(source))
-        manager = tf.train.CheckpointManager(checkpoint_of(model), str(temporary / "checkpoints"), 1, checkpoint_name="step")
-        manager.save(checkpoint_number=0)
-        if model_dir.exists():
-            model_dir.rmdir()  # empty
-        temporary.replace(model_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with only_writer(model_dir.with_name(f".{model_dir.name}.import"), "import"):
+        check_new(model_dir)  # another import may have ended since
+        shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
+        try:
+            temporary.mkdir()
+            write_json(temporary / "config.json", dict(config))
+            write_json(temporary / "skeleton.json", skeleton.to_json())
+            write_json(temporary / NOTE_FILE, dict(source))
+            folder = str(temporary / "checkpoints")
+            manager = tf.train.CheckpointManager(checkpoint_of(model), folder, 1, checkpoint_name="step")
+            manager.save(checkpoint_number=0)
+            if model_dir.exists():
+                model_dir.rmdir()  # empty
+            temporary.replace(model_dir)
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"{model_dir}: the weights could not be written ({reason_of(error)}); make room, and try again"
+            ) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _differences(old: Config, new: Config) -> list[tuple[str, str, object, object]]:

@@ -10,9 +10,18 @@ import pytest
 import tensorflow as tf
 
 from model.config import Config
-from model.model_dir import checkpoint_of, has_optimizer, load_model, load_skeleton, newest_checkpoint, prepare_model_dir
+from model.model_dir import (
+    checkpoint_of,
+    has_optimizer,
+    load_model,
+    load_skeleton,
+    newest_checkpoint,
+    prepare_model_dir,
+    write_new,
+)
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
+from pipeline.files import only_writer
 from pipeline.skeleton import Skeleton
 
 
@@ -84,3 +93,15 @@ def test_a_checkpoint_that_was_removed_is_told(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match="the checkpoint that it should name is gone"):
         newest_checkpoint(tmp_path)
+
+
+def test_two_imports_into_one_directory(small_model: KeypointRCNN, tmp_path: Path) -> None:
+    """The second is refused while the first works, and afterwards because there is a model; nothing of it is left behind."""
+    new = (tmp_path / "model", small_model, {}, small_model.skeleton, {"source": "a test"})
+    with only_writer(tmp_path / ".model.import", "import"), pytest.raises(UserError, match="another import"):
+        write_new(*new)
+    write_new(*new)
+    with pytest.raises(UserError, match="exists already"):
+        write_new(*new)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert newest_checkpoint(tmp_path / "model") is not None
