@@ -5,7 +5,8 @@ r"""Trains Keypoint R-CNN on records that pipeline.make_tfrecords wrote.
 
 Training starts from the weights that --init names, or from random ones with --set backbone.norm=group. The same command goes
 on from the newest checkpoint of --model_dir. Ctrl-C, SIGTERM and SIGHUP save one first; the status is then 130, 143 or 129.
-Several machines run the same command, each with TF_CONFIG set and --strategy=multi_worker.
+Several machines run the same command, each with TF_CONFIG set and --strategy=multi_worker; a task of type evaluator evaluates
+their checkpoints.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from absl import flags
 
 from model import config as config_lib
 from model.config import Config
+from model.training.cluster import read_cluster
 from model.training.learning_rate import advice_on_batch_size
 from pipeline import batch_flags, command, config_overrides
 from pipeline.command import UserError, say
@@ -117,6 +119,7 @@ def main(_: list[str]) -> None:
     command.load_tensorflow()
     from model.model_dir import newest_checkpoint
     from model.training import loop
+    from model.training.evaluator_task import follow
     from model.training.starting_point import configuration, open_starting_point
     from model.training.strategies import make_strategy, naming_lost_workers
     from model.training.validation import Validation
@@ -125,6 +128,9 @@ def main(_: list[str]) -> None:
 
     options = LoadingOptions(on_error=FLAGS.on_error, cache=FLAGS.cache, data_service=FLAGS.data_service)
     model_dir = Path(FLAGS.model_dir)
+    if _is_evaluator():
+        follow(model_dir, Validation(open_record_folder(FLAGS.data_dir), FLAGS.eval_split, FLAGS.eval_annotations))
+        return
     has_checkpoint = newest_checkpoint(model_dir) is not None
     if FLAGS.init and has_checkpoint:
         say(f"train: --init={FLAGS.init} is passed over, because {model_dir} holds a checkpoint to go on from")
@@ -149,6 +155,8 @@ def _check_flags() -> None:
     """Raises: UserError for flags that contradict each other or have values that they cannot have."""
     if FLAGS.strategy == "multi_worker" and not os.environ.get("TF_CONFIG"):
         raise UserError("--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index")
+    if FLAGS.strategy == "multi_worker" and _is_evaluator() and not FLAGS.eval_split:
+        raise UserError("TF_CONFIG: this task is the evaluator; it needs --eval_split and --eval_annotations")
     if (FLAGS.eval_split is None) != (FLAGS.eval_annotations is None):
         raise UserError("--eval_split and --eval_annotations: give both or neither")
     if FLAGS.preset and FLAGS.init and Path(FLAGS.init).is_dir():
@@ -164,6 +172,11 @@ def _check_flags() -> None:
         raise UserError(f"--eval_every={FLAGS.eval_every}: must be 0 or more")
     if FLAGS.init and not Path(FLAGS.init).exists():
         raise UserError(f"--init={FLAGS.init}: does not exist; give a ResNet's file or a model directory")
+
+
+def _is_evaluator() -> bool:
+    """Whether this process evaluates the checkpoints of a training that other processes of its cluster do."""
+    return FLAGS.strategy == "multi_worker" and read_cluster(os.environ["TF_CONFIG"]).is_evaluator
 
 
 def _check_configuration() -> None:

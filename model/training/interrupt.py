@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 
 from pipeline.command import UserError, say
@@ -27,12 +28,19 @@ class Interrupt:
     """Turns the three signals into a flag that the loop looks at between two steps; a second signal ends at once.
 
     A signal that the parent process has chosen to ignore stays ignored: nohup does so with SIGHUP.
+
+    Args:
+      line: printed when the signal comes.
     """
+
+    def __init__(self, line: str = "train: saving a checkpoint, then stopping") -> None:
+        self._line = line
 
     def __enter__(self) -> Interrupt:
         self.asked = False
         self._number: int = signal.SIGTERM  # that is what the other workers of a cluster assume
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        on_main_thread = threading.current_thread() is threading.main_thread()  # the only one that Python lets hear signals
+        heard = [n for n in SIGNALS if on_main_thread and signal.getsignal(n) is not signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
@@ -40,7 +48,7 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked, self._number = True, number
-        say("train: saving a checkpoint, then stopping")
+        say(self._line)
 
     def error(self, message: str) -> InterruptedTrainingError:
         """What to raise when the work has been put away."""

@@ -27,7 +27,7 @@ from model.training.learning_rate import learning_rate
 from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.starting_point import StartingPoint
 from model.training.step import Learner
-from model.training.strategies import describe, num_workers, worker_index
+from model.training.strategies import advice_on_missing_gpu, describe, num_workers, worker_index
 from pipeline.command import Progress, UserError, reason_of, say
 from pipeline.files import only_writer, write_json
 from pipeline.loading.batches import check_compatible, training_pool
@@ -84,6 +84,9 @@ def train(
     worker = worker_index(strategy)
     _check_batch_size(config, strategy)
     say(f"train: {describe(strategy, run.precision, config.train.global_batch_size)}")
+    missing_gpu = advice_on_missing_gpu(strategy, run.precision)
+    if missing_gpu:
+        say(f"train: {missing_gpu}")
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=record_folder.category_id))
     check_compatible(record_folder, config.anchors, config.data, record_folder.skeleton)
     try:

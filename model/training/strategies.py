@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -62,6 +63,31 @@ def device_name(device: str) -> str:
         return short
     details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[parts.device_index])
     return f"{short} ({details['device_name']})" if "device_name" in details else short
+
+
+def advice_on_missing_gpu(strategy: tf.distribute.Strategy, precision: str) -> str | None:
+    """One line if the run is asked for what only GPUs give, and there is none; None otherwise."""
+    if tf.config.list_physical_devices("GPU"):
+        return None
+    asked = ["--strategy=mirrored"] if type(strategy) is tf.distribute.MirroredStrategy else []
+    if strategy.num_replicas_in_sync > 1:  # the CPU was split on purpose
+        asked = []
+    if precision != "float32":
+        asked.append(f"--precision={precision}")
+    if not asked:
+        return None
+    return f"no GPU was found ({_why_no_gpu()}): {' and '.join(asked)} on a CPU makes nothing faster, and float16 much slower"
+
+
+def _why_no_gpu() -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not tf.test.is_built_with_cuda():
+        return "this TensorFlow is built without CUDA; pip install 'tensorflow[and-cuda]'"
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={hidden} hides them"
+    if not Path("/dev/nvidiactl").exists():
+        return "/dev/nvidiactl is missing: no driver of NVIDIA, or a container that was started without --gpus=all"
+    return "a library of CUDA cannot be loaded, which TF_CPP_MIN_LOG_LEVEL=0 names; pip install 'tensorflow[and-cuda]'"
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -97,7 +98,7 @@ def test_a_checkpoint_that_was_removed_is_told(tmp_path: Path) -> None:
 
 def test_two_imports_into_one_directory(small_model: KeypointRCNN, tmp_path: Path) -> None:
     """The second is refused while the first works, and afterwards because there is a model; nothing of it is left behind."""
-    new = (tmp_path / "model", small_model, {}, small_model.skeleton, {"source": "a test"})
+    new: Any = (tmp_path / "model", small_model, {}, small_model.skeleton, {"source": "a test"})
     with only_writer(tmp_path / ".model.import", "import"), pytest.raises(UserError, match="another import"):
         write_new(*new)
     write_new(*new)

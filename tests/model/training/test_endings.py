@@ -6,25 +6,29 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from model.config import Config
-from model.model_dir import newest_checkpoint, prepare_model_dir
+from model.model_dir import load_model, newest_checkpoint, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.training.evaluator_task import follow
 from model.training.loop import Run, train
 from model.training.metrics_log import MetricsLog
 from model.training.step import Learner
-from model.training.strategies import make_strategy
+from model.training.strategies import advice_on_missing_gpu, make_strategy
 from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder, open_record_folder
 
@@ -178,3 +182,56 @@ def test_a_process_whose_data_are_slow_ends_well(seconds_to_end: float) -> None:
     for _ in range(4):
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert ended.returncode in (0, 1) and "FATAL" not in ended.stderr, ended
+
+
+def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated = []
+
+    def validate(model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+        hear()
+        evaluated.append((step, [v.numpy().copy() for v in model.variables_by_path().values()]))
+        log.evaluation(step, {"keypoint_ap": 0.1})
+
+    train(with_train(small_config, steps=1), record_folder, "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    follower = threading.Thread(target=follow, args=(tmp_path / "run", validate))
+    prepare_model_dir(tmp_path / "run", with_train(small_config, steps=2), record_folder.skeleton)  # so that one more comes
+    follower.start()
+    train(with_train(small_config, steps=2), record_folder, "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    follower.join(60)
+    assert not follower.is_alive() and [step for step, _ in evaluated] in ([1, 2], [2])
+    final = load_model(tmp_path / "run").variables_by_path().values()
+    for found, expected in zip(evaluated[-1][1], final, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert "the evaluator has evaluated step 2 of 2, the last" in capsys.readouterr().out
+    assert metrics(tmp_path / "run" / "evaluator")[-1] == {"kind": "eval", "step": 2, "keypoint_ap": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset=r50"], "--preset=r50: must be one of tiny, r50_fpn, r101_fpn"),
+        (["--init=nowhere.pth"], "--init=nowhere.pth: does not exist"),
+        (["--set", "rpn.nms=3"], "--set rpn.nms=3: rpn has no 'nms'"),
+        (["--seed=-1"], "--seed=-1: must be from 0 to"),
+        (["--seed=99999999999999999999"], "--seed=99999999999999999999: must be from 0 to"),
+        (["--eval_every=-1"], "--eval_every=-1: must be 0 or more"),
+        (["--learning_rate=nan"], "--learning_rate=nan: must be above 0"),
+    ],
+)
+def test_wrong_flags_are_answered_before_tensorflow_is_imported(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')\n")
+    command = [sys.executable, "-m", "model.train", f"--data_dir={tmp_path}", f"--model_dir={tmp_path / 'run'}", *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 1 and ended.stderr.startswith(f"error: {message}") and ended.stderr.count("\n") == 1, ended
+
+
+def test_a_missing_gpu_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch, two_replicas: tf.distribute.Strategy) -> None:
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this machine has a GPU")
+    one = make_strategy("one_device")
+    assert advice_on_missing_gpu(one, "float32") is None and advice_on_missing_gpu(two_replicas, "float32") is None
+    advice = advice_on_missing_gpu(one, "mixed_float16")
+    assert advice is not None and re.match(r"no GPU was found \(.+\): --precision=mixed_float16 on a CPU", advice)
