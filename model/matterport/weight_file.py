@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.matterport.layout import BATCH_NORM, RPN_GROUP, Shape
+from model.weights.h5_files import try_in_a_child
 from model.weights.pickle_reader import RefusedError
 from pipeline.command import UserError
 
@@ -67,6 +68,7 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
             head = file.read(len(SIGNATURE))
         if head != SIGNATURE:
             raise RefusedError(f"not an .h5 file: it begins with {head!a}")
+        try_in_a_child(path, _read_all)
         with _opened(path) as content:
             yield _looked_at(content, path.stat().st_size)
     except RefusedError as error:
@@ -75,6 +77,13 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
         raise UserError(f"{path}: no such file of weights") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or _first_line(error)})") from None
+
+
+def _read_all(path: Path) -> None:
+    """Looks at everything in a file, and reads every tensor: what a child process tries first (`h5_files.py`)."""
+    with _opened(path) as content:
+        for data_set in _looked_at(content, path.stat().st_size)._data_sets.values():
+            data_set[()]
 
 
 @contextlib.contextmanager

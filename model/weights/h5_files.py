@@ -7,6 +7,7 @@ here. The child starts in a third of a second.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import resource
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from model.weights.pickle_reader import RefusedError
 LEAST_SECONDS, BYTES_A_SECOND = 10, 20_000_000  # of one core: a disk's cache gives a hundred times that
 TIMES_LONGER = 30  # may pass where the child waits, for a busy machine or a network's disk
 SPARE_MEMORY = 2**28  # bytes that the child may take beside twice the file's size
-_TRIAL = "import sys; from model.weights.h5_files import trial; trial(sys.argv[1])"
+_TRIAL = "import sys; from model.weights.h5_files import trial; trial(*sys.argv[1:])"
 _REFUSED = 3  # the child's exit status if it ends with a reason
 
 
@@ -38,17 +40,24 @@ def read_h5(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
       RefusedError: truncated, damaged, or announcing more than the file has.
     """
-    try_in_a_child(path)
+    try_in_a_child(path, _tensors)
     return _tensors(path)
 
 
-def try_in_a_child(path: Path) -> None:
-    """Has a child process read the file. Raises: RefusedError if that does not come to a good end."""
+def try_in_a_child(path: Path, read: Callable[[Path], object]) -> None:
+    """Has a child process read the file.
+
+    Args:
+      read: a function of a module that needs no TensorFlow; it reads all that its caller will read afterwards.
+
+    Raises:
+      RefusedError: `read` raises an error, does not come to an end, crashes, or takes many times the file's size.
+    """
     seconds = _seconds(path)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _TRIAL, str(path)],
+            [sys.executable, "-c", _TRIAL, str(path), read.__module__, read.__qualname__],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -66,15 +75,15 @@ def try_in_a_child(path: Path) -> None:
         raise OSError(f"the process that tries .h5 files ended with status {child.returncode}: {child.stderr[-200:]!r}")
 
 
-def trial(path: str) -> None:
+def trial(path: str, module: str, function: str) -> None:
     """What the child does: reads all of the file within limits, and ends with `_REFUSED` and a line if that fails."""
-    file = Path(path)
+    file, read = Path(path), getattr(importlib.import_module(module), function)
     limit = math.ceil(time.process_time()) + _seconds(file)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(2 * file.stat().st_size + SPARE_MEMORY)
     try:
-        _tensors(file)
+        read(file)
     except RefusedError as error:
         reason = str(error)
     except MemoryError:

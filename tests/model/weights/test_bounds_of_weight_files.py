@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from model.matterport.weight_file import open_weights
 from model.weights import h5_files
 from model.weights.pickle_reader import RefusedError
 from model.weights.weight_files import read_weights
@@ -208,6 +209,19 @@ def test_a_heap_that_leads_round_and_round_is_refused(tmp_path: Path) -> None:
     assert peak < 2 * h5_files.SPARE_MEMORY
 
 
+def test_the_old_networks_files_are_tried_likewise(tmp_path: Path) -> None:
+    path = tmp_path / "w.h5"
+    with_a_ring_in_its_heap(path)
+    with pytest.raises(UserError) as caught, open_weights(path):
+        pass
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    with h5py.File(path, "w") as file:
+        file["conv1/conv1/kernel:0"] = np.zeros((7, 7, 3, 64), np.float32)
+    with open_weights(path) as content:
+        assert content.read(next(iter(content.shapes))).shape == (7, 7, 3, 64)
+
+
 def test_limits_of_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time, memory and a crash, by a child that does each instead of reading."""
     path = tmp_path / "w.h5"
@@ -221,7 +235,7 @@ def test_limits_of_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         monkeypatch.setattr(h5_files, "_TRIAL", does)
         with pytest.raises(RefusedError, match=message):
-            h5_files.try_in_a_child(path)
+            h5_files.try_in_a_child(path, h5_files.read_h5)
     monkeypatch.setattr(h5_files, "_TRIAL", "raise SystemExit('broken')")
     with pytest.raises(OSError, match="broken"):
-        h5_files.try_in_a_child(path)
+        h5_files.try_in_a_child(path, h5_files.read_h5)
