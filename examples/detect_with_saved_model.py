@@ -1,6 +1,8 @@
 """Finds people with an exported SavedModel; needs TensorFlow and nothing of this project.
 
 python detect_with_saved_model.py --model=exported/keypoint_rcnn/1 photograph.jpg [more.png ...]
+
+Boxes and keypoints are in pixels of the image as a viewer shows it: the model applies a rotation that the file stores (EXIF).
 """
 
 import argparse
@@ -11,7 +13,7 @@ import tensorflow as tf
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True, help="the folder of one version, which holds saved_model.pb")
-parser.add_argument("--min_score", type=float, default=0.5)
+parser.add_argument("--min_score", type=float, default=0.5, help="people below this score are left out (default: 0.5)")
 parser.add_argument("images", nargs="+", help="JPEG or PNG files")
 arguments = parser.parse_args()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from export.compare import Agreement, ConversionError
 from export.examination import Bars, examine, questions
@@ -173,3 +174,43 @@ def test_examples_need_nothing_of_this_project(exported: Path, expected: list[Pe
         people = json.loads(ended.stdout)["people"]
         np.testing.assert_allclose([person["box"] for person in people], expected[0].boxes, atol=0.05)
         np.testing.assert_allclose([person["score"] for person in people], expected[0].scores, atol=1e-4)
+
+
+def hard_images(folder: Path) -> list[Path]:
+    """What clients get wrong: a turned photograph, 16-bit greys, an image that must be made smaller."""
+    random = np.random.default_rng(3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    smooth = np.kron(random.integers(0, 255, (12, 16, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+    Image.fromarray(smooth).save(folder / "turned.png", exif=exif)
+    Image.fromarray(np.kron(random.integers(0, 2**16, (12, 16)), np.ones((8, 8))).astype(np.uint16)).save(folder / "grey16.png")
+    Image.fromarray(smooth).resize((460, 300)).save(folder / "large.jpg", quality=95)
+    return sorted(folder.glob("*.*"))
+
+
+@pytest.mark.parametrize("family", ["standard", "detectron2"])
+def test_examples_answer_as_the_model_does(
+    family: str, model_dir: Path, exported: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """On images that clients get wrong, for both resize rules and with Detectron2's half pixel."""
+    if family == "detectron2":
+        other = tmp_path_factory.mktemp("detectron2")
+        shutil.copytree(model_dir, other / "model")
+        settings = json.loads((other / "model" / "config.json").read_text())
+        settings["data"] |= {"resize": "detectron2", "keypoint_offset": 0.5}
+        (other / "model" / "config.json").write_text(json.dumps(settings))
+        export_model(other / "model", other, report=lambda _: None)
+        exported = other
+    paths = hard_images(tmp_path)
+    for script, model in (
+        ("detect_with_saved_model.py", exported / "keypoint_rcnn" / "1"),
+        ("detect_with_tflite.py", exported / "keypoint_rcnn.tflite"),
+    ):
+        command = [sys.executable, "-I", str(ROOT / "examples" / script), f"--model={model}", "--min_score=0.05"]
+        ended = subprocess.run([*command, *map(str, paths)], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for line, people in zip(ended.stdout.splitlines(), open_model(model)(paths), strict=True):
+            theirs = json.loads(line)["people"]
+            assert len(theirs) == len(people) > 0
+            np.testing.assert_allclose([person["box"] for person in theirs], people.boxes, atol=0.5)
+            points = np.array([[point[:2] for point in person["keypoints"].values()] for person in theirs])
+            assert np.median(np.abs(points - people.keypoints)) < 0.05  # half a pixel would show; random weights have ties
