@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from PIL import Image
 
 from model import config
 from model.inference.image_input import image_size, letterbox
+from model.inference.people import Keypoint
 from model.inference.predictor import Answer, Predictor, model_predictor, open_model
 from model.model_dir import checkpoint_of, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import families
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON
+from scripts import api_page
 
 
 def png(height: int, width: int, value: int = 100) -> bytes:
@@ -130,6 +134,72 @@ def test_model_directory_with_sizes_and_threshold_of_ones_own(model_dir: Path, s
     assert predictor.canvas(40, 60) == (64, 96)
     assert predictor.canvas(40, 120) == (64, 128)  # the longest edge wins: 33 × 100
     assert open_model(model_dir).score_threshold == small_model.config.inference.score_threshold
+
+
+def test_a_model_is_called_with_paths_bytes_or_pixels(model_dir: Path, tmp_path: Path) -> None:
+    """All say the same; one image gives people, several a list."""
+    model = open_model(model_dir, score_threshold=0.0)
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).save(path)
+    alone = model(path)
+    assert len(alone) > 0
+    for people in (
+        *model([str(path), path.read_bytes(), pixels]),
+        *model(np.stack([pixels, pixels])),
+        model(np.dstack([pixels, pixels[..., :1]])),  # with an alpha channel
+    ):
+        np.testing.assert_allclose(people.boxes, alone.boxes, atol=1e-3)
+        np.testing.assert_allclose(people.keypoints, alone.keypoints, atol=1e-3)
+    grey = pixels[..., :1]
+    np.testing.assert_allclose(model(grey[..., 0]).scores, model(np.repeat(grey, 3, axis=-1)).scores, atol=1e-5)
+    assert model([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"image 1 of 1: an array float32 \[4, 4, 3\]; pixels must be uint8"),
+        (np.zeros((4, 4, 2), np.uint8), r"an array uint8 \[4, 4, 2\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"an array uint8 \[0, 4, 3\]"),
+        ("nowhere.jpg", r"nowhere.jpg: cannot be read \(No such file"),
+        ("/dev/null", "/dev/null: cannot be read .*a device"),
+        (b"text", "image 1 of 1: not a JPEG or PNG image"),
+    ],
+)
+def test_what_is_no_image_is_refused(small_model: KeypointRCNN, given: Any, message: str) -> None:
+    predictor = Predictor(small_model.config, small_model.skeleton, fake_answer, lambda height, width: (64, 64))
+    with pytest.raises(UserError, match=message):
+        predictor(given)
+
+
+def test_people_are_objects(small_model: KeypointRCNN) -> None:
+    predictor = Predictor(small_model.config, small_model.skeleton, fake_answer, lambda height, width: (64, 64))
+    people = predictor(png(20, 40))
+    first, second = people
+    assert (len(people), first, people[1]) == (2, people[0], second)
+    assert first.box == (0, 0, 40, 0) and first.score == pytest.approx(0.9)
+    assert tuple(first.keypoints) == small_model.skeleton.keypoints
+    assert first.keypoints["nose"] == Keypoint(0, 0, 0)
+    (entry, _) = people.to_coco(7, file_name="x.png")
+    assert (entry["image_id"], entry["file_name"], entry["category_id"]) == (7, "x.png", 1)
+    pixels = np.full((20, 40, 3), 90, np.uint8)
+    assert people.draw(pixels).shape == pixels.shape and (pixels == 90).all()
+    assert people.at_least(0.5).draw(pixels).shape == pixels.shape
+    enlarged = people.scaled(2, 3)
+    assert enlarged.boxes[0].tolist() == [0, 0, 80, 0] and enlarged.skeleton is people.skeleton
+
+
+def test_the_example_of_the_page_for_programs(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(import numpy.*?)```", api_page.PAGE.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(model_dir)
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save("photograph.jpg")
+    found: dict[str, Any] = {}
+    exec(block.replace("score_threshold=0.5", "score_threshold=0.0"), found)
+    assert len(found["entries"]) == len(found["people"]) > 0
+    assert Image.open("drawn.png").size == (128, 96)
 
 
 def test_the_decoders_of_a_model_directory_agree(model_dir: Path) -> None:
