@@ -4,11 +4,13 @@
   python -m model.evaluate --annotations=gt.json --results=results.json
 
 MODEL is a model directory, a SavedModel or a .tflite file. With --output_dir the figures are also written there, as
-evaluation-<split>.json. A dash stands for a figure that the annotations leave undefined.
-  errors of joints   shares of the root of a person's area; hits: joints whose own similarity, as in OKS, is 0.5 or more
-  swapped back       mirror twins, where one lies nearer the other's truth and OKS gains: what AP would be without that
+evaluation-<split>.json. The table explains its columns; a dash stands for a figure that the annotations leave undefined.
 
-With --results, --data_dir limits the images to those of the split and gives the keypoint set, where it is not COCO's.
+Annotations of other keypoints or other images than the records' are refused. A line that begins with "note:" names what else
+may make the figures other than expected: annotations that changed since the conversion, areas that are tiny or missing, results
+that do not count. A result with a file_name belongs to the image of that name, any other one to the image of its image_id.
+
+With --results, --data_dir limits the images to those of the split, and gives the keypoint set with its sigmas.
 """
 
 from absl import flags
@@ -16,14 +18,30 @@ from absl import flags
 from pipeline import command
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "model directory, SavedModel or .tflite file", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", None, "folder of records: the images for --model", flag_values=FLAGS)
-flags.DEFINE_string("split", "val", "which split of the records", flag_values=FLAGS)
-flags.DEFINE_string("annotations", None, "COCO keypoint JSON, the ground truth", flag_values=FLAGS)
-flags.DEFINE_string("results", None, "JSON in COCO's results format, instead of --model", flag_values=FLAGS)
-flags.DEFINE_list("sigmas", None, "OKS constants of the keypoints, where they are not COCO's", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model",
+    None,
+    "Model directory, SavedModel or .tflite file. Required, with --data_dir, unless --results is given.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder of records: the images that --model looks at, or that --results are limited to.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("split", "val", "Name of the split of the records.", flag_values=FLAGS)
+flags.DEFINE_string("annotations", None, "COCO keypoint file, the ground truth. Required.", flag_values=FLAGS)
+flags.DEFINE_string("results", None, "JSON file in COCO's results format, to be judged instead of --model.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "sigmas", None, "OKS sigma of each keypoint; default: those of the records, else COCO's by name.", flag_values=FLAGS
+)
 flags.DEFINE_enum(
-    "decoder", "fast", ["fast", "reference"], "of the keypoints, as in model.predict; a model directory only", flag_values=FLAGS
+    "decoder",
+    "fast",
+    ["fast", "reference"],
+    "How heatmaps become keypoints: at a fixed cost, or pixel by pixel as published (reference; model directories only).",
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "legacy_decoding",
@@ -31,7 +49,7 @@ flags.DEFINE_bool(
     "Round as the original does, as in model.predict; for the old network of --source=matterport only.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("output_dir", None, "folder for evaluation-<split>.json", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", None, "Folder for evaluation-SPLIT.json; default: none is written.", flag_values=FLAGS)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 
 

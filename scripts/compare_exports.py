@@ -51,7 +51,7 @@ def main(_rest: list[str]) -> None:
     files = image_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
     pixels = [np.asarray(letterbox_file(path, height, width)) for path in files]
 
-    print(f"{len(files)} images at {height}×{width}; of the model's detections at every score")
+    print(f"{len(files)} images of {width}×{height} (width × height); of the model's detections at every score")
     shares: dict[str, float] = {}
     counts: dict[str, dict[str, int]] = {}
     module = ServingModule(load_model(FLAGS.model))

@@ -264,7 +264,7 @@ def _comparison_text(comparison: Mapping[str, Any]) -> str:
     if not comparison["exports"]:
         return "The comparison did not come to an end; the demo's output says why."
     return (
-        f"The same pixels ({comparison['images']} val images at {comparison['height']}×{comparison['width']}) went through "
+        f"The same pixels ({comparison['images']} val images at {comparison['width']}×{comparison['height']}) went through "
         "the trained model, through the SavedModel in a process that imports TensorFlow only, and through the TFLite file in "
         f"one that imports ai_edge_litert only. Counted are detections with a score from {comparison['min_score']} on: "
         "they agree where every side of the box is within 0.5 px and every keypoint within 1 px."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.evaluation.consistency import area_notes, check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate
 from model.evaluation.ground_truth import read_ground_truth
 from model.inference.predictor import Answer, Predictor, model_predictor
@@ -31,12 +32,16 @@ class Validation:
       annotations: COCO JSON of the split, the ground truth.
 
     Raises:
-      UserError: damaged records, or annotations that are none.
+      UserError: damaged records, or annotations that are none, or those of other keypoints or images.
     """
 
     def __init__(self, record_folder: RecordFolder, split: str, annotations: str | Path) -> None:
         self._record_folder, self._split = record_folder, split
         self._truth = read_ground_truth(annotations, record_folder.skeleton.category)
+        check_keypoints(self._truth, record_folder.skeleton)  # now, and not after hours of training
+        notes = check_images(self._truth, record_folder, split) + checksum_notes(self._truth, record_folder, split)
+        for note in notes + area_notes(self._truth):
+            say(f"train: evaluation on {split}: {note}")
         self._predictor: Predictor | None = None
         self._examples = list(read_records(record_folder, split, record_folder.index(split)[:SHOWN_IMAGES]))
 
@@ -59,7 +64,7 @@ class Validation:
         log.evaluation(step, headline(figures))
         say(f"train: step {step}, {summary(figures)}")
         encoded = [example.image_bytes for example in self._examples]
-        people = [p.at_least(SHOWN_SCORE) for p in self._predictor.predict(encoded)]
+        people = [p.at_least(SHOWN_SCORE) for p in self._predictor.predict(encoded, as_stored=True)]
         log.images(
             step,
             [

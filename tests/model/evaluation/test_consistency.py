@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from model.config import TINY
+from model.evaluation.consistency import check_images, checksum_notes
 from model.evaluation.evaluator import evaluate, evaluate_files, evaluate_results
 from model.evaluation.ground_truth import read_ground_truth
+from model.inference.image_folder import image_files, predict_files
+from model.inference.image_names import annotated, read_image_names
+from model.inference.predictor import Answer, Predictor
 from pipeline.coco import read_coco
 from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder
-from tests.model.evaluation.test_evaluator import CATEGORY, annotation_file, ground_truth, knowing, record_folder
+from tests.model.evaluation.test_evaluator import CATEGORY, SHAPES, annotation_file, ground_truth, knowing, record_folder
 
 __all__ = ["annotation_file", "record_folder"]  # fixtures
 
@@ -175,3 +181,39 @@ def test_the_field_cases(shared_data: Path) -> None:
         figures = evaluate_results(truth, results)
         assert figures["keypoints"]["AP"] == pytest.approx(1)
         assert [note for note in figures["notes"] if any(word in note for word in words)] or not words
+
+
+def test_the_checksum_of_a_real_conversion(coco_sample: Path, coco_sample_records: RecordFolder) -> None:
+    """The annotations that were converted pass without a word; those of the other split are refused."""
+    annotations = {split: coco_sample / "annotations" / f"person_keypoints_{split}2017.json" for split in ("train", "val")}
+    truth = read_ground_truth(annotations["val"])
+    assert checksum_notes(truth, coco_sample_records, "val") == check_images(truth, coco_sample_records, "val") == []
+    (note,) = checksum_notes(read_ground_truth(annotations["train"]), coco_sample_records, "val")
+    assert "is not what the split 'val' was converted from" in note
+    with pytest.raises(UserError, match="has no image with id"):
+        check_images(truth, coco_sample_records, "train")
+
+
+@pytest.mark.parametrize("given", [(), ("annotations",)])
+def test_predictions_of_files_without_digits_are_evaluated(shared_data: Path, tmp_path: Path, given: tuple[str, ...]) -> None:
+    """With ids of the annotations or of the folder: the file names lead to the right images."""
+    case = shared_data / "field_cases" / "file_names_without_digits"
+    truth = read_ground_truth(case / "annotations.json")
+    box, points = np.array(truth.persons[0]["bbox"]), np.reshape(truth.persons[0]["keypoints"], (3, 3))
+
+    def answer(images: Sequence[bytes]) -> Answer:
+        found = {name: np.zeros((len(images), 1, *shape), np.float32) for name, shape in SHAPES.items()}
+        found["boxes"][:, 0], found["scores"][:] = [*box[:2], *(box[:2] + box[2:])], 0.9
+        found["keypoints"][:, 0] = points[:, :2]
+        return {**found, "num_detections": np.ones(len(images), np.int32)}
+
+    predictor = Predictor(TINY, truth.skeleton(), answer, lambda height, width: (128, 224))
+    files: Any = image_files(case / "images")
+    if given:
+        files, notes = annotated(case / "images", files, read_image_names(truth.path), truth.path)
+        assert not notes
+    summary = predict_files(predictor, files, tmp_path)
+    ids = [entry["image_id"] for entry in json.loads(summary.predictions.read_text())]
+    assert ids == ([1, 2] if given else [0, 1])
+    text = evaluate_files(annotations=truth.path, results=str(summary.predictions))
+    assert text.count("AP 1.000") == 3 and ("the file name decides" in text) == (not given)

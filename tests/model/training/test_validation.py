@@ -18,8 +18,22 @@ from pipeline.record_folder import RecordFolder
 def annotation_file(small_record_folder: RecordFolder, tmp_path: Path) -> Path:
     category = {"id": 1, "name": "person", "keypoints": list(small_record_folder.skeleton.keypoints)}
     path = tmp_path / "annotations.json"
-    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+    rows = small_record_folder.index("train")
+    images = [{"id": int(row["image_id"]), "height": int(row["height"]), "width": int(row["width"])} for row in rows]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [category]}))
     return path
+
+
+def test_other_annotations_are_told_before_training(small_record_folder: RecordFolder, annotations: Path) -> None:
+    content = json.loads(annotations.read_text())
+    for change, message in (
+        ({"images": content["images"][1:]}, "has no image with id"),
+        ({"images": [{**i, "height": i["width"], "width": i["height"] + 50} for i in content["images"]]}, "other images"),
+        ({"categories": [{**content["categories"][0], "keypoints": list("abcde")}]}, "other keypoints"),
+    ):
+        annotations.write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=message):
+            Validation(small_record_folder, "train", annotations)
 
 
 def test_the_truth_that_is_shown(small_record_folder: RecordFolder, annotations: Path, entries: dict[int, CocoImage]) -> None:
