@@ -17,7 +17,7 @@ from model.network.rpn import anchor_grid
 from pipeline import records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size
-from pipeline.loading.batches import evaluation_batches, training_batches
+from pipeline.loading.batches import training_batches
 from pipeline.loading.example import Batch
 from pipeline.record_folder import RecordFolder, open_record_folder
 
@@ -51,11 +51,11 @@ def ours(record_folder: RecordFolder, batch_size: int, anchors: AnchorSource) ->
 def dense(record_folder: RecordFolder, batch_size: int) -> tf.data.Dataset:
     """The same loader with the matching as torchvision does it: the IoU of every anchor with every box, each time.
 
-    (Without flips, which cost next to nothing, and without regression targets for every anchor, which torchvision makes too.)
+    (Without regression targets for every anchor, which torchvision makes too. The loader's own samples are replaced.)
     """
-    batches = evaluation_batches(record_folder, SPLIT, CONFIG, batch_size=batch_size, short_edge=SHORT_EDGE, max_edge=MAX_EDGE)
+    batches = ours(record_folder, batch_size, "precomputed")
 
-    def match(batch: Batch) -> Batch:
+    def with_dense_matching(batch: Batch) -> Batch:
         height, width = tf.shape(batch["image"])[1], tf.shape(batch["image"])[2]
         shapes = [(-(-height // stride), -(-width // stride)) for stride in record_folder.anchors.strides]
         grid = tf.concat(anchor_grid(record_folder.anchors, shapes), axis=0)
@@ -65,7 +65,7 @@ def dense(record_folder: RecordFolder, batch_size: int) -> tf.data.Dataset:
         ]
         return batch | {name: tf.stack([sample[name] for sample in of_each]) for name in of_each[0]}
 
-    return batches.repeat().map(match, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return batches.map(with_dense_matching, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -76,7 +76,7 @@ def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> 
     width = tf.maximum(tf.minimum(x1, right) - tf.maximum(x0, left), 0.0)  # [P, A]
     intersection = width * tf.maximum(tf.minimum(y1, bottom) - tf.maximum(y0, top), 0.0)
     iou = intersection / ((x1 - x0) * (y1 - y0) + (right - left) * (bottom - top) - intersection)  # [P, A]
-    largest, match = tf.reduce_max(iou, axis=0), tf.argmax(iou, axis=0, output_type=tf.int32)  # [A]
+    largest, nearest = tf.reduce_max(iou, axis=0), tf.argmax(iou, axis=0, output_type=tf.int32)  # [A]
     best = tf.reduce_max(iou, axis=1, keepdims=True)  # [P, 1]
     is_best = tf.reduce_any((iou == best) & (best > 0), axis=0)  # [A]
     positive = (largest >= config.positive_iou) | is_best
@@ -87,7 +87,7 @@ def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> 
     negatives = negatives[: count - tf.size(positives)]
     label = tf.concat([tf.ones_like(positives), tf.zeros_like(negatives)], axis=0)
     index = tf.concat([positives, negatives], axis=0)
-    return {"anchor_index": index, "anchor_label": label, "anchor_box": tf.gather(match, index)}
+    return {"anchor_index": index, "anchor_label": label, "anchor_box": tf.gather(nearest, index)}
 
 
 def main(way: str, data_dir: str, batch_size: int) -> None:

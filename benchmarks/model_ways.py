@@ -94,7 +94,7 @@ def training_batch(config: Config, folder: Path) -> dict[str, tf.Tensor]:
     for number in range(batch):
         matching = anchors.match(config.anchors, boxes[number], height, width)
         positive = rng.permutation(len(matching.positive))[:half]
-        total = anchors.num_anchors(config.anchors, height, width)
+        total = len(anchors.grid(config.anchors, height, width))
         others = np.setdiff1d(np.arange(total), np.concatenate([matching.positive, matching.ignored]))
         negative = rng.choice(others, config.data.sampled_anchors - len(positive), replace=False)
         index.append(np.concatenate([matching.positive[positive], negative]))

@@ -17,10 +17,11 @@ from ai_edge_litert.interpreter import Interpreter
 from export.compare import ConversionError
 from export.saved_model import temporary_folder
 from model.config import AnyConfig
-from model.inference.serving import CANVAS_MULTIPLE, ServingModule, round_up
+from model.inference.serving import ServingModule, round_up
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError
+from pipeline.data_config import CANVAS_MULTIPLE
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -8,10 +8,14 @@ from typing import Literal
 from pipeline.command import UserError
 
 PADDING, PERSON, CROWD = 0, 1, 2  # values of `box_kind`
-MULTIPLE = 32  # of both sides of a canvas, the stride of the backbone's last stage
+CROWD_SHARE = 0.7  # an anchor or RoI with this share of its area inside a crowd's box is never a negative
+# Both sides of a canvas are multiples of the stride of the backbone's last stage: a smaller canvas would lose the last row or
+# column of a level.
+CANVAS_MULTIPLE = 32
+MAX_PIXELS = 1 << 26  # of an image that is decoded: a file's header may promise more than any memory holds
 
 # How a family of models has its images resized, in training, evaluation and exports alike. Sizes are computed by
-# `anchors.resized_size`, pixels by `image.resize`. All are bilinear with half-pixel centres.
+# `resized_size`, pixels by `image.resize`. All are bilinear with half-pixel centres.
 #   standard: sides rounded half up; no antialiasing; pixels rounded to bytes, a quarter of the traffic to the device.
 #   torchvision: sides rounded down; no antialiasing; pixels stay floats.
 #   detectron2: sides rounded half up, in two steps; Pillow's antialiasing of bytes, which costs 6.5 to 8.6 times as much.
@@ -87,8 +91,10 @@ class DataConfig:
                 raise UserError(f"data.{name}={getattr(self, name)}: a strength from 0 on; 0.4 draws factors from 0.6 to 1.4")
         if not 0 <= self.hue <= 0.5:
             raise UserError(f"data.hue={self.hue}: a part of the circle from 0 to 0.5")
-        if self.jitter_canvas < 0 or self.jitter_canvas % MULTIPLE:
-            raise UserError(f"data.jitter_canvas={self.jitter_canvas}: a multiple of {MULTIPLE} pixels, or 0 for no jitter")
+        if self.jitter_canvas < 0 or self.jitter_canvas % CANVAS_MULTIPLE:
+            raise UserError(
+                f"data.jitter_canvas={self.jitter_canvas}: a multiple of {CANVAS_MULTIPLE} pixels, or 0 for no jitter"
+            )
         if self.jitter_canvas and self.anchors != "online":
             raise UserError(
                 f"data.jitter_canvas={self.jitter_canvas}: records hold no anchors for crops; add data.anchors=online"

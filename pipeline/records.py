@@ -17,7 +17,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
-from pipeline.anchors import AnchorConfig, Matching, match_variants, variant_boxes
+from pipeline.anchor_matching import match_variants
+from pipeline.anchors import AnchorConfig, Matching, variant_boxes
 from pipeline.coco import CocoImage
 from pipeline.data_config import resized_size
 

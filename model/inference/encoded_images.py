@@ -12,9 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline import image
-from pipeline.data_config import ResizeRule
+from pipeline.data_config import MAX_PIXELS, ResizeRule
 
-MAX_PIXELS = 64 * 2**20  # a header may promise more than any memory holds
 PIXELS_AT_ONCE = 16 * 2**20  # of all images of a batch, if they are decoded side by side: some 27 bytes of memory each
 SIDE_BY_SIDE = 8  # images decoded at once, if they are small enough
 ORIENTATION_BYTES = 2**16  # of a file, that are searched for its orientation, as `pipeline.image` does

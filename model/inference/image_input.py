@@ -16,10 +16,9 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image
 
-from model.inference.encoded_images import MAX_PIXELS
 from pipeline import image
 from pipeline.command import UserError
-from pipeline.data_config import ResizeRule
+from pipeline.data_config import MAX_PIXELS, ResizeRule
 from pipeline.files import open_regular
 
 ImageInput = str | Path | bytes | npt.NDArray[Any]

@@ -9,17 +9,16 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from model.inference.encoded_images import MAX_PIXELS as MAX_PIXELS
 from model.inference.encoded_images import READ, all_read, canvases, headers
 from model.matterport.decoding import decode_unrounded
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_head import Decoder, decode_fast
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import image
+from pipeline.data_config import CANVAS_MULTIPLE
 
 # What `own_pixels` does.
 ToOwnPixels = Callable[[Mapping[str, tf.Tensor], tf.Tensor, tf.Tensor, float], dict[str, tf.Tensor]]
-CANVAS_MULTIPLE = 32  # P5's stride: smaller canvases would lose the last row or column of a level
 
 
 def round_up(size: tf.Tensor) -> tf.Tensor:

@@ -10,11 +10,10 @@ from model.network import boxes as box_ops
 from model.network.boxes import map_images
 from model.network.layers import conv, norm
 from model.network.rpn import NOTHING, suppress
-from pipeline.data_config import CROWD, PERSON
+from pipeline.data_config import CROWD, CROWD_SHARE, PERSON
 from pipeline.random_draws import uniform
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-CROWD_SHARE = 0.7  # a RoI with this share of its area inside a crowd is no negative
 
 
 def box_head(config: BoxHeadConfig, channels: int, policy: keras.DTypePolicy) -> keras.Model:

@@ -24,7 +24,7 @@ from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
-NEGATIVE, PADDING = (255, 80, 80), ((44, 48, 54), (58, 63, 70))
+NEGATIVE, PADDING_COLOURS = (255, 80, 80), ((44, 48, 54), (58, 63, 70))
 NEGATIVE_OPACITY = 0.22
 STRIPE = 24  # pixels of the canvas
 
@@ -200,5 +200,5 @@ def _with_stripes(canvas: NDArray[np.uint8], size: NDArray[np.int32]) -> NDArray
     height, width = canvas.shape[:2]
     rows, columns = np.ogrid[:height, :width]
     outside = (rows >= size[0]) | (columns >= size[1])
-    stripes = np.array(PADDING, np.uint8)[(rows + columns) // STRIPE % 2]  # [H, W, 3]
+    stripes = np.array(PADDING_COLOURS, np.uint8)[(rows + columns) // STRIPE % 2]  # [H, W, 3]
     return np.where(outside[..., None], np.maximum(stripes, canvas), canvas)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from pipeline.data_config import DataConfig
-from pipeline.loading.anchor_targets import Size
+from pipeline.loading.image_grid import Size
 from pipeline.random_draws import uniform
 
 GREY = (0.299, 0.587, 0.114)  # weights of RGB in an image's luma (ITU-R BT.601), as Pillow and torchvision have them

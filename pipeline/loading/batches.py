@@ -13,7 +13,7 @@ is read by its offset, prepared in a parallel map, and stacked with its neighbou
 | `boxes` | float32 [B, G, 4] | x0, y0, x1, y1 in canvas pixels, zero where there is none |
 | `keypoints` | float32 [B, G, K, 3] | x, y in canvas pixels, visibility 0, 1, 2; all zero where not labelled |
 | `box_kind` | int32 [B, G] | `PADDING`, `PERSON` or `CROWD` |
-| `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid (training only, as the next two) |
+| `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid |
 | `anchor_label` | int32 [B, A] | 1, 0, or −1 for unused |
 | `anchor_box` | int32 [B, A] | index into `boxes` of a positive anchor's box |
 | `unreadable` | int64 [B] | id of the image that this padding image replaces, else −1 (only with on_error = "skip") |
@@ -26,7 +26,6 @@ import functools
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
 import tensorflow as tf
 
 from pipeline.anchors import AnchorConfig
@@ -132,60 +131,7 @@ def training_batches(
             yield images | {"rows": images["rows"][mine], "variants": images["variants"][mine]}
 
     rows = image_rows(batches, record_folder.index(split), pool, config.short_edges, size, whole=bool(options.data_service))
-    prepare = Preparation.of(
-        record_folder, split, config, anchors, max_edge=config.max_edge, training=True, cache=options.cache
-    )
-    return _batches(rows, prepare, size, options)
-
-
-def evaluation_batches(
-    record_folder: RecordFolder,
-    split: str,
-    config: DataConfig,
-    *,
-    batch_size: int,
-    short_edge: int,
-    max_edge: int,
-    input_workers: int = 1,
-    input_worker: int = 0,
-    options: LoadingOptions = PLAIN,
-) -> tf.data.Dataset:
-    """Every image of a split exactly once, unflipped, without sampled anchors; the last batch of a canvas is filled up.
-
-    Args:
-      batch_size: of all workers together.
-      short_edge, max_edge: need not be among those of the records.
-
-    Raises:
-      UserError: as `training_batches`.
-    """
-    if batch_size < 1 or batch_size % input_workers:
-        raise UserError(f"batch of {batch_size} images: must be a multiple of the {input_workers} input workers")
-    index = record_folder.index(split)
-    pool = epoch_plan.make_pool(
-        index,
-        short_edges=[short_edge],
-        max_edge=max_edge,
-        resize=config.resize,
-        num_canvases=config.num_canvases,
-        max_boxes=config.max_boxes,
-        flip=False,
-        require_keypoints=False,
-        split=split,
-    )
-    check_possible(options, index)
-    size = batch_size // input_workers
-    mine = slice(input_worker * size, (input_worker + 1) * size)
-
-    def batches() -> Iterator[PlannedBatch]:
-        planned = epoch_plan.plan_evaluation(pool, batch_size=batch_size)
-        for canvas, rows, variants in zip(planned.canvas, planned.rows, planned.variants, strict=True):
-            yield {"canvas": canvas, "rows": rows[mine], "variants": variants[mine], "key": np.int64(0)}
-
-    prepare = Preparation.of(
-        record_folder, split, config, record_folder.anchors, max_edge=max_edge, training=False, cache=options.cache
-    )
-    rows = image_rows(batches, index, pool, [short_edge], size, whole=bool(options.data_service))
+    prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache)
     return _batches(rows, prepare, size, options)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.command import UserError
-from pipeline.data_config import MULTIPLE
+from pipeline.data_config import CANVAS_MULTIPLE
 
 Ints = npt.NDArray[np.int64]
 
@@ -53,8 +53,10 @@ def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
         raise UserError(f"num_canvases={count}: there must be at least 1 canvas")
     # Only the sizes rounded up to the next multiple matter, and there are few of those.
     heights, widths = heights.astype(np.int64), widths.astype(np.int64)
-    units, number = np.unique((-(-heights // MULTIPLE) << 32) + -(-widths // MULTIPLE), return_counts=True)  # [U], [U]
-    sizes = np.stack([units >> 32, units & 0xFFFFFFFF], axis=1) * MULTIPLE  # [U, 2]
+    units, number = np.unique(
+        (-(-heights // CANVAS_MULTIPLE) << 32) + -(-widths // CANVAS_MULTIPLE), return_counts=True
+    )  # [U], [U]
+    sizes = np.stack([units >> 32, units & 0xFFFFFFFF], axis=1) * CANVAS_MULTIPLE  # [U, 2]
     candidates = np.stack(np.meshgrid(np.unique(sizes[:, 0]), np.unique(sizes[:, 1]), indexing="ij"), axis=-1).reshape(-1, 2)
     area = candidates.prod(axis=1).astype(np.float64)  # [C]
     holds = (candidates[:, None] >= sizes).all(axis=2)  # [C, U]

@@ -141,12 +141,6 @@ def plan_epoch(pool: Pool, *, seed: int, epoch: int, global_batch_size: int) -> 
     return Plan(plan.canvas[shuffled], plan.rows[shuffled], plan.variants[shuffled])
 
 
-def plan_evaluation(pool: Pool, *, batch_size: int) -> Plan:
-    """Every image of the pool once, unflipped at the first short edge, canvas by canvas, in the order of the index."""
-    variants = np.zeros(len(pool.rows), np.int32)
-    return _in_batches(pool.rows, variants, pool.canvas_of[:, 0], len(pool.canvases.sizes), batch_size)
-
-
 def epochs_from(pool: Pool, *, seed: int, global_batch_size: int, step: int) -> Iterator[tuple[int, int]]:
     """The epochs from the one that `step` falls into, without end: number of the epoch, and the step that it begins with.
 

@@ -1,6 +1,9 @@
-"""One image's way from its record to its part of a batch: decoding, resizing, flipping, sampling anchors.
+"""One image's way from its row of the plan to its part of a batch, stage by stage.
 
-The parallel map of `batches.py`, which also describes the batch.
+    read → decode → resize → place (or crop) → people (boxes and keypoints) → targets (sampled anchors)
+
+`Preparation.image` lists the stages in this order, and each is the method of that name. `batches.py` runs it in a parallel map
+and describes the batch; `measurement.py` times the stages.
 """
 
 from __future__ import annotations
@@ -11,196 +14,225 @@ import tensorflow as tf
 
 from pipeline import image, records
 from pipeline.anchors import AnchorConfig
-from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig, ResizeRule
-from pipeline.loading import anchor_targets, augment
-from pipeline.loading.anchor_targets import ImageGrid, Size
+from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
+from pipeline.loading import anchor_targets, augment, online_matching
+from pipeline.loading.image_grid import ImageGrid, Size
 from pipeline.loading.options import Cache
 from pipeline.loading.reader import Reader
 from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
+# What the plan says of one image, scalars: image_id (−1: a padding image), shard, offset, length (of the record, as in the
+# index), short_edge, key (of the epoch's draws): int64; flipped: bool; canvas_height, canvas_width: int32.
+Row = dict[str, tf.Tensor]
+Record = dict[str, tf.Tensor]
 Batch = dict[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+    """How an image is seen in this epoch. Sizes are int32 scalars (height, width) in pixels.
+
+    Attributes:
+      original: of the file.
+      resized: of the whole image at the size that it is seen at.
+      corner: int32 [2], where the part that the canvas shows begins in the resized image, y and x; None: the canvas shows all.
+      size: of the part that the canvas shows.
+      canvas: of the canvas, which holds that part top left.
+      flipped: bool scalar, whether left and right are exchanged.
+    """
+
+    original: Size
+    resized: Size
+    corner: tf.Tensor | None
+    size: Size
+    canvas: Size
+    flipped: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """The P objects that an image shows, in pixels of the canvas.
+
+    Attributes:
+      boxes: float32 [P, 4], x0, y0, x1, y1.
+      keypoints: float32 [P, K, 3], x, y and visibility; all zero where not labelled.
+      crowd: bool [P], whether the box encloses a crowd.
+    """
+
+    boxes: tf.Tensor
+    keypoints: tf.Tensor
+    crowd: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Preparation:
-    """One image's way from its row to its part of a batch; everything that is the same for all images."""
+    """The stages, with everything that is the same for all images.
+
+    Attributes:
+      reader: of the split's records.
+      skeleton: of the records.
+      config: what batches are made of.
+      anchors: the model's grid.
+      recorded_short_edges: those that the records hold a matching for.
+    """
 
     reader: Reader
     skeleton: Skeleton
-    max_edge: int
-    resize: ResizeRule
-    keypoint_offset: float
-    max_boxes: int
+    config: DataConfig
     anchors: AnchorConfig
     recorded_short_edges: tuple[int, ...]
-    training: DataConfig | None  # None: without sampled anchors
 
     @staticmethod
     def of(
-        record_folder: RecordFolder,
-        split: str,
-        config: DataConfig,
-        anchors: AnchorConfig,
-        *,
-        max_edge: int,
-        training: bool,
-        cache: Cache = "none",
+        record_folder: RecordFolder, split: str, config: DataConfig, anchors: AnchorConfig, *, cache: Cache = "none"
     ) -> Preparation:
         return Preparation(
             reader=Reader.of([str(path.absolute()) for path in record_folder.shards(split)], cache),
             skeleton=record_folder.skeleton,
-            max_edge=max_edge,
-            resize=config.resize,
-            keypoint_offset=config.keypoint_offset,
-            max_boxes=config.max_boxes,
+            config=config,
             anchors=anchors,
             recorded_short_edges=record_folder.short_edges,
-            training=config if training else None,
         )
 
-    def __call__(self, row: dict[str, tf.Tensor]) -> Batch:
-        """Takes what there is to know about an image, scalars:
-
-        image_id (−1: a padding image), shard, offset, length (of the record, as in the index), short_edge, key (of the epoch's
-        draws): int64; flipped: bool; canvas_height, canvas_width: int32.
-        """
-        batch: Batch = tf.cond(row["image_id"] >= 0, lambda: self._image(row), lambda: self._padding(row))
+    def __call__(self, row: Row) -> Batch:
+        """An image's part of a batch, or that of a padding image."""
+        batch: Batch = tf.cond(row["image_id"] >= 0, lambda: self.image(row), lambda: self._padding(row))
         return batch
 
-    def _image(self, row: dict[str, tf.Tensor]) -> Batch:
-        record = records.parse(self.reader.record(row), self._keys())
-        original = tuple(tf.cast(record[f"image/{side}"], tf.int32) for side in ("height", "width"))
-        canvas = (row["canvas_height"], row["canvas_width"])
-        resized, place = self._view(row, *original)
-
-        pixels = self.reader.pixels(row, record)
-        pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
-        pixels = image.resize(pixels, *resized, self.resize)
-        boxes = self.boxes(record, resized, row["flipped"])  # [P, 4]
-        keypoints = self._keypoints(record, resized, row["flipped"])  # [P, K, 3]
-        crowd = record["image/object/is_crowd"] > 0  # [P]
-        size = resized
-        if place is not None:
-            corner, window = augment.crop_window(resized, canvas, place)
-            pixels = tf.slice(pixels, tf.pad(corner, [[0, 1]]), tf.pad(window, [[0, 1]], constant_values=3))
-            boxes = augment.crop_boxes(boxes, corner, window)
-            keypoints = augment.crop_keypoints(keypoints, corner, window)
-            left = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)  # [P]; of the others the window shows nothing
-            boxes, keypoints, crowd = (tf.gather(values, _places(left)) for values in (boxes, keypoints, crowd))
-            size = (window[0], window[1])
-        kept = _largest(boxes, self.max_boxes)  # [at most G]
-        padded = tf.pad(kept, [[0, self.max_boxes - tf.size(kept)]], constant_values=-1)
-        in_slot = tf.ensure_shape(padded, [self.max_boxes]) + 1  # [G]; 0: none
-
-        def slots(values: tf.Tensor) -> tf.Tensor:  # [P, …] → [G, …]
-            return tf.gather(tf.pad(values, [[1, 0]] + [[0, 0]] * (values.shape.rank - 1)), in_slot)
-
-        scale = [tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(resized, original, strict=True)]
-        batch = {
-            "image": image.place(pixels, *canvas),
-            "image_size": tf.stack(size),
+    def image(self, row: Row) -> Batch:
+        """The stages in their order."""
+        record = self.read(row)
+        pixels = self.decode(row, record)
+        view = self.view(row, record)
+        pixels = self.resize(pixels, view)
+        pixels = self.place(pixels, view)
+        people = self.people(record, view)
+        kept = _largest(people.boxes, self.config.max_boxes)
+        scale = [tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(view.resized, view.original, strict=True)]
+        return {
+            "image": pixels,
+            "image_size": tf.stack(view.size),
             "scale": tf.stack(scale),
-            "original_size": tf.stack(original),
+            "original_size": tf.stack(view.original),
             "image_id": row["image_id"],
-            "boxes": slots(boxes),
-            "keypoints": slots(keypoints),
-            "box_kind": slots(tf.where(crowd, CROWD, PERSON)),
+            **self._slots(people, kept),
+            **self.targets(row, record, view, people, kept),
         }
-        if self.training is not None:
-            batch |= self._anchors(record, row, boxes, crowd, kept, size, canvas)
-        return batch
 
-    def _keys(self) -> list[str]:
-        """Of the record, what is looked at."""
+    def read(self, row: Row) -> Record:
+        """Reads and parses the record: the fields that the other stages look at."""
         keys = ["image/encoded", "image/height", "image/width", "image/object/is_crowd"]
         keys += [f"image/object/bbox/{end}" for end in ("xmin", "ymin", "xmax", "ymax")]
         keys += [f"image/object/keypoint/{name}" for name in ("x", "y", "visibility")]
-        if self.training is not None and self.training.anchors == "precomputed":
+        if self.config.anchors == "precomputed":
             keys += ["anchors/positive", "anchors/positive_box", "anchors/ignored"]
-        return keys
+        return records.parse(self.reader.record(row), keys)
 
-    def _view(self, row: dict[str, tf.Tensor], height: tf.Tensor, width: tf.Tensor) -> tuple[Size, tf.Tensor | None]:
-        """The size that an image is resized to, and under large-scale jitter where its crop lies (`augment.draw_jitter`)."""
-        if self.training is None or not self.training.jitter_canvas:
-            return image.resized_size_tf(height, width, row["short_edge"], self.max_edge, self.resize), None
-        longer, place = augment.draw_jitter(self.training, row["key"], row["image_id"])
-        return image.resized_size_tf(height, width, longer, longer, self.resize), place
+    def decode(self, row: Row, record: Record) -> tf.Tensor:
+        """The image as the file has it: uint8 [h, w, 3]."""
+        return self.reader.pixels(row, record)
 
-    def _padding(self, row: dict[str, tf.Tensor]) -> Batch:
-        boxes, keypoints = self.max_boxes, self.skeleton.num_keypoints
-        batch = {
-            "image": tf.zeros([row["canvas_height"], row["canvas_width"], 3], image.pixel_dtype(self.resize)),
-            "image_size": tf.zeros([2], tf.int32),
-            "scale": tf.zeros([2], tf.float32),
-            "original_size": tf.zeros([2], tf.int32),
-            "image_id": tf.constant(-1, tf.int64),
-            "boxes": tf.zeros([boxes, 4], tf.float32),
-            "keypoints": tf.zeros([boxes, keypoints, 3], tf.float32),
-            "box_kind": tf.fill([boxes], PADDING),
-        }
-        if self.training is not None:
-            none = tf.zeros([self.training.sampled_anchors], tf.int32)
-            batch |= {"anchor_index": none, "anchor_label": none - 1, "anchor_box": none}
-        return batch
+    def view(self, row: Row, record: Record) -> View:
+        """Works out the geometry: no pixels yet."""
+        height, width = (tf.cast(record[f"image/{side}"], tf.int32) for side in ("height", "width"))
+        canvas = (row["canvas_height"], row["canvas_width"])
+        if not self.config.jitter_canvas:
+            size = image.resized_size_tf(height, width, row["short_edge"], self.config.max_edge, self.config.resize)
+            return View((height, width), size, None, size, canvas, row["flipped"])
+        longer, place = augment.draw_jitter(self.config, row["key"], row["image_id"])
+        resized = image.resized_size_tf(height, width, longer, longer, self.config.resize)
+        corner, window = augment.crop_window(resized, canvas, place)
+        return View((height, width), resized, corner, (window[0], window[1]), canvas, row["flipped"])
 
-    def boxes(self, record: dict[str, tf.Tensor], size: Size, flipped: tf.Tensor) -> tf.Tensor:
-        """float32 [P, 4] pixels: `anchors.variant_boxes` in TensorFlow, the same bits."""
-        height, width = (tf.cast(side, tf.float32) for side in size)
-        x0, y0, x1, y1 = (record[f"image/object/bbox/{corner}"] for corner in ("xmin", "ymin", "xmax", "ymax"))
-        x0, x1 = x0 * width, x1 * width
-        x0, x1 = tf.where(flipped, width - x1, x0), tf.where(flipped, width - x0, x1)
-        return tf.stack([x0, y0 * height, x1, y1 * height], axis=1)
+    def resize(self, pixels: tf.Tensor, view: View) -> tf.Tensor:
+        """Flips and resizes the image: [resized height, resized width, 3] of `image.pixel_dtype`."""
+        pixels = tf.cond(view.flipped, lambda: image.flip(pixels), lambda: pixels)
+        return image.resize(pixels, *view.resized, self.config.resize)
 
-    def _keypoints(self, record: dict[str, tf.Tensor], size: Size, flipped: tf.Tensor) -> tf.Tensor:
-        """float32 [P, K, 3] pixels and visibility; left and right are exchanged where flipped."""
-        height, width = (tf.cast(side, tf.float32) for side in size)
-        visibility = tf.cast(record["image/object/keypoint/visibility"], tf.float32)
-        x, y = record["image/object/keypoint/x"], record["image/object/keypoint/y"]
-        if self.keypoint_offset:
-            x += self.keypoint_offset / tf.cast(record["image/width"], tf.float32)
-            y += self.keypoint_offset / tf.cast(record["image/height"], tf.float32)
-        x = tf.where(flipped, width - x * width, x * width)
-        points = tf.stack([x, y * height, visibility], axis=1)  # [P·K, 3]
-        points = tf.reshape(tf.where(visibility[:, None] > 0, points, 0.0), [-1, self.skeleton.num_keypoints, 3])
-        return tf.where(flipped, tf.gather(points, self.skeleton.flip, axis=1), points)
+    def place(self, pixels: tf.Tensor, view: View) -> tf.Tensor:
+        """Puts the image, or the part of it that the view shows, on its canvas: [H, W, 3]."""
+        if view.corner is not None:
+            pixels = tf.slice(pixels, [view.corner[0], view.corner[1], 0], [view.size[0], view.size[1], 3])
+        return image.place(pixels, *view.canvas)
 
-    def _anchors(
-        self,
-        record: dict[str, tf.Tensor],
-        row: dict[str, tf.Tensor],
-        boxes: tf.Tensor,
-        crowd: tf.Tensor,
-        kept: tf.Tensor,
-        size: Size,
-        canvas: Size,
-    ) -> Batch:
-        assert self.training is not None
-        grid = ImageGrid.of(self.anchors, size, canvas)
-        if self.training.anchors == "online":
-            positive, positive_box, ignored = self.match(grid, boxes, crowd)
+    def people(self, record: Record, view: View) -> People:
+        """Boxes and keypoints as the view shows them; objects that lie outside of it are left out."""
+        boxes = self.boxes(record, view)
+        keypoints = self._keypoints(record, view)
+        crowd = record["image/object/is_crowd"] > 0
+        if view.corner is None:
+            return People(boxes, keypoints, crowd)
+        window = tf.stack(view.size)
+        boxes = augment.crop_boxes(boxes, view.corner, window)
+        keypoints = augment.crop_keypoints(keypoints, view.corner, window)
+        shown = _places(tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1))
+        return People(*(tf.gather(values, shown) for values in (boxes, keypoints, crowd)))
+
+    def targets(self, row: Row, record: Record, view: View, people: People, kept: tf.Tensor) -> Batch:
+        """Samples the anchors that the RPN's loss looks at: `anchor_index`, `anchor_label`, `anchor_box` [A].
+
+        Args:
+          kept: int32 [at most G], which of the people are in the batch. Anchors matched with the others count as ignored.
+        """
+        grid = ImageGrid.of(self.anchors, view.size, view.canvas)
+        if self.config.anchors == "online":
+            positive, positive_box, ignored = self.online_matching(grid, people)
         else:
-            positive, positive_box, ignored = self.recorded_matching(record, row["short_edge"], row["flipped"])
-        slot = tf.scatter_nd(kept[:, None], 1 + tf.range(tf.size(kept)), [tf.shape(boxes)[0]]) - 1  # [P]; −1: not kept
+            positive, positive_box, ignored = self.recorded_matching(record, row["short_edge"], view.flipped)
+        number = tf.shape(people.boxes)[0]
+        slot = tf.scatter_nd(kept[:, None], 1 + tf.range(tf.size(kept)), [number]) - 1  # [P]; −1: not kept
         sampled = anchor_targets.sample(
             grid,
             (positive, tf.gather(slot, positive_box), ignored),
-            tf.gather(boxes, _places(crowd)),
-            count=self.training.sampled_anchors,
-            positive_fraction=self.training.positive_fraction,
+            tf.gather(people.boxes, _places(people.crowd)),
+            count=self.config.sampled_anchors,
+            positive_fraction=self.config.positive_fraction,
             seed=tf.stack([row["key"], row["image_id"]]),
         )
         index = tf.where(sampled.label >= 0, grid.positions(sampled.index), 0)
         return {"anchor_index": index, "anchor_label": sampled.label, "anchor_box": sampled.box}
 
-    def match(self, grid: ImageGrid, boxes: tf.Tensor, crowd: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Matches anchors with the boxes [P, 4] that are no crowds; as `recorded_matching`."""
-        persons = tf.cast(_places(~crowd), tf.int32)
-        positive, box, ignored = anchor_targets.match(grid, tf.gather(boxes, persons))
+    def boxes(self, record: Record, view: View) -> tf.Tensor:
+        """Float32 [P, 4] pixels of the resized image: `anchors.variant_boxes` in TensorFlow, the same bits."""
+        height, width = (tf.cast(side, tf.float32) for side in view.resized)
+        x0, y0, x1, y1 = (record[f"image/object/bbox/{corner}"] for corner in ("xmin", "ymin", "xmax", "ymax"))
+        x0, x1 = x0 * width, x1 * width
+        x0, x1 = tf.where(view.flipped, width - x1, x0), tf.where(view.flipped, width - x0, x1)
+        return tf.stack([x0, y0 * height, x1, y1 * height], axis=1)
+
+    def _keypoints(self, record: Record, view: View) -> tf.Tensor:
+        """Float32 [P, K, 3] pixels of the resized image and visibility; left and right are exchanged where flipped."""
+        height, width = (tf.cast(side, tf.float32) for side in view.resized)
+        visibility = tf.cast(record["image/object/keypoint/visibility"], tf.float32)
+        x, y = record["image/object/keypoint/x"], record["image/object/keypoint/y"]
+        if self.config.keypoint_offset:
+            x += self.config.keypoint_offset / tf.cast(record["image/width"], tf.float32)
+            y += self.config.keypoint_offset / tf.cast(record["image/height"], tf.float32)
+        x = tf.where(view.flipped, width - x * width, x * width)
+        points = tf.stack([x, y * height, visibility], axis=1)  # [P·K, 3]
+        points = tf.reshape(tf.where(visibility[:, None] > 0, points, 0.0), [-1, self.skeleton.num_keypoints, 3])
+        return tf.where(view.flipped, tf.gather(points, self.skeleton.flip, axis=1), points)
+
+    def _slots(self, people: People, kept: tf.Tensor) -> Batch:
+        """`boxes`, `keypoints` and `box_kind` of the people that are kept, in the G places of the batch; zero behind them."""
+        padded = tf.pad(kept, [[0, self.config.max_boxes - tf.size(kept)]], constant_values=-1)
+        in_slot = tf.ensure_shape(padded, [self.config.max_boxes]) + 1  # [G]; 0: nobody
+
+        def slots(values: tf.Tensor) -> tf.Tensor:  # [P, …] → [G, …]
+            return tf.gather(tf.pad(values, [[1, 0]] + [[0, 0]] * (values.shape.rank - 1)), in_slot)
+
+        kind = tf.where(people.crowd, CROWD, PERSON)
+        return {"boxes": slots(people.boxes), "keypoints": slots(people.keypoints), "box_kind": slots(kind)}
+
+    def online_matching(self, grid: ImageGrid, people: People) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Matches anchors with the boxes that are no crowds; answers as `recorded_matching` does."""
+        persons = tf.cast(_places(~people.crowd), tf.int32)
+        positive, box, ignored = online_matching.match(grid, tf.gather(people.boxes, persons))
         return positive, tf.gather(persons, box), ignored
 
     def recorded_matching(
-        self, record: dict[str, tf.Tensor], short_edge: tf.Tensor, flipped: tf.Tensor
+        self, record: Record, short_edge: tf.Tensor, flipped: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Names of positive anchors, the object 0…P−1 of each, and names of ignored anchors: int32, names sorted."""
         variant = 2 * tf.argmax(tf.constant(self.recorded_short_edges, tf.int64) == short_edge) + tf.cast(flipped, tf.int64)
@@ -209,6 +241,24 @@ class Preparation:
         )
         positive, ignored = (records.names_from_differences(names) for names in (positive, ignored))
         return tf.cast(positive, tf.int32), tf.cast(box, tf.int32), tf.cast(ignored, tf.int32)
+
+    def _padding(self, row: Row) -> Batch:
+        """A padding image: nothing to see, nobody, and no anchor that counts."""
+        boxes, keypoints = self.config.max_boxes, self.skeleton.num_keypoints
+        unused = tf.zeros([self.config.sampled_anchors], tf.int32)
+        return {
+            "image": tf.zeros([row["canvas_height"], row["canvas_width"], 3], image.pixel_dtype(self.config.resize)),
+            "image_size": tf.zeros([2], tf.int32),
+            "scale": tf.zeros([2], tf.float32),
+            "original_size": tf.zeros([2], tf.int32),
+            "image_id": tf.constant(-1, tf.int64),
+            "boxes": tf.zeros([boxes, 4], tf.float32),
+            "keypoints": tf.zeros([boxes, keypoints, 3], tf.float32),
+            "box_kind": tf.fill([boxes], PADDING),
+            "anchor_index": unused,
+            "anchor_label": unused - 1,
+            "anchor_box": unused,
+        }
 
 
 def _largest(boxes: tf.Tensor, count: int) -> tf.Tensor:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from pipeline import image, records
 from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress
 from pipeline.data_config import DataConfig
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.epoch_plan import image_rows, planned_batches
-from pipeline.loading.example import Batch, Preparation
+from pipeline.loading.example import Batch, Preparation, Row
 from pipeline.loading.options import LoadingOptions, cache_bytes
 from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
@@ -26,7 +25,8 @@ from pipeline.record_folder import RecordFolder
 SEED = 0
 ROUNDS = 3  # of which the fastest counts for each part: others at work on the machine only ever slow it down
 
-Row = dict[str, tf.Tensor]
+STAGES = ("read", "decode", "resize", "place", "people", "targets")  # of `Preparation.image`
+BATCH = "batch"  # the last part: whole batches, as training takes them
 
 
 def describe(record_folder: RecordFolder, split: str, config: DataConfig, *, batch_size: int) -> list[str]:
@@ -49,7 +49,7 @@ class Measured:
 
     Attributes:
       images_per_second: with all cores.
-      cpu_seconds: of one core for one image, by stage: read, decode, resize, rest.
+      cpu_seconds: of one core for one image, by stage (`STAGES`, and `BATCH` for stacking images).
       bytes_per_batch: of a batch as it goes to the device, on average.
       padding: share of the pixels in those batches that no image covers.
       colour_seconds: that the device takes to jitter the colours of one image, which is done in the training step and not
@@ -113,14 +113,12 @@ def measure(
 
     rows = image_rows(planned, record_folder.index(split), pool, config.short_edges, batch_size, whole=False)
     rows = rows.filter(lambda row: row["image_id"] >= 0)
-    prepare = Preparation.of(
-        record_folder, split, config, anchors, max_edge=config.max_edge, training=True, cache=options.cache
-    )
+    prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache)
     parts = {}
-    for name, stage in _stages(prepare, config).items():
-        staged = rows.map(stage, num_parallel_calls=tf.data.AUTOTUNE)
-        parts[name] = (staged.ignore_errors() if options.on_error == "skip" else staged).batch(batch_size)
-    parts["rest"] = batches
+    for stage in STAGES:
+        staged = rows.map(_until(prepare, stage), num_parallel_calls=tf.data.AUTOTUNE)
+        parts[stage] = (staged.ignore_errors() if options.on_error == "skip" else staged).batch(batch_size)
+    parts[BATCH] = batches
     try:
         wall, cpu, loaded = _timed(parts)
     except tf.errors.OpError as error:
@@ -137,7 +135,7 @@ def measure(
     images = sum(contents.images for contents in loaded)
     until = [0.0, *(cpu[name] / images for name in parts)]
     return Measured(
-        images_per_second=images / wall["rest"],
+        images_per_second=images / wall[BATCH],
         cpu_seconds={name: max(b - a, 0.0) for name, (a, b) in zip(parts, itertools.pairwise(until), strict=True)},
         bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
         padding=1 - sum(contents.image_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
@@ -146,14 +144,14 @@ def measure(
 
 
 def _timed(parts: dict[str, tf.data.Dataset]) -> tuple[dict[str, float], dict[str, float], list[_Contents]]:
-    """Seconds by the clock and of the processor that each part takes, and what the batches of the last one, "rest", hold."""
+    """Seconds by the clock and of the processor that each part takes, and what the batches of the last one hold."""
     wall, cpu = dict.fromkeys(parts, float("inf")), dict.fromkeys(parts, float("inf"))
     loaded: list[_Contents] = []
     with Progress(ROUNDS * len(parts), "benchmark", "part") as progress:
         for _ in range(ROUNDS):
             for name, part in parts.items():
                 began, began_cpu = time.perf_counter(), time.process_time()
-                if name == "rest":
+                if name == BATCH:
                     loaded = [_Contents.of(batch) for batch in part]
                 else:
                     for _ in part:
@@ -172,7 +170,7 @@ def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | Non
 
     @tf.function
     def jitter() -> tf.Tensor:
-        return _corner(augment.jitter_colours(batch, config, seed)["image"][0])
+        return _one_number(augment.jitter_colours(batch, config, seed)["image"])
 
     seconds = []
     for _ in range(1 + ROUNDS):  # the first one traces
@@ -182,35 +180,35 @@ def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | Non
     return min(seconds[1:]) / len(batch["image"])
 
 
-def _stages(prepare: Preparation, config: DataConfig) -> dict[str, Callable[[Row], tf.Tensor]]:
-    """The first stages of `Preparation`, each with those before it. They answer with one number, so that nothing is copied."""
+def _until(prepare: Preparation, stage: str) -> Callable[[Row], tf.Tensor]:
+    """The stages of `Preparation.image` up to one of them. They answer with one number, so that nothing is copied."""
 
-    def read(row: Row) -> tf.Tensor:
-        return tf.strings.length(prepare.reader.record(row))
+    def answer(row: Row) -> tf.Tensor:
+        record = prepare.read(row)
+        if stage == "read":
+            return _one_number(record["image/height"])
+        pixels = prepare.decode(row, record)
+        if stage == "decode":
+            return _one_number(pixels)
+        view = prepare.view(row, record)
+        pixels = prepare.resize(pixels, view)
+        if stage == "resize":
+            return _one_number(pixels)
+        pixels = prepare.place(pixels, view)
+        if stage == "place":
+            return _one_number(pixels)
+        people = prepare.people(record, view)
+        return _one_number(pixels) + tf.reduce_sum(people.boxes) + tf.reduce_sum(people.keypoints)
 
-    def decode(row: Row) -> tf.Tensor:
-        return _corner(prepare.reader.pixels(row, records.parse(prepare.reader.record(row))))
+    def whole(row: Row) -> tf.Tensor:
+        return tf.add_n([_one_number(values) for values in prepare.image(row).values()])
 
-    def resize(row: Row) -> tf.Tensor:
-        pixels = prepare.reader.pixels(row, records.parse(prepare.reader.record(row)))
-        shape = tf.shape(pixels)
-        short_edge, max_edge, canvas = row["short_edge"], prepare.max_edge, (row["canvas_height"], row["canvas_width"])
-        if config.jitter_canvas:
-            short_edge, place = augment.draw_jitter(config, row["key"], row["image_id"])
-            max_edge = short_edge
-        size = image.resized_size_tf(shape[0], shape[1], short_edge, max_edge, prepare.resize)
-        pixels = tf.cond(row["flipped"], lambda: image.flip(pixels), lambda: pixels)
-        pixels = image.resize(pixels, *size, prepare.resize)
-        if config.jitter_canvas:
-            corner, window = augment.crop_window(size, canvas, place)
-            pixels = tf.slice(pixels, tf.pad(corner, [[0, 1]]), tf.pad(window, [[0, 1]], constant_values=3))
-        return _corner(image.place(pixels, *canvas))
-
-    return {"read": read, "decode": decode, "resize": resize}
+    return whole if stage == "targets" else answer
 
 
-def _corner(pixels: tf.Tensor) -> tf.Tensor:
-    return pixels[0, 0, 0]
+def _one_number(values: tf.Tensor) -> tf.Tensor:
+    """The first of the values, which cannot be had without all."""
+    return tf.cast(tf.reshape(values, [-1])[0], tf.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,9 @@ from PIL import Image, ImageOps
 from pipeline import storage
 from pipeline.coco import CocoImage
 from pipeline.command import UserError
+from pipeline.data_config import MAX_PIXELS
 from pipeline.storage import MAX_IMAGE_BYTES
 
-# A header may announce any size; 2^26 pixels are 200 MB once decoded.
-MAX_PIXELS = 1 << 26
 _EXIF_ORIENTATION = 0x0112
 # An object store answers after some 50 ms and an image takes 3 ms of work: so many requests are under way at once.
 REQUESTS_AT_ONCE = 24

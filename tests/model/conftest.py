@@ -89,7 +89,7 @@ def random_batch(config: Config, skeleton: Skeleton, size: int, *, seed: int = 0
     keypoints[..., :2] = boxes[:, :, None, :2] + inside * (boxes[:, :, None, 2:] - boxes[:, :, None, :2])
     keypoints[..., 2] = random.integers(0, 3, keypoints.shape[:3]) * (kind[..., None] > 0)
     keypoints[keypoints[..., 2] == 0] = 0
-    count = anchors.num_anchors(config.anchors, height, width)
+    count = len(anchors.grid(config.anchors, height, width))
     label = np.where(np.arange(sampled) < 4, 1, 0) * np.ones((size, 1), int)
     label[:, -3:] = -1
     return {

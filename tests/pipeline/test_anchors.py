@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import anchors, data_config
+from pipeline.anchor_matching import match_variants
 from pipeline.anchors import AnchorConfig, Matching
 from pipeline.coco import read_coco
 from pipeline.command import UserError
@@ -21,6 +22,11 @@ SHORT_EDGES = (640, 672, 704, 736, 768, 800)
 
 def boxes_of(*rows: tuple[float, float, float, float]) -> anchors.Float32:
     return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def fast_match(config: AnchorConfig, boxes: anchors.Float32, height: int, width: int) -> Matching:
+    """What conversion uses, for one variant."""
+    return match_variants(config, boxes[None], [(height, width)])[0]
 
 
 def assert_same(got: Matching, expected: Matching) -> None:
@@ -42,7 +48,7 @@ def test_cell_anchors_have_whole_symmetric_corners() -> None:
 def test_grid_is_in_the_order_level_row_column_ratio() -> None:
     assert anchors.level_shapes(CONFIG, 100, 130) == ((25, 33), (13, 17), (7, 9), (4, 5), (2, 3))
     grid = anchors.grid(CONFIG, 100, 130)
-    assert grid.shape == (anchors.num_anchors(CONFIG, 100, 130), 4) and grid.dtype == np.float32
+    assert grid.shape == (3 * (25 * 33 + 13 * 17 + 7 * 9 + 4 * 5 + 2 * 3), 4) and grid.dtype == np.float32
     cells = anchors.cell_anchors(CONFIG)
     np.testing.assert_array_equal(grid[:3], cells[0])  # row 0, column 0
     np.testing.assert_array_equal(grid[3], cells[0, 0] + [4, 0, 4, 0])  # column 1
@@ -64,11 +70,9 @@ def test_a_flipped_variant_mirrors_boxes() -> None:
     np.testing.assert_allclose(anchors.variant_boxes(boxes, 100, 200, flipped=True), [[120, 20, 180, 90]])
 
 
-def test_to_canvas_names_the_same_anchor() -> None:
-    image, canvas = (100, 130), (128, 160)
-    index = np.arange(anchors.num_anchors(CONFIG, *image))
-    moved = anchors.to_canvas(CONFIG, index, image, canvas)
-    np.testing.assert_array_equal(anchors.grid(CONFIG, *canvas)[moved], anchors.grid(CONFIG, *image))
+def test_corners_are_rows_of_the_grid() -> None:
+    grid = anchors.grid(CONFIG, 100, 130)
+    np.testing.assert_array_equal(anchors.corners(CONFIG, np.arange(len(grid)), 100, 130), grid)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,8 @@ def test_an_iou_equal_to_a_threshold_reaches_it(positive_iou: float, negative_io
     # The box is the second level's anchor at 64, 64, and a quarter of the first level's.
     config = AnchorConfig((64, 64), (64.0, 32.0), (1.0,), positive_iou, negative_iou)
     box = boxes_of((48, 48, 80, 80))
-    matching = anchors.match(config, box, 128, 192)
-    assert_same(matching, anchors.match_dense(config, box, 128, 192))
+    matching = fast_match(config, box, 128, 192)
+    assert_same(matching, anchors.match(config, box, 128, 192))
     assert 6 + 4 in matching.positive
     assert (4 in matching.positive, 4 in matching.ignored) == (label == "positive", label == "ignored")
 
@@ -99,19 +103,19 @@ def test_an_iou_equal_to_a_threshold_reaches_it(positive_iou: float, negative_io
     ],
 )
 def test_match_equals_the_definition(boxes: anchors.Float32) -> None:
-    assert_same(anchors.match(CONFIG, boxes, 480, 640), anchors.match_dense(CONFIG, boxes, 480, 640))
+    assert_same(fast_match(CONFIG, boxes, 480, 640), anchors.match(CONFIG, boxes, 480, 640))
 
 
 def test_every_box_with_area_has_a_positive_anchor() -> None:
-    matching = anchors.match(CONFIG, boxes_of((10.25, 10.5, 10.75, 11)), 480, 640)
+    matching = fast_match(CONFIG, boxes_of((10.25, 10.5, 10.75, 11)), 480, 640)
     assert len(matching.positive) > 1 and not len(matching.ignored)
     assert set(matching.positive_box) == {0}
 
 
 def test_an_anchor_that_is_best_for_a_tiny_box_keeps_its_own_best_match() -> None:
     boxes = boxes_of((20, 20, 24, 24), (0, 0, 60, 60))
-    matching = anchors.match(CONFIG, boxes, 480, 640)
-    assert_same(matching, anchors.match_dense(CONFIG, boxes, 480, 640))
+    matching = fast_match(CONFIG, boxes, 480, 640)
+    assert_same(matching, anchors.match(CONFIG, boxes, 480, 640))
     of_tiny = anchors.iou(anchors.grid(CONFIG, 480, 640)[matching.positive], boxes[0])
     best = matching.positive_box[of_tiny == of_tiny.max()]
     assert (best == 1).any()
@@ -138,7 +142,7 @@ def test_match_equals_the_definition_for_any_boxes(
     boxes = np.sort(table, axis=1).reshape(-1, 4) * np.array([width, height, width, height], np.float32)
     if on_whole_pixels:  # ties
         boxes = np.round(boxes)
-    assert_same(anchors.match(config, boxes, height, width), anchors.match_dense(config, boxes, height, width))
+    assert_same(fast_match(config, boxes, height, width), anchors.match(config, boxes, height, width))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -155,8 +159,8 @@ def test_match_equals_the_definition_on_real_images(coco_sample: Path, split: st
             short_edge, flipped = variants[variant]
             size = data_config.resized_size(entry.height, entry.width, short_edge, 1333)
             boxes = anchors.variant_boxes(normalised_boxes(entry)[persons], *size, flipped=flipped)
-            dense = anchors.match_dense(CONFIG, boxes, *size)
-            assert_same(matchings[variant], Matching(dense.positive, persons[dense.positive_box], dense.ignored))
+            expected = anchors.match(CONFIG, boxes, *size)
+            assert_same(matchings[variant], Matching(expected.positive, persons[expected.positive_box], expected.ignored))
             compared += 1
     assert compared == (len(entries) * len(variants) if every == 1 else -(-len(entries) // every)) >= 12
 

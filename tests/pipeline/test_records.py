@@ -76,7 +76,7 @@ def test_its_anchors_are_those_of_every_variant_matched_from_the_record_itself()
     for variant in range(4):
         short_edge, flipped = SHORT_EDGES[variant // 2], bool(variant % 2)
         size = data_config.resized_size(100, 150, short_edge, MAX_EDGE)
-        expected = anchors.match_dense(CONFIG, anchors.variant_boxes(boxes, *size, flipped=flipped), *size)
+        expected = anchors.match(CONFIG, anchors.variant_boxes(boxes, *size, flipped=flipped), *size)
         for key, names in (("positive", expected.positive), ("ignored", expected.ignored)):
             got = records.names_from_differences(record[f"anchors/{key}"][variant])
             np.testing.assert_array_equal(got, names)

@@ -17,12 +17,13 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from model.config import Norm
-from model.inference.encoded_images import DAMAGED, MAX_PIXELS, NOT_AN_IMAGE, READ, TOO_LARGE, stored_orientation
+from model.inference.encoded_images import DAMAGED, NOT_AN_IMAGE, READ, TOO_LARGE, stored_orientation
 from model.inference.serving import ServingModule, own_pixels, round_up
 from model.network.keypoint_head import Decoder
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config
 from pipeline import image as pipeline_image
+from pipeline.data_config import MAX_PIXELS
 
 
 class FixedAnswer:

@@ -1,6 +1,8 @@
 """What the replicas of this process get, for tests that need more than one process, and as a command for those processes.
 
-Usage: python -m tests.model.training.replica_batches FOLDER STRATEGY FIRST_STEP STEPS OUTPUT (FOLDER: pickled; OUTPUT: JSON)
+Usage: python -m tests.model.training.replica_batches RECORDS STRATEGY FIRST_STEP STEPS OUTPUT
+
+RECORDS is a file with a pickled RecordFolder, OUTPUT becomes a JSON file.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import tensorflow as tf
 
 from model.training.strategies import distribute, make_strategy, num_workers, worker_index
 from pipeline.data_config import DataConfig
-from pipeline.loading.batches import evaluation_batches, training_batches
+from pipeline.loading.batches import training_batches
 from pipeline.record_folder import RecordFolder
 
 CONFIG = DataConfig(
@@ -57,17 +59,7 @@ def training_facts(record_folder: RecordFolder, strategy: tf.distribute.Strategy
     return of_replicas(batches, strategy)
 
 
-def evaluation_facts(record_folder: RecordFolder, strategy: tf.distribute.Strategy) -> list[list[Facts]]:
-    share: dict[str, Any] = {"input_workers": num_workers(strategy), "input_worker": worker_index(strategy)}
-    batches = evaluation_batches(record_folder, "train", CONFIG, batch_size=BATCH, short_edge=100, max_edge=180, **share)
-    return of_replicas(batches, strategy)
-
-
 if __name__ == "__main__":
     chosen = make_strategy(sys.argv[2])
     pickled: RecordFolder = pickle.loads(Path(sys.argv[1]).read_bytes())
-    answer = {
-        "training": training_facts(pickled, chosen, int(sys.argv[3]), int(sys.argv[4])),
-        "evaluation": evaluation_facts(pickled, chosen),
-    }
-    Path(sys.argv[5]).write_text(json.dumps(answer))
+    Path(sys.argv[5]).write_text(json.dumps(training_facts(pickled, chosen, int(sys.argv[3]), int(sys.argv[4]))))

@@ -86,7 +86,7 @@ def compute(oracle: Oracle) -> Callable[[dict[str, tf.Tensor]], tuple[dict[str, 
 def batch_of(oracle: Oracle, reference: dict[str, NDArray[Any]]) -> tuple[dict[str, tf.Tensor], list[anchors.Matching]]:
     """The oracle's two images as a batch of `pipeline.loading.batches`, with every anchor in it."""
     about, config = oracle.meta["training"], oracle.model.config
-    count = anchors.num_anchors(config.anchors, *about["padded_size"])
+    count = len(anchors.grid(config.anchors, *about["padded_size"]))
     boxes, keypoints = np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 17, 3), np.float32)
     kind, label, box = np.zeros((2, 4), np.int32), np.zeros((2, count), np.int32), np.zeros((2, count), np.int32)
     matching = []

@@ -15,7 +15,7 @@ from pipeline.data_config import CROWD as CROWD_KIND
 from pipeline.data_config import PERSON, DataConfig
 from pipeline.drawing import BOX, CROWD
 from pipeline.inspection import batch_sheet, sheet
-from pipeline.inspection.batch_sheet import NEGATIVE, PADDING, chosen_steps, draw_image
+from pipeline.inspection.batch_sheet import NEGATIVE, PADDING_COLOURS, chosen_steps, draw_image
 from pipeline.inspection.contact_sheet import POSITIVE
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
@@ -106,7 +106,7 @@ def test_an_image_of_a_batch() -> None:
     image["image"][100:] = image["image"][:, 130:] = 0
     people, sampled = draw_image(image, SKELETON, config, line=1)
     assert tuple(people[20, 40]) == BOX and tuple(people[10, 80]) == CROWD
-    assert {tuple(colour) for colour in people[110:].reshape(-1, 3)} == set(PADDING)
+    assert {tuple(colour) for colour in people[110:].reshape(-1, 3)} == set(PADDING_COLOURS)
     positive, negative = (np.round(corners(config, index[i : i + 1].astype(np.int64), 128, 160)[0]).astype(int) for i in (0, 1))
     for place, colour in ((positive, POSITIVE), (negative, NEGATIVE)):
         x = int(np.clip((place[0] + place[2]) // 2, 0, 129))

@@ -19,6 +19,7 @@ from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.loading import augment
 from pipeline.loading.batches import training_batches, training_pool
+from pipeline.loading.image_grid import ImageGrid
 from pipeline.record_folder import RecordFolder
 
 Arrays = dict[str, NDArray[Any]]
@@ -251,10 +252,10 @@ def test_anchors_of_a_crop_are_those_of_the_definition(small_record_folder: Reco
     for _, example in train(small_record_folder, JITTER):
         height, width = example["image_size"].tolist()
         person = np.flatnonzero(example["box_kind"] == 1)
-        expected = anchors.match_dense(config, example["boxes"][person], height, width, canvas)
+        expected = anchors.match(config, example["boxes"][person], height, width, canvas)
         label, index, box = (example[f"anchor_{name}"] for name in ("label", "index", "box"))
         order = np.argsort(index[label == 1])
-        positive = anchors.to_canvas(config, expected.positive, (height, width), canvas)
+        positive = ImageGrid.of(config, (height, width), canvas).positions(expected.positive.astype(np.int32)).numpy()
         np.testing.assert_array_equal(index[label == 1][order], positive)
         np.testing.assert_array_equal(box[label == 1][order], person[expected.positive_box])
         some += len(positive)

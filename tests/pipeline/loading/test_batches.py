@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,7 +15,8 @@ from pipeline.coco import CocoImage
 from pipeline.command import UserError
 from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
 from pipeline.loading import epoch_plan
-from pipeline.loading.batches import check_compatible, evaluation_batches, training_batches, training_pool
+from pipeline.loading.batches import check_compatible, training_batches, training_pool
+from pipeline.loading.image_grid import ImageGrid
 from pipeline.record_folder import RecordFolder
 
 SMALL = DataConfig(
@@ -162,23 +162,23 @@ def assert_anchors(record_folder: RecordFolder, split: str, config: DataConfig, 
         matching = anchors.match(record_folder.anchors, example["boxes"][persons], *size)
         index, label = example["anchor_index"].astype(np.int64), example["anchor_label"]
 
-        positive = anchors.to_canvas(record_folder.anchors, matching.positive, size, canvas)
+        grid = ImageGrid.of(record_folder.anchors, size, canvas)
+        positive = grid.positions(matching.positive.astype(np.int32)).numpy()
         order = np.argsort(index[label == 1])
         np.testing.assert_array_equal(index[label == 1][order], np.sort(positive))
         boxes = dict(zip(positive.tolist(), persons[matching.positive_box].tolist(), strict=True))
         assert [boxes[i] for i in index[label == 1].tolist()] == example["anchor_box"][label == 1].tolist()
 
-        taboo = anchors.to_canvas(record_folder.anchors, np.concatenate([matching.positive, matching.ignored]), size, canvas)
+        taboo = grid.positions(np.concatenate([matching.positive, matching.ignored]).astype(np.int32)).numpy()
         negative = index[label == 0]
         assert len(negative) and not np.isin(negative, taboo).any()
-        own = anchors.to_canvas(
-            record_folder.anchors, np.arange(anchors.num_anchors(record_folder.anchors, *size)), size, canvas
-        )
+        own = grid.positions(tf.range(grid.size)).numpy()
         assert np.isin(negative, own).all()  # none of the canvas's padding
-        grid = anchors.grid(record_folder.anchors, *canvas)[negative][:, None]
+        boxes_of_negatives = anchors.grid(record_folder.anchors, *canvas)[negative][:, None]
         for crowd in example["boxes"][crowds]:
-            sides = np.clip(np.minimum(grid[..., 2:], crowd[2:]) - np.maximum(grid[..., :2], crowd[:2]), 0, None)
-            assert (sides.prod(axis=-1) < 0.7 * (grid[..., 2:] - grid[..., :2]).prod(axis=-1)).all()
+            low, high = boxes_of_negatives[..., :2], boxes_of_negatives[..., 2:]
+            sides = np.clip(np.minimum(high, crowd[2:]) - np.maximum(low, crowd[:2]), 0, None)
+            assert (sides.prod(axis=-1) < 0.7 * (high - low).prod(axis=-1)).all()
         checked += 1
     assert checked >= len(of)
 
@@ -274,34 +274,6 @@ def test_draws_do_not_depend_on_the_batch_size(small_record_folder: RecordFolder
         np.testing.assert_array_equal(example["anchor_index"], by_size[1][image_id]["anchor_index"])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_evaluation_sees_every_image_once(
-    small_record_folder: RecordFolder, entries: dict[int, CocoImage], workers: int
-) -> None:
-    parts = [
-        arrays(
-            evaluation_batches(
-                small_record_folder,
-                "train",
-                SMALL,
-                batch_size=4,
-                short_edge=100,
-                max_edge=180,
-                input_workers=workers,
-                input_worker=w,
-            )
-        )
-        for w in range(workers)
-    ]
-    seen = list(images(itertools.chain(*parts)))
-    assert sorted(i for i, _ in seen) == sorted(entries)
-    for image_id, example in seen:
-        entry = entries[image_id]
-        assert example["image_size"].tolist() == list(data_config.resized_size(entry.height, entry.width, 100, 180))
-        assert "anchor_index" not in example
-    assert any((batch["image_id"] < 0).any() for batch in itertools.chain(*parts))
-
-
 # Refusals -----------------------------------------------------------------------------------------------------------
 
 
@@ -380,11 +352,11 @@ def test_real_photographs(coco_sample_records: RecordFolder, coco_sample: Any) -
 
 
 def test_pixels_of_real_photographs(coco_sample_records: RecordFolder, coco_sample: Any) -> None:
-    """At the size of the file, an evaluation batch holds Pillow's pixels."""
-    config = DataConfig(num_canvases=3)
-    batches = evaluation_batches(coco_sample_records, "val", config, batch_size=1, short_edge=480, max_edge=640)
+    """At the size of the file, a batch holds Pillow's pixels."""
+    config = DataConfig(short_edges=(480,), max_edge=640, flip=False, anchors="online", num_canvases=3, require_keypoints=False)
+    steps = length_of_epoch(coco_sample_records, config, "val", batch=1)
     checked = 0
-    for image_id, example in images(arrays(batches)):
+    for image_id, example in images(train(coco_sample_records, config, "val", global_batch_size=1, num_steps=steps)):
         height, width = example["original_size"].tolist()
         if example["image_size"].tolist() == [height, width]:
             with Image.open(coco_sample / "val2017" / f"{image_id:012d}.jpg") as file:

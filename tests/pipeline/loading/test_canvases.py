@@ -49,7 +49,7 @@ def test_every_image_fits_into_the_smallest_canvas_that_holds_it(count: int) -> 
     heights, widths = random_sizes(count, 500, 700)
     chosen = canvases.choose(heights, widths, count)
     assert 1 <= len(chosen.sizes) <= count
-    assert all(side % data_config.MULTIPLE == 0 for size in chosen.sizes for side in size)
+    assert all(side % data_config.CANVAS_MULTIPLE == 0 for size in chosen.sizes for side in size)
     areas = [height * width for height, width in chosen.sizes]
     assert areas == sorted(areas)
 

@@ -133,15 +133,6 @@ def test_nothing_to_train_on() -> None:
         make_pool(index[:0], split="minival")
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_evaluation_sees_every_image_once(batch: int) -> None:
-    pool = make_pool(make_index(77), short_edges=(800,), flip=False)
-    batches = epoch_plan.plan_evaluation(pool, batch_size=batch)
-    assert sorted(batches.rows[batches.rows >= 0]) == list(range(77))
-    assert not batches.variants.any()
-    assert (np.diff(batches.canvas) >= 0).all()
-
-
 def test_an_epoch_of_coco_takes_milliseconds() -> None:
     pool = make_pool(make_index(118_000))
     assert dataclasses.asdict(pool)["canvas_of"].shape == (118_000, 3)

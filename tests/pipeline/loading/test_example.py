@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import anchors, image, records
+from pipeline import anchors, records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import DataConfig
-from pipeline.loading.anchor_targets import ImageGrid
 from pipeline.loading.batches import training_batches
 from pipeline.loading.example import Preparation
+from pipeline.loading.image_grid import ImageGrid
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.writing.conversion import ConversionConfig, convert
 
@@ -41,15 +41,16 @@ def full_size_records(coco_sample: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_online_matching_is_the_recorded_one_for_every_variant(full_size_records: RecordFolder, split: str) -> None:
     record_folder, config = full_size_records, DataConfig(anchors="online")
-    prepare = Preparation.of(record_folder, split, config, record_folder.anchors, max_edge=1333, training=True)
+    prepare = Preparation.of(record_folder, split, config, record_folder.anchors)
     variants = [(edge, flipped) for edge in record_folder.short_edges for flipped in (False, True)]
 
     def both(serialized: tf.Tensor, short_edge: tf.Tensor, flipped: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         record = records.parse(serialized)
-        size = image.resized_size_tf(record["image/height"], record["image/width"], short_edge, 1333)
-        boxes, crowd = prepare.boxes(record, size, flipped), record["image/object/is_crowd"] > 0
-        canvas = (tf.constant(1344), tf.constant(1344))
-        online = prepare.match(ImageGrid.of(record_folder.anchors, size, canvas), boxes, crowd)
+        side = tf.constant(1344)
+        row = {"short_edge": short_edge, "flipped": flipped, "canvas_height": side, "canvas_width": side}
+        view = prepare.view(row, record)
+        people = prepare.people(record, view)
+        online = prepare.online_matching(ImageGrid.of(record_folder.anchors, view.size, view.canvas), people)
         return list(zip(prepare.recorded_matching(record, short_edge, flipped), online, strict=True))
 
     every = tf.data.Dataset.from_tensor_slices(
@@ -98,13 +99,14 @@ def test_grids_and_sizes_that_the_records_do_not_hold(small_record_folder: Recor
         for row in np.flatnonzero(batch["image_id"] >= 0):
             height, width = size = tuple(batch["image_size"][row].tolist())
             person = np.flatnonzero(batch["box_kind"][row] == 1)
-            expected = anchors.match_dense(anchor_config, batch["boxes"][row][person], height, width, canvas)
+            expected = anchors.match(anchor_config, batch["boxes"][row][person], height, width, canvas)
             label, index, box = (batch[f"anchor_{name}"][row] for name in ("label", "index", "box"))
-            positive = anchors.to_canvas(anchor_config, expected.positive, size, canvas)
+            grid = ImageGrid.of(anchor_config, size, canvas)
+            positive = grid.positions(expected.positive.astype(np.int32)).numpy()
             order = np.argsort(index[label == 1])
             np.testing.assert_array_equal(index[label == 1][order], positive)
             np.testing.assert_array_equal(box[label == 1][order], person[expected.positive_box])
-            ignored = anchors.to_canvas(anchor_config, expected.ignored, size, canvas)
+            ignored = grid.positions(expected.ignored.astype(np.int32)).numpy()
             assert not np.isin(index[label == 0], np.concatenate([positive, ignored])).any()
             checked += 1
     assert checked >= 16

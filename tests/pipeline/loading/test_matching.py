@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline import anchors
 from pipeline.anchors import AnchorConfig, Matching
-from pipeline.loading import anchor_targets
-from pipeline.loading.anchor_targets import ImageGrid
+from pipeline.loading import online_matching
+from pipeline.loading.image_grid import ImageGrid
 
 CONFIGS = (
     AnchorConfig(),
@@ -30,7 +30,7 @@ def matcher(config: AnchorConfig) -> Callable[..., tuple[tf.Tensor, tf.Tensor, t
 
     @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32), size, size])
     def match(boxes: tf.Tensor, image: tf.Tensor, canvas: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return anchor_targets.match(ImageGrid.of(config, (image[0], image[1]), (canvas[0], canvas[1])), boxes)
+        return online_matching.match(ImageGrid.of(config, (image[0], image[1]), (canvas[0], canvas[1])), boxes)
 
     return match  # type: ignore[no-any-return]
 
@@ -74,7 +74,7 @@ def test_matches_as_the_definition_does(
     if on_whole_pixels:  # ties
         boxes = np.round(boxes)
     with np.errstate(invalid="ignore"):
-        assert_matching(config, boxes, size, canvas, anchors.match_dense(config, boxes, *size, canvas))
+        assert_matching(config, boxes, size, canvas, anchors.match(config, boxes, *size, canvas))
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3])
@@ -84,4 +84,4 @@ def test_large_images_far_from_the_origin(config: AnchorConfig) -> None:
     size, canvas = (1320, 1301), (1344, 1312)
     centre, half = rng.uniform(200, 1250, (12, 2)), np.exp(rng.uniform(-3, 5.5, (12, 2)))
     boxes = np.clip(np.concatenate([centre - half, centre + half], axis=1), 0, 1300).astype(np.float32)
-    assert_matching(config, boxes, size, canvas, anchors.match_dense(config, boxes, *size, canvas))
+    assert_matching(config, boxes, size, canvas, anchors.match(config, boxes, *size, canvas))

@@ -67,9 +67,9 @@ def test_what_is_measured(small_record_folder: RecordFolder, capsys: pytest.Capt
     assert measured.bytes_per_batch == pytest.approx(np.mean(sizes))
 
     assert measured.colour_seconds is None
-    assert list(measured.cpu_seconds) == ["read", "decode", "resize", "rest"]
+    assert list(measured.cpu_seconds) == [*measurement.STAGES, "batch"]
     total = sum(measured.cpu_seconds.values())
     assert 0 < total < 1 and 0 < measured.images_per_second <= 1.5 * (os.cpu_count() or 1) / total
     lines = "\n".join(measured.lines())
     assert f"{100 * total:.2f}   cores needed per 100 images per second" in lines
-    assert f"{measured.cpu_seconds['rest'] / total:.1%}   of the time: rest" in lines
+    assert f"{measured.cpu_seconds['targets'] / total:.1%}   of the time: targets" in lines

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline import anchors
 from pipeline.loading import anchor_targets
-from pipeline.loading.anchor_targets import ImageGrid
+from pipeline.loading.image_grid import ImageGrid
 
 CONFIG = anchors.AnchorConfig()
 SIZE = (150, 210)
@@ -63,14 +63,14 @@ def test_positives_and_negatives_are_what_they_should_be(seed: int) -> None:
     box_of = dict(zip(matching.positive.tolist(), matching.positive_box.tolist(), strict=True))
     assert [box_of[i] for i in positive.tolist()] == box[label == 1].tolist()
     assert not np.isin(negative, np.concatenate([matching.positive, matching.ignored, in_crowd(crowds)])).any()
-    assert index.min() >= 0 and index.max() < anchors.num_anchors(CONFIG, *SIZE)
+    assert index.min() >= 0 and index.max() < len(anchors.grid(CONFIG, *SIZE))
     assert not box[label != 1].any()
 
 
 def test_negatives_are_drawn_from_all_of_them_evenly() -> None:
     matching, crowds = scene(1)
     every = np.setdiff1d(
-        np.arange(anchors.num_anchors(CONFIG, *SIZE)), np.concatenate([matching.positive, matching.ignored, in_crowd(crowds)])
+        np.arange(len(anchors.grid(CONFIG, *SIZE))), np.concatenate([matching.positive, matching.ignored, in_crowd(crowds)])
     )
     drawn = [index[label == 0] for index, label, _ in (draw(matching, crowds, seed=seed) for seed in range(100))]
     tenth = np.searchsorted(every, np.concatenate(drawn)) * 10 // len(every)
@@ -80,7 +80,7 @@ def test_negatives_are_drawn_from_all_of_them_evenly() -> None:
 
 def test_positives_that_are_too_many_are_drawn_evenly() -> None:
     matching, crowds = scene(2)
-    times = np.zeros(anchors.num_anchors(CONFIG, *SIZE))
+    times = np.zeros(len(anchors.grid(CONFIG, *SIZE)))
     for seed in range(200):
         index, label, _ = draw(matching, crowds, count=20, positive_fraction=0.3, seed=seed)
         assert (label == 1).sum() == min(6, len(matching.positive))

@@ -18,8 +18,8 @@ from PIL import Image
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.inspection import batch_sheet
-from pipeline.loading import measurement, unreadable
-from pipeline.loading.batches import evaluation_batches, training_batches
+from pipeline.loading import epoch_plan, measurement, unreadable
+from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.options import LoadingOptions
 from pipeline.loading.unreadable import describe_unreadable
 from pipeline.record_folder import RecordFolder
@@ -173,14 +173,17 @@ def arrays(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
 
 
 def test_a_whole_batch_may_be_unreadable(small_record_folder: RecordFolder, tmp_path: Path) -> None:
-    """Also in evaluation, where all others are still seen exactly once."""
-    every: dict[str, Any] = {"batch_size": 4, "short_edge": 100, "max_edge": 180}
-    first = next(iter(evaluation_batches(small_record_folder, "train", CONFIG, **every)))["image_id"].numpy().tolist()
+    """All others are still seen exactly once in the epoch."""
+    pool = training_pool(small_record_folder, "train", CONFIG)
+    plan = epoch_plan.plan_epoch(pool, seed=BATCH["seed"], epoch=0, global_batch_size=BATCH["global_batch_size"])
+    every: dict[str, Any] = {**BATCH, "num_steps": len(plan.canvas)}
+    whole = int(np.flatnonzero((plan.rows >= 0).all(axis=1))[0])  # the first batch without padding images
+    first = small_record_folder.index("train")["image_id"][plan.rows[whole]].tolist()
     record_folder = rewritten(small_record_folder, tmp_path / "damaged", dict.fromkeys(first, lambda _: b""))
     batches = [
-        arrays(b) for b in evaluation_batches(record_folder, "train", CONFIG, **every, options=LoadingOptions(on_error="skip"))
+        arrays(b) for b in training_batches(record_folder, "train", CONFIG, **every, options=LoadingOptions(on_error="skip"))
     ]
-    assert batches[0]["unreadable"].tolist() == first and (batches[0]["image_id"] == -1).all()
+    assert batches[whole]["unreadable"].tolist() == first and (batches[whole]["image_id"] == -1).all()
     seen = np.concatenate([batch["image_id"] for batch in batches])
     assert sorted(seen[seen >= 0]) == sorted(set(small_record_folder.index("train")["image_id"]) - set(first))
 

@@ -24,7 +24,7 @@ from pipeline import files
 from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress, UserError
 from pipeline.data_config import DataConfig
-from pipeline.loading.batches import evaluation_batches, training_batches
+from pipeline.loading.batches import training_batches
 from pipeline.record_folder import open_record_folder
 from pipeline.writing import conversion, shard_writer
 from pipeline.writing.beam_job import beam_options
@@ -435,8 +435,8 @@ def test_tensorflow_datasets_reads_it(run: Convert, source: Path, finished: Path
 def test_records_can_do_without_anchors(run: Convert, tmp_path: Path) -> None:
     run(config=dataclasses.replace(CONFIG, short_edges=()))
     data = open_record_folder(tmp_path / "out")
-    batches = list(evaluation_batches(data, "train", DataConfig(), batch_size=40, short_edge=64, max_edge=96))
-    assert len(batches) == 1
+    config = DataConfig(short_edges=(64,), max_edge=96, num_canvases=1, anchors="online", require_keypoints=False)
+    batches = list(training_batches(data, "train", config, global_batch_size=40, seed=0, num_steps=1))
     assert (batches[0]["image_id"] > 0).numpy().all()
     with pytest.raises(UserError, match=r"its records have short edges \[\], training asks for \[64\]"):
         training_batches(data, "train", DataConfig(short_edges=(64,)), global_batch_size=2, seed=0)
