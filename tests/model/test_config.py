@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -36,6 +37,26 @@ def test_a_file_that_is_no_configuration_is_one_line(tmp_path, content):
     with pytest.raises(UserError, match=r"config\.json: not a configuration \(.+\); --model takes") as error:
         load(tmp_path / "config.json")
     assert "\n" not in str(error.value)
+
+
+SECTIONS = ("backbone", "rpn", "roi_align", "box_head", "keypoint_head", "train", "inference")
+NUMBERS = [
+    (section, field.name)
+    for section in SECTIONS
+    for field in dataclasses.fields(getattr(TINY, section))
+    if any(kind in field.type for kind in ("int", "float"))
+]
+
+
+@pytest.mark.parametrize(("section", "field"), NUMBERS)
+def test_every_number_is_checked_by_its_own_section(section, field):
+    """Also those that somebody adds: no field of a section takes a negative number, or one that is none."""
+    part = getattr(TINY, section)
+    value = getattr(part, field)
+    for wrong in (-1, float("nan")):
+        with pytest.raises(UserError, match=rf"{section}\.{field}=(-1|nan): must be") as error:
+            dataclasses.replace(part, **{field: (wrong,) * len(value) if isinstance(value, tuple) else wrong})
+        assert "\n" not in str(error.value)
 
 
 def test_override_sets_one_value():
