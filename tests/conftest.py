@@ -22,7 +22,7 @@ from pipeline.record_folder import INDEX_DTYPE, RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
 # What `--fast` runs: a check of half a minute of the parts that need no TensorFlow, whose import alone takes seconds.
-FAST = ("test_architecture.py",)
+FAST = ("test_architecture.py", "test_path.py")
 
 SKELETON = Skeleton(
     category="person",
