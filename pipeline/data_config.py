@@ -1,4 +1,4 @@
-"""What training batches are made of."""
+"""What training batches are made of: the configuration that loader and model share, and the constants of the batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CROWD_SHARE = 0.7  # an anchor or RoI with this share of its area inside a crowd
 CANVAS_MULTIPLE = 32
 MAX_PIXELS = 1 << 26  # of an image that is decoded: a file's header may promise more than any memory holds
 
-# How a family of models has its images resized, in training, evaluation and exports alike. Sizes are computed by
+# How a family of models resizes images, in training, evaluation and exports alike. Sizes are computed by
 # `resized_size`, pixels by `image.resize`. All are bilinear with half-pixel centres.
 #   standard: sides rounded half up; no antialiasing; pixels rounded to bytes, a quarter of the traffic to the device.
 #   torchvision: sides rounded down; no antialiasing; pixels stay floats.
@@ -33,20 +33,20 @@ class DataConfig:
       short_edges: pixels; each image draws one of them in each epoch.
       max_edge: pixels that the longer side has at most.
       resize: the family's rule, for training, evaluation and exports alike.
-      keypoint_offset: pixels of the file, added to x and y of keypoints on their way in, and taken off on their way out: 0.5 in
-        Detectron2, which takes COCO's coordinates for indices of pixels.
-      anchors: where the matching of anchors comes from. "precomputed": from the records, which have it for their own short
-        edges, max_edge and anchors, and the standard resize rule. "online": computed while loading, for any; the same where
-        the records have it, and 2 ms an image and core.
+      keypoint_offset: pixels of the file that are added to x and y of keypoints on their way in, and taken off again on their
+        way out: 0.5 in Detectron2, which takes COCO's coordinates for indices of pixels.
+      anchors: where the matching of anchors comes from. "precomputed": from the records, which hold it for their own short
+        edges, max_edge and anchors, and the standard resize rule. "online": computed while loading, for any of these, with the
+        same answer where the records hold one; it takes 0.4 ms of a core more an image (benchmarks/README.md).
       flip: whether half of the images are mirrored.
       brightness, contrast, saturation, hue: strengths of the colour jitter of `augment.jitter_colours`, as torchvision's
         ColorJitter takes them (0.4, 0.4, 0.4, 0.1 are usual); 0: none.
       jitter_canvas: pixels of the side of one square canvas, a multiple of 32, for large-scale jitter in place of `short_edges`
         and `max_edge`: each image's longer side is resized to the canvas times a scale drawn evenly from `jitter_scales`, and
         what is larger than the canvas is cropped at random (Ghiasi et al. 2021, with 1024 and 0.1…2; for schedules of a
-        hundred epochs and more). Needs anchors = "online". 0: none.
-      jitter_scales: the smallest and the largest.
-      max_boxes: G; of more boxes in an image the largest stay.
+        hundred epochs and more). It needs anchors = "online". 0: no jitter.
+      jitter_scales: the smallest and the largest scale.
+      max_boxes: G, boxes that an image has at most; if it has more, the largest stay.
       sampled_anchors: A, anchors per image for the loss of the RPN.
       positive_fraction: largest share of positives among them.
       num_canvases: sizes of batches. Each costs a trace and, under XLA, a compilation. On COCO, at six short edges between 640

@@ -2,7 +2,8 @@
 
 A plan is computed in NumPy from (seed, epoch) in milliseconds, and records are read by their offset: the batch of any step is
 known without reading what comes before, and there is no buffer of records that a checkpoint would have to carry. What an
-image draws is keyed by (seed, epoch, image id), never by worker, replica or position.
+image draws is keyed by (seed, epoch, image id), never by worker, replica or position. `plan_epoch` makes the plan, and
+`image_rows` turns it into a dataset of rows: what is known of each image before it is read.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ import tensorflow as tf
 from pipeline import data_config
 from pipeline.command import UserError
 from pipeline.data_config import ResizeRule
-from pipeline.loading import canvases, epoch_plan
+from pipeline.loading import canvases
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
+# One batch of a plan: "canvas", index of the canvas; "rows", int64 [B], rows of the split's index, −1 for a padding image;
+# "variants", int32 [B]; "key", int64, of the epoch's draws.
+PlannedBatch = dict[str, Any]
+
+BATCHES_AT_ONCE = 64  # that the graph asks Python for: each question costs some 0.2 ms
 
 
 class NoImagesError(UserError):
-    """A split without an image that may be used."""
+    """A split has no image that training may use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +43,10 @@ class Pool:
       rows: int64 [N] rows of the split's index.
       image_ids: int64 [N].
       canvas_of: int32 [N, S] index of the image's canvas at each short edge.
-      canvases: their sizes, and the share of padding if each short edge is as frequent.
+      canvases: their sizes, and the share of padding if all short edges are drawn equally often.
       flip: whether images are flipped half of the time.
-      left_out: number of images of the split that have no labelled person, where those are not wanted.
-      dropped_boxes: number of boxes that are more than an image may have.
+      left_out: number of images that are left out because they have no labelled person.
+      dropped_boxes: number of boxes that are left out because an image has more than `max_boxes`.
     """
 
     rows: Ints
@@ -87,8 +93,9 @@ def make_pool(
     """Chooses images and canvases for them.
 
     Args:
-      index: the split's index, one row per record (`records.py`).
+      index: the split's index, one row per record (`record_folder.INDEX_DTYPE`).
       short_edges, max_edge, resize: how the images will be resized.
+      num_canvases, max_boxes, flip, require_keypoints: as in `DataConfig`.
       split: its name, for the error.
 
     Raises:
@@ -129,8 +136,7 @@ def _resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_
 def plan_epoch(pool: Pool, *, seed: int, epoch: int, global_batch_size: int) -> Plan:
     """Plans an epoch: every image once, in batches of one canvas each, in random order.
 
-    What is left of a canvas at the end is filled up with padding images, and the order of batches is shuffled, so that canvases
-    alternate.
+    The last batch of each canvas is filled up with padding images. Batches are shuffled, so that canvases alternate.
     """
     generator = np.random.Generator(np.random.Philox(key=epoch_key(seed, epoch)))
     order = generator.permutation(len(pool.rows))
@@ -144,8 +150,8 @@ def plan_epoch(pool: Pool, *, seed: int, epoch: int, global_batch_size: int) -> 
 def epochs_from(pool: Pool, *, seed: int, global_batch_size: int, step: int) -> Iterator[tuple[int, int]]:
     """The epochs from the one that `step` falls into, without end: number of the epoch, and the step that it begins with.
 
-    Epochs differ in length, as their draws leave more or fewer padding images. So the epochs before are counted:
-    about a millisecond each for COCO, and more and more at a time where they are short.
+    Epochs differ in length, as their draws leave more or fewer padding images. So the lengths of all earlier epochs are
+    computed: about a millisecond each for COCO, twice as many epochs at a time in each round.
     """
     count = len(pool.canvases.sizes)
     epoch, first, at_a_time = 0, 0, 1
@@ -162,7 +168,7 @@ def epochs_from(pool: Pool, *, seed: int, global_batch_size: int, step: int) -> 
 
 
 def epoch_key(seed: int, epoch: int) -> np.uint64:
-    """64 bits that every draw of an epoch is keyed with, together with the image's id."""
+    """The 64 bits that key every draw of an epoch, together with the image's id."""
     return np.uint64(_epoch_keys(seed, np.array([epoch]))[0])
 
 
@@ -206,23 +212,12 @@ def _in_batches(
     )
 
 
-# From an epoch's plan to what there is to know about each image before it is read, in TensorFlow.
-#
-# Python only says which images a batch holds, in a few numbers; where they lie is looked up in the graph.
-
-# One batch of a plan: index of the canvas; int64 rows of the split's index [B], −1 for padding; int32 variants [B]; key of the
-# epoch's draws.
-PlannedBatch = dict[str, Any]
-
-BATCHES_AT_ONCE = 64  # that Python is asked for: each question costs some 0.2 ms
-
-
-def planned_batches(pool: epoch_plan.Pool, *, global_batch_size: int, seed: int, start_step: int) -> Iterator[PlannedBatch]:
+def planned_batches(pool: Pool, *, global_batch_size: int, seed: int, start_step: int) -> Iterator[PlannedBatch]:
     """The global batches of training from a step on, without end."""
     step = start_step
-    for epoch, first in epoch_plan.epochs_from(pool, seed=seed, global_batch_size=global_batch_size, step=step):
-        batches = epoch_plan.plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
-        key = epoch_plan.epoch_key(seed, epoch).view(np.int64)
+    for epoch, first in epochs_from(pool, seed=seed, global_batch_size=global_batch_size, step=step):
+        batches = plan_epoch(pool, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
+        key = epoch_key(seed, epoch).view(np.int64)
         for t in range(step - first, len(batches.canvas)):
             yield {"canvas": batches.canvas[t], "rows": batches.rows[t], "variants": batches.variants[t], "key": key}
             step += 1
@@ -231,19 +226,22 @@ def planned_batches(pool: epoch_plan.Pool, *, global_batch_size: int, seed: int,
 def image_rows(
     planned: Callable[[], Iterator[PlannedBatch]],
     index: npt.NDArray[Any],
-    pool: epoch_plan.Pool,
+    pool: Pool,
     short_edges: Sequence[int],
     batch_size: int,
     *,
     whole: bool,
 ) -> tf.data.Dataset:
-    """What `Preparation` takes, one image after the other.
+    """The rows that `Preparation` takes (`example.Row`), one image after the other.
+
+    Python says which images a batch holds, in a few numbers; the graph looks up where they lie.
 
     Args:
       planned: makes the batches, of `batch_size` images each.
       index: of the split.
-      short_edges: that the variants count.
-      whole: whether to take all batches at once, so that the data set holds no Python and can be sent to others.
+      pool: of the split, for the sizes of its canvases.
+      short_edges: the short edges that variants number.
+      whole: whether to take all batches at once, so that the dataset holds no Python and can be sent to other machines.
     """
     place = {name: tf.constant(index[name].astype(np.int64)) for name in ("image_id", "shard", "offset", "length")}  # [N] each
     edges, canvases = tf.constant(short_edges, tf.int64), tf.constant(pool.canvases.sizes, tf.int32)
