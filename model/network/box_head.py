@@ -38,7 +38,9 @@ def box_head(config: BoxHeadConfig, channels: int, policy: keras.DTypePolicy) ->
 def sample_rois(
     config: BoxHeadConfig, proposals: tf.Tensor, scores: tf.Tensor, batch: dict[str, tf.Tensor], seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Chooses the RoIs that train the heads: a quarter positive at most, drawn at random; true boxes are proposals, too.
+    """Chooses the RoIs that train the heads: drawn at random, at most `config.positive_fraction` of them positive.
+
+    True boxes of persons are candidates beside the proposals.
 
     Args:
       proposals: float32 [B, N, 4], canvas pixels; scores: float32 [B, N], `NOTHING` where there is none.
@@ -46,14 +48,14 @@ def sample_rois(
       seed: int32 scalar, of the step. Draws depend on (seed, image id), so no split over replicas changes them.
 
     Returns:
-      `boxes` [B, R, 4]; `label` int32 [B, R]: 1 person, 0 background, −1 unused; `match` int32 [B, R]: the true box. Positives
-      come first, in random order.
+      `boxes` [B, R, 4]; `label` int32 [B, R]: 1 person, 0 background, −1 unused; `true_box` int32 [B, R]: the box of the
+      batch with which its IoU is largest. Positives come first, in random order.
     """
     person, crowd = batch["box_kind"] == PERSON, batch["box_kind"] == CROWD  # [B, G]
     candidates = tf.concat([proposals, batch["boxes"]], axis=1)  # [B, N + G, 4]
     exists = tf.concat([scores > NOTHING, person], axis=1) & (batch["image_id"] >= 0)[:, tf.newaxis]
     overlap = tf.where(person[:, tf.newaxis], box_ops.iou(candidates, batch["boxes"]), 0.0)  # [B, N + G, G]
-    match = tf.argmax(overlap, axis=-1, output_type=tf.int32)
+    nearest = tf.argmax(overlap, axis=-1, output_type=tf.int32)
     positive = exists & (tf.reduce_max(overlap, -1) >= config.positive_iou)
     inside = tf.where(crowd[:, tf.newaxis], box_ops.share_inside(candidates, batch["boxes"]), 0.0)
     negative = exists & ~positive & (tf.reduce_max(inside, -1) < CROWD_SHARE)
@@ -74,7 +76,7 @@ def sample_rois(
     return {
         "boxes": tf.gather(candidates, index, batch_dims=1),
         "label": tf.where(rank >= 2.0, 1, tf.where(rank >= 0.0, 0, -1)),
-        "match": tf.gather(match, index, batch_dims=1),
+        "true_box": tf.gather(nearest, index, batch_dims=1),
     }
 
 
@@ -93,7 +95,7 @@ def box_losses(
     positive = (label == 1)[..., tf.newaxis]  # [B, R, 1]
     unit = tf.constant([0.0, 0.0, 1.0, 1.0])  # keeps the logarithm finite where there is nothing to learn
     boxes = tf.where(positive, rois["boxes"], unit)
-    target_boxes = tf.where(positive, tf.gather(true_boxes, rois["match"], batch_dims=1), unit)
+    target_boxes = tf.where(positive, tf.gather(true_boxes, rois["true_box"], batch_dims=1), unit)
     error = deltas - box_ops.encode(target_boxes, boxes, DELTA_WEIGHTS)
     box = tf.reduce_sum(tf.where(positive, box_ops.smooth_l1(error, config.smooth_l1_beta), 0.0))
     count = tf.reduce_sum(tf.cast(label >= 0, tf.float32))

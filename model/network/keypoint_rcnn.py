@@ -237,7 +237,7 @@ def pack_positives(rois: dict[str, tf.Tensor], keypoints: tf.Tensor, capacity: i
       the buffer is full, each image loses the ones drawn last.
     """
     batch, number = rois["label"].shape
-    own_keypoints = tf.gather(keypoints, rois["match"], batch_dims=1)  # [B, R, K, 3]
+    own_keypoints = tf.gather(keypoints, rois["true_box"], batch_dims=1)  # [B, R, K, 3]
     wanted = (rois["label"] == 1) & tf.reduce_any(own_keypoints[..., 2] > 0, -1)  # [B, R]
     # Rank within the image first, so that a full buffer takes from all images alike.
     rank = tf.cumsum(tf.cast(wanted, tf.int32), axis=1)

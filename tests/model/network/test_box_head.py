@@ -31,13 +31,13 @@ def scene(seed=0, batch=3):
 def test_sampled_rois_obey_the_rules():
     proposals, scores, batch = scene()
     rois = box_head.sample_rois(CONFIG, proposals, scores, batch, tf.constant(3))
-    label, match = rois["label"].numpy(), rois["match"].numpy()
+    label, true_box = rois["label"].numpy(), rois["true_box"].numpy()
     overlap = box_ops.iou(rois["boxes"], batch["boxes"][:, :2]).numpy()
     in_crowd = box_ops.share_inside(rois["boxes"], batch["boxes"][:, 2:3]).numpy()[..., 0]
     assert rois["boxes"].shape == (3, 16, 4)
     assert np.all((label == 1).sum(1) == 4)  # a quarter, as there are more candidates than that
     assert np.all(overlap.max(-1)[label == 1] >= 0.5) and np.all(overlap.max(-1)[label == 0] < 0.5)
-    assert np.all(match[label == 1] == overlap.argmax(-1)[label == 1])
+    assert np.all(true_box[label == 1] == overlap.argmax(-1)[label == 1])
     assert np.all(in_crowd[label == 0] < CROWD_SHARE)
     assert np.all(np.diff((label == 1).astype(int), axis=1) <= 0)  # positives first
 
@@ -73,7 +73,7 @@ def test_losses_are_sums_and_finite_where_nothing_is_positive():
     rois = {
         "boxes": tf.constant([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 9.0, 9.0]]]),
         "label": tf.constant([[1, -1, 0]]),
-        "match": tf.zeros([1, 3], tf.int32),
+        "true_box": tf.zeros([1, 3], tf.int32),
     }
     true_boxes = tf.constant([[[1.0, 0.0, 11.0, 10.0]]])  # target: dx = 10 · 0.1 = 1, the rest 0
     logits = tf.constant([[[0.0, 2.0], [50.0, -50.0], [0.0, 0.0]]])
