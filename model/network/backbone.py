@@ -1,4 +1,8 @@
-"""The backbone: ResNet with bottlenecks (He et al. 2015); pixels in, C2…C5 out."""
+"""The backbone: ResNet with bottlenecks (He et al. 2015), pixels in, C2…C5 out; and the feature pyramid over it, P2…P6 out.
+
+The pyramid (FPN, Lin et al. 2017) gives all levels the same width. It enlarges a level by repeating the nearest place; P6 is
+every second place of P5.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from model.network.layers import conv, norm
 
 
 def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
-    """Builds the backbone.
+    """Builds the ResNet.
 
     Returns:
       A model from normalised images [B, H, W, 3] to the stages' features C2…C5, of strides 4, 8, 16, 32 and
@@ -58,9 +62,6 @@ def _bottleneck(
     y = relu(normalised(conv(y, width, 3, f"{name}.conv2", policy, stride=second, use_bias=False), "bn2"), "relu2")
     y = normalised(conv(y, channels, 1, f"{name}.conv3", policy, use_bias=False), "bn3")
     return relu(keras.layers.Add(name=f"{name}.add", dtype=policy)([y, shortcut]), "relu3")
-
-
-# Feature pyramid (Lin et al. 2017): C2…C5 in, P2…P6 of equal width out; nearest upsampling, P6 = every second place of P5.
 
 
 def fpn(config: BackboneConfig, stage_channels: Sequence[int], policy: keras.DTypePolicy) -> keras.Model:

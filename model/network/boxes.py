@@ -1,4 +1,7 @@
-"""Arithmetic of boxes: areas, overlaps, deltas. Boxes are float32 x0, y0, x1, y1 in canvas pixels; no + 1 anywhere."""
+"""Arithmetic of boxes: areas, overlaps, deltas; and `map_images`, which applies a function of one image's boxes to a batch.
+
+Boxes are float32 x0, y0, x1, y1 in canvas pixels, continuous: a box's width is x1 − x0, without + 1.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +82,6 @@ def decode(deltas: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, f
     centre = deltas[..., :2] * anchor_size + anchor_centre
     half = 0.5 * tf.exp(tf.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size
     return tf.concat([centre - half, centre + half], axis=-1)
-
-
-# Applies a function of one image to each image of a batch.
 
 
 def map_images(

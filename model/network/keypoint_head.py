@@ -1,7 +1,15 @@
-"""The keypoint head (He et al. 2017): heatmaps of 56×56 places over each person's box; encoding, loss.
+"""The keypoint head (He et al. 2017): heatmaps over each person's box, their loss, and the way between points and places.
 
-Place (i, j) of a box's heatmap covers [j, j + 1) × [i, i + 1) fifty-sixths of the box. `encode` says in which place a point
-lies; `keypoint_decoding` is the way back.
+A keypoint is a point on the continuous image; a place of a heatmap is a half-open cell. Of a box's S×S places (56×56), place
+(i, j) covers [j, j + 1) · width / S from the left edge and [i, i + 1) · height / S from the upper edge. So `encode` rounds
+down: place d holds every point from d to just below d + 1. A point on the box's right or lower edge would begin a place of
+its own, and belongs to the last one. The way back starts from a middle, d + ½, never from an edge.
+
+To decode, both families (torchvision's and Detectron2's `heatmaps_to_keypoints`) enlarge the heatmap with PyTorch's bicubic
+rule to the box's size in whole pixels, at least one each way, take the largest value, and answer with the middle of its
+pixel. `decode_reference` does just that, one box after the other, as large as each is. `decode_fast` looks at a fixed number
+of those pixels: static shapes, no loop, built-in operators of TFLite. It is what exports contain, and it also says where in
+the pixel the point is.
 """
 
 from __future__ import annotations
@@ -13,6 +21,22 @@ import tensorflow as tf
 
 from model.config import KeypointHeadConfig
 from model.network.layers import conv, norm
+
+# Heatmaps float32 [N, S, S, K] (logits) and boxes float32 [N, 4] → points float32 [N, K, 2] (x, y), in the frame of the boxes,
+# and scores float32 [N, K]: exp(largest value) / Σ exp over the S×S places, above 1 where the enlargement overshoots them all.
+Decoder = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+BICUBIC_A = -0.75  # PyTorch's; TensorFlow's own resize has −0.5
+# Side of the grid of `decode_fast`, in samples per place. The last step of the keypoint head enlarges S/2 × S/2 values
+# bilinearly by 2, so the bicubic surface has its peaks midway between places 2 i and 2 i + 1: odd multiples of ½ have a sample
+# at each of them. In boxes of 1 to 2 times the size of those of the published families' small models, 2.5 missed 2 to 4 in
+# 1,000 points, 1.5 missed 4 to 13, 2 missed 12.
+SAMPLES_PER_PLACE = 2.5
+KEYPOINTS_AT_ONCE = 4  # whose heatmaps are enlarged together: 31 MB for 100 people, where all 17 took 133
+REFINED = 21  # pixels a side looked at around the best sample: all of them for boxes of up to 10 × 2.5 × S = 1400 pixels
+# Places to each side of the best pixel whose mean says where in the pixel the point is. On 200 images of rendered people of
+# some 60 pixels, keypoint AP was 0.572 with whole pixels, as the reference has them, and 0.581 with this.
+MEAN_REACH = 5
 
 
 def keypoint_head(
@@ -39,26 +63,6 @@ def keypoint_head(
     return keras.Model(pooled, x, name="keypoint_head")
 
 
-def encode(keypoints: tf.Tensor, boxes: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The place of each point in its box's heatmap.
-
-    Args:
-      keypoints: float32 [N, K, 3]: x, y in canvas pixels, visibility.
-      boxes: float32 [N, 4], canvas pixels.
-      size: places per side.
-
-    Returns:
-      place int32 [N, K], row × size + column; valid bool [N, K]: labelled, and inside the box (its far edges included, which
-      belong to the last place). As Detectron2's keypoints.py.
-    """
-    low, high = boxes[:, tf.newaxis, :2], boxes[:, tf.newaxis, 2:]  # [N, 1, 2]
-    points = keypoints[..., :2]
-    relative = tf.math.divide_no_nan(points - low, high - low) * size  # [N, K, 2]
-    cell = tf.where(points == high, size - 1, tf.cast(tf.floor(relative), tf.int32))
-    valid = tf.reduce_all((cell >= 0) & (cell < size), -1) & (keypoints[..., 2] > 0)
-    return tf.where(valid, cell[..., 1] * size + cell[..., 0], 0), valid
-
-
 def keypoint_loss(heatmaps: tf.Tensor, keypoints: tf.Tensor, boxes: tf.Tensor, used: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Cross entropy over the places of each heatmap as (sum, count), over the labelled points inside their RoI.
 
@@ -73,28 +77,24 @@ def keypoint_loss(heatmaps: tf.Tensor, keypoints: tf.Tensor, boxes: tf.Tensor, u
     return tf.reduce_sum(tf.where(valid, cross_entropy, 0.0)), tf.reduce_sum(tf.cast(valid, tf.float32))
 
 
-# Where a heatmap says that a keypoint is: the published decoder, and one of fixed cost that agrees with it.
-#
-# Both families (torchvision's and Detectron2's `heatmaps_to_keypoints`) enlarge the S×S heatmap with PyTorch's bicubic rule to
-# the box's size in whole pixels, at least one each way, and take the largest value. `decode_reference` does just that, one box
-# after the other, as large as each is. `decode_fast` looks at a fixed number of those pixels: static shapes, no loop, built-in
-# operators of TFLite; it is what exports contain. It goes on to say where in the pixel. `keypoint_head.encode` is the way back.
+def encode(keypoints: tf.Tensor, boxes: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The place of each point in its box's heatmap.
 
-# Heatmaps float32 [N, S, S, K] (logits) and boxes float32 [N, 4] → points float32 [N, K, 2] (x, y), in the frame of the boxes,
-# and scores float32 [N, K]: exp(largest value) / Σ exp over the S×S places, above 1 where the enlargement overshoots them all.
-Decoder = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    Args:
+      keypoints: float32 [N, K, 3]: x, y in canvas pixels, visibility.
+      boxes: float32 [N, 4], canvas pixels.
+      size: places per side.
 
-BICUBIC_A = -0.75  # PyTorch's; TensorFlow's own resize has −0.5
-# Side of the grid of `decode_fast`, in samples per place. The last step of the keypoint head enlarges S/2 × S/2 values
-# bilinearly by 2, so the bicubic surface has its peaks midway between places 2 i and 2 i + 1: odd multiples of ½ have a sample
-# at each of them. In boxes of 1 to 2 times the size of those of the published families' small models, 2.5 missed 2 to 4 in
-# 1,000 points, 1.5 missed 4 to 13, 2 missed 12.
-SAMPLES_PER_PLACE = 2.5
-KEYPOINTS_AT_ONCE = 4  # whose heatmaps are enlarged together: 31 MB for 100 people, where all 17 took 133
-REFINED = 21  # pixels a side looked at around the best sample: all of them for boxes of up to 10 × 2.5 × S = 1400 pixels
-# Places to each side of the best pixel whose mean says where in the pixel the point is. On 200 images of rendered people of
-# some 60 pixels, keypoint AP was 0.572 with whole pixels, as the reference has them, and 0.581 with this.
-MEAN_REACH = 5
+    Returns:
+      place int32 [N, K], row × size + column; valid bool [N, K]: labelled, and inside the box, its far edges included. As
+      Detectron2's keypoints.py (`_keypoints_to_heatmap`) has it. `decode_reference` and `decode_fast` are the way back.
+    """
+    low, high = boxes[:, tf.newaxis, :2], boxes[:, tf.newaxis, 2:]  # [N, 1, 2]
+    points = keypoints[..., :2]
+    relative = tf.math.divide_no_nan(points - low, high - low) * size  # [N, K, 2]
+    cell = tf.where(points == high, size - 1, tf.cast(tf.floor(relative), tf.int32))
+    valid = tf.reduce_all((cell >= 0) & (cell < size), -1) & (keypoints[..., 2] > 0)
+    return tf.where(valid, cell[..., 1] * size + cell[..., 0], 0), valid
 
 
 def decode_reference(heatmaps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -17,7 +17,9 @@ from model.network.layers import conv
 from pipeline.anchors import AnchorConfig, cell_anchors
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-NOTHING = -1e8  # the score of a place that holds no proposal
+# The score of a place that holds no proposal. Shapes are fixed, so places are left over; a finite number below every logit
+# ranks them last, and NMS takes only what is above it.
+NOTHING = -1e8
 
 
 def rpn_head(channels: int, num_ratios: int, policy: keras.DTypePolicy) -> keras.Model:
@@ -65,7 +67,7 @@ def proposals(
     *,
     training: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The best boxes of all levels after NMS within each.
+    """The best boxes of all levels, after NMS within each level.
 
     Args:
       logits: per level float32 [B, A_l].
@@ -74,39 +76,49 @@ def proposals(
       image_size: int32 [B, 2], height and width of the images within the canvas.
 
     Returns:
-      boxes float32 [B, N, 4], clipped to the image, best first; zeros where there are fewer than N;
-      scores float32 [B, N], what they are ranked by; `NOTHING` there.
+      boxes float32 [B, N, 4], clipped to the image, best first; zeros behind the last proposal;
+      scores float32 [B, N], what the boxes are ranked by; `NOTHING` behind the last proposal.
     """
     top_k = config.top_k_train if training else config.top_k_test
     count = config.proposals_train if training else config.proposals_test
-    level_boxes, level_scores = [], []
-    for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
-        available = level_logits.shape[1]
-        # The size of a canvas is known late in serving.
-        k = tf.minimum(top_k, tf.shape(level_logits)[1]) if available is None else min(top_k, available)
-        scores, index = tf.math.top_k(level_logits, k)  # [B, k]
-        boxes = box_ops.decode(tf.gather(level_deltas, index, batch_dims=1), tf.gather(level_anchors, index), DELTA_WEIGHTS)
-        boxes = box_ops.clip(boxes, image_size)
-        if config.rank_by == "sigmoid":
-            scores = 1.0 / (1.0 + tf.exp(-scores))  # in these steps, so that it is 0 where theirs is
-        level_boxes.append(boxes)
-        level_scores.append(tf.where(box_ops.large_enough(boxes, config.min_size), scores, NOTHING))
 
-    def best_of_one(*levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        kept_boxes, kept_scores = [], []
-        for boxes, scores in zip(levels[: len(level_boxes)], levels[len(level_boxes) :], strict=True):
-            kept = suppress(boxes, scores, tf.minimum(count, tf.shape(boxes)[0]), config.nms_threshold, NOTHING)
-            kept_boxes.append(kept[0])
-            kept_scores.append(kept[1])
-        boxes, scores = tf.concat(kept_boxes, 0), tf.concat(kept_scores, 0)
-        # So that there are always N to take, whatever the size of the canvas.
-        boxes = tf.concat([boxes, tf.zeros([count, 4])], 0)
-        scores = tf.concat([scores, tf.fill([count], NOTHING)], 0)
+    # 1. Of each level, the anchors of the largest logits become boxes; those that are too small lose their score.
+    candidates = [_level_candidates(config, top_k, *level, image_size) for level in zip(logits, deltas, anchors, strict=True)]
+    level_boxes, level_scores = zip(*candidates, strict=True)  # L × [B, k_l, 4], L × [B, k_l]
+    num_levels = len(level_boxes)
+
+    def best_of_one(*one_image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # `map_images` hands over one flat list: the boxes [k_l, 4] of every level, then the scores [k_l] of every level.
+        boxes_by_level, scores_by_level = one_image[:num_levels], one_image[num_levels:]
+        # 2. NMS within each level: boxes of different levels do not suppress each other.
+        kept = [
+            suppress(boxes, scores, tf.minimum(count, tf.shape(boxes)[0]), config.nms_threshold, NOTHING)
+            for boxes, scores in zip(boxes_by_level, scores_by_level, strict=True)
+        ]
+        # 3. The best N of all levels. N places without a proposal stand behind, so that there are always N to take, however
+        # small the canvas is.
+        boxes = tf.concat([*(boxes for boxes, _ in kept), tf.zeros([count, 4])], 0)
+        scores = tf.concat([*(scores for _, scores in kept), tf.fill([count], NOTHING)], 0)
         scores, index = tf.math.top_k(scores, count)
         return tf.gather(boxes, index), scores
 
     boxes, scores = map_images(best_of_one, [*level_boxes, *level_scores], (tf.float32, tf.float32))
     return tf.reshape(boxes, [-1, count, 4]), tf.reshape(scores, [-1, count])
+
+
+def _level_candidates(
+    config: RpnConfig, top_k: int, logits: tf.Tensor, deltas: tf.Tensor, anchors: tf.Tensor, image_size: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One level's boxes of the k largest logits, [B, k, 4], and their scores [B, k]; `NOTHING` for boxes that are too small."""
+    available = logits.shape[1]
+    # The size of a canvas is known late in serving.
+    k = tf.minimum(top_k, tf.shape(logits)[1]) if available is None else min(top_k, available)
+    scores, index = tf.math.top_k(logits, k)  # [B, k]
+    boxes = box_ops.decode(tf.gather(deltas, index, batch_dims=1), tf.gather(anchors, index), DELTA_WEIGHTS)
+    boxes = box_ops.clip(boxes, image_size)
+    if config.rank_by == "sigmoid":
+        scores = 1.0 / (1.0 + tf.exp(-scores))  # in these steps, so that it is 0 where torchvision's is
+    return boxes, tf.where(box_ops.large_enough(boxes, config.min_size), scores, NOTHING)
 
 
 def suppress(

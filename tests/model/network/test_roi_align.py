@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from model.config import RoiAlignConfig
-from model.network import roi_align as roi_align_module
+from model.network import adaptive_roi_align
 from model.network.roi_align import assign_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
@@ -90,7 +90,7 @@ def many_boxes(count):
 @pytest.mark.parametrize("late", [False, True])
 def test_many_boxes_of_different_numbers_of_samples_keep_their_order(pyramid, late, monkeypatch):
     """Sampled in chunks of 7, the last one not full; whether their number is known early or late."""
-    monkeypatch.setattr(roi_align_module, "BINS_AT_ONCE", 7 * 3**2)
+    monkeypatch.setattr(adaptive_roi_align, "BINS_AT_ONCE", 7 * 3**2)
     boxes, index = many_boxes(30)
     spec = [tf.TensorSpec([None if late else len(boxes), 4]), tf.TensorSpec([None if late else len(boxes)], tf.int32)]
     pool = tf.function(lambda b, i: roi_align(RoiAlignConfig(), pyramid, STRIDES, b, i, 3, 0), input_signature=spec)
