@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline.data_config import ResizeRule
+from pipeline.pillow_resize import pillow_resize
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -49,7 +50,7 @@ def resized_size_tf(
     max_edge: tf.Tensor | int,
     rule: ResizeRule = "standard",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The size at which an image is seen: `anchors.resized_size` in TensorFlow, equal to it everywhere.
+    """The size at which an image is seen: `data_config.resized_size` in TensorFlow, equal to it everywhere.
 
     Args:
       height, width: pixels, integer tensors of one shape.
@@ -84,7 +85,7 @@ def resized_size_tf(
 
 
 def pixel_dtype(rule: ResizeRule) -> tf.DType:
-    """What `resize` gives: bytes, but for the family that never rounds."""
+    """The dtype of what `resize` gives: float32 under torchvision's rule, which never rounds; else uint8."""
     return tf.float32 if rule == "torchvision" else tf.uint8
 
 
@@ -129,6 +130,18 @@ def place(image: tf.Tensor, canvas_height: tf.Tensor, canvas_width: tf.Tensor) -
     rows = tf.reshape(image, [height, 3 * width])  # padding in two dimensions is several times faster than in three
     rows = tf.pad(rows, [[0, canvas_height - height], [0, 3 * (canvas_width - width)]])
     return tf.reshape(rows, [canvas_height, canvas_width, 3])
+
+
+def covered(image_size: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """Which pixels of a canvas the images cover, which lie at its top left: bool [B, height, width, 1].
+
+    Args:
+      image_size: int32 [B, 2], height and width of the images.
+      height, width: of the canvas.
+    """
+    rows = tf.expand_dims(tf.range(height), 0) < image_size[:, :1]  # [B, H]
+    columns = tf.expand_dims(tf.range(width), 0) < image_size[:, 1:]  # [B, W]
+    return tf.expand_dims(tf.expand_dims(rows, 2) & tf.expand_dims(columns, 1), 3)
 
 
 # The rotation that a file stores beside its pixels (EXIF orientation). A viewer applies it; a decoder does not.
@@ -231,55 +244,3 @@ def upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-# Pillow's bilinear resize of bytes, to the bit: models of Detectron2's family were trained on such images.
-#
-# Pillow resizes along x, rounds to bytes, then along y. If it shrinks, its triangle widens with the scale (antialiasing), and
-# its weights are whole multiples of 2^-22, so that every sum is exact. TensorFlow's own antialiased resize rounds but once.
-
-BITS = 22  # of a weight's fraction: a sum of weights times 255 still fits 32 bits with a sign
-
-
-def pillow_resize(pixels: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """`PIL.Image.resize((width, height), BILINEAR)`; uint8 [h, w, 3] → uint8 [height, width, 3]."""
-    wide = _along(tf.cast(pixels, tf.int32), width, axis=1)
-    resized: tf.Tensor = tf.cast(_along(wide, height, axis=0), tf.uint8)
-    return resized
-
-
-def _along(pixels: tf.Tensor, size: tf.Tensor, axis: int) -> tf.Tensor:
-    """Resizes one axis; int32 [h, w, 3] of values 0…255, as the result."""
-    first, weights = _taps(tf.shape(pixels)[axis], size)
-    last = tf.shape(pixels)[axis] - 1
-    column = [1, -1, 1] if axis == 1 else [-1, 1, 1]
-
-    def add(tap: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        values = tf.gather(pixels, tf.minimum(first + tap, last), axis=axis)
-        return tap + 1, total + values * tf.reshape(weights[:, tap], column)
-
-    # One tap at a time: all at once would hold as many copies of the image as there are taps.
-    shape = tf.tensor_scatter_nd_update(tf.shape(pixels), [[axis]], [tf.cast(size, tf.int32)])
-    half = tf.fill(shape, 1 << (BITS - 1))
-    _, total = tf.while_loop(
-        lambda tap, _: tap < tf.shape(weights)[1],
-        add,
-        (tf.constant(0), half),
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None, None])),
-        parallel_iterations=1,
-    )
-    return tf.ensure_shape(tf.bitwise.right_shift(total, BITS), [None, None, 3])
-
-
-def _taps(before: tf.Tensor, after: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which source pixels make up each of `after` pixels: the first one int32 [N], and weights × 2^BITS int32 [N, taps]."""
-    scale = tf.cast(before, tf.float64) / tf.cast(after, tf.float64)
-    support = tf.maximum(scale, 1.0)  # half the width of the triangle, in source pixels
-    centre = (tf.cast(tf.range(after), tf.float64) + 0.5) * scale  # [N]
-    first = tf.maximum(tf.cast(centre - support + 0.5, tf.int32), 0)
-    end = tf.minimum(tf.cast(centre + support + 0.5, tf.int32), before)
-    source = first[:, None] + tf.range(2 * tf.cast(tf.math.ceil(support), tf.int32) + 1)  # [N, taps]
-    distance = tf.abs(tf.cast(source, tf.float64) + 0.5 - centre[:, None]) / support
-    triangle = tf.where(source < end[:, None], tf.maximum(1.0 - distance, 0.0), 0.0)
-    weights = triangle / tf.reduce_sum(triangle, axis=1, keepdims=True)
-    return first, tf.cast(weights * (1 << BITS) + 0.5, tf.int32)

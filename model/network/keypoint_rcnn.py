@@ -18,6 +18,7 @@ from model.network import box_head, keypoint_head, rpn
 from model.network.backbone import fpn, level_shapes, resnet
 from model.network.keypoint_head import Decoder, decode_fast
 from model.network.roi_align import roi_align
+from pipeline import image
 from pipeline.skeleton import Skeleton
 
 # The keypoint head looks at a multiple of so many people: a GPU's library tries its algorithms anew for each number.
@@ -83,10 +84,7 @@ class KeypointRCNN(tf.Module):
         )
         pixels = (pixels - mean) / std
         height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
-        below = tf.expand_dims(tf.range(height), 0) < image_size[:, :1]  # [B, H]
-        left_of = tf.expand_dims(tf.range(width), 0) < image_size[:, 1:]  # [B, W]
-        inside = tf.expand_dims(tf.expand_dims(below, 2) & tf.expand_dims(left_of, 1), 3)  # [B, H, W, 1]
-        return tf.where(inside, pixels, 0.0)
+        return tf.where(image.covered(image_size, height, width), pixels, 0.0)
 
     def detect(
         self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder = decode_fast, *, static_shapes: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from pipeline.data_config import DataConfig
+from pipeline.image import covered
 from pipeline.loading.image_grid import Size
 from pipeline.random_draws import uniform
 
@@ -72,9 +73,7 @@ def adjust_colours(
     """
     pixels = tf.cast(images, tf.float32)
     _, height, width, _ = tf.unstack(tf.shape(pixels)) if None in pixels.shape else pixels.shape
-    rows = tf.range(height) < image_size[:, :1]  # [B, H]
-    columns = tf.range(width) < image_size[:, 1:]  # [B, W]
-    inside = (rows[:, :, None] & columns[:, None])[..., None]  # [B, H, W, 1]
+    inside = covered(image_size, height, width)
     if brightness is not None:
         pixels = _blend(pixels, 0.0, brightness)
     if contrast is not None:

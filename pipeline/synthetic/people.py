@@ -120,7 +120,6 @@ class _Rod:
     end: Floats
     radii: tuple[float, float]
     color: Color
-    outlined: bool = True
 
 
 def _rods(pose: Pose, look: Look) -> list[_Rod]:

@@ -83,10 +83,6 @@ class Pose:
     head: Floats
     kind: str
 
-    @property
-    def faces_viewer(self) -> bool:
-        return bool(self.torso[2, 2] > 0)
-
 
 def random_proportions(rng: np.random.Generator) -> Proportions:
     child = rng.random() < 0.15
