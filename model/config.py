@@ -50,7 +50,7 @@ class BackboneConfig:
     expansion: int = 4
     norm: Norm = "frozen_batch"  # "group" where training starts from random weights: frozen statistics need pretrained ones
     norm_epsilon: float = 1e-5
-    stem_width: int | None = None  # channels of the stem where they are not `width`
+    stem_width: int | None = None  # channels of the stem; None: `width`
     stride_in_1x1: bool = False  # a stage's stride lies in its first 1×1 convolution (MSRA's ResNet), else in the 3×3 one
     frozen_stages: int = 0  # parts that are not trained, counted from the pixels: 2 are the stem and C2's stage
     fpn_channels: int = 256
@@ -85,8 +85,8 @@ class RpnConfig:
     rank_by: Literal["logit", "sigmoid"] = "logit"
     min_size: float = 0.0  # canvas pixels; proposals with a shorter side are dropped, empty ones always
     smooth_l1_beta: float = 0.0  # 0: L1
-    # Both losses are divided by the number of anchors sampled per image × images, or by the number that has a label: they
-    # differ where an image has too few, and in their meaning when all anchors are taken.
+    # Both losses are divided by the number of anchors sampled per image × images ("sampled"), or by the number of anchors that
+    # have a label ("labelled"). The two differ if an image has too few anchors to sample, and if all anchors are taken.
     normalise_by: Literal["sampled", "labelled"] = "sampled"
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class RoiAlignConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BoxHeadConfig:
-    """Fast R-CNN's second stage: two fully connected layers on 7×7 features, convolutions before them if there are any."""
+    """Fast R-CNN's second stage: two fully connected layers on 7×7 features, after `convolutions` 3×3 convolutions."""
 
     rois: int = 512  # sampled per image in training
     positive_fraction: float = 0.25
@@ -249,7 +249,7 @@ PRESETS: Mapping[str, Config] = {config.preset: config for config in (TINY, R50_
 
 
 def preset(name: str) -> Config:
-    """The preset of that name. Raises: UserError with the names there are."""
+    """The preset of that name. Raises: UserError, which lists the names."""
     if name not in PRESETS:
         raise UserError(f"--preset={name}: must be one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-r"""Shows what the loader makes of records: canvases, padding, memory of caches; with --benchmark how fast, on this machine.
+r"""Shows what the loader makes of records: canvases, padding, memory of caches; with --benchmark also how fast it is here.
 
 Examples:
   python -m pipeline.benchmark_loader --data_dir=records --split=train
@@ -16,21 +16,33 @@ from pipeline.record_folder import open_record_folder
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
-flags.DEFINE_string("split", "train", "Which split.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "Split to load.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 16, "Images in a batch.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
-    "short_edges", [], "Short edges that images draw from, in pixels; by default the records'.", flag_values=FLAGS
+    "short_edges", [], "Short edges in pixels, of which each image draws one; by default the records' own.", flag_values=FLAGS
 )
-flags.DEFINE_integer("num_canvases", None, "Sizes of batches; 6 by default.", lower_bound=1, flag_values=FLAGS)
-batch_flags.define(FLAGS)
-flags.DEFINE_bool("benchmark", False, "Loads batches as training does, and measures.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "num_images", 500, "With --benchmark: images to load in each of its parts.", lower_bound=1, flag_values=FLAGS
+    "num_canvases", None, "Number of canvases, the sizes that batches have; by default 6.", lower_bound=1, flag_values=FLAGS
+)
+batch_flags.define(FLAGS)
+flags.DEFINE_bool("benchmark", False, "Loads batches as training does, and measures the time of each stage.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_images", 500, "With --benchmark: images that each of its parts loads.", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_enum(
-    "cache", "none", ["none", "records", "decoded"], "With --benchmark: what is in memory, as in training.", flag_values=FLAGS
+    "cache",
+    "none",
+    ["none", "records", "decoded"],
+    "With --benchmark: what is kept in memory, as in model.train.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "With --benchmark: as in training.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "on_error",
+    "fail",
+    ["fail", "skip"],
+    "With --benchmark: what happens at an image that cannot be read, as in model.train.",
+    flag_values=FLAGS,
+)
 flags.mark_flags_as_required(["data_dir"], flag_values=FLAGS)
 
 

@@ -43,7 +43,7 @@ def sample_rois(
     True boxes of persons are candidates beside the proposals.
 
     Args:
-      proposals: float32 [B, N, 4], canvas pixels; scores: float32 [B, N], `NOTHING` where there is none.
+      proposals: float32 [B, N, 4], canvas pixels; scores: float32 [B, N], `NOTHING` in places without a proposal.
       batch: `boxes` [B, G, 4], `box_kind` [B, G], `image_id` [B].
       seed: int32 scalar, of the step. Draws depend on (seed, image id), so no split over replicas changes them.
 
@@ -93,7 +93,7 @@ def box_losses(
     classes = tf.reduce_sum(tf.where(label >= 0, cross_entropy, 0.0))
 
     positive = (label == 1)[..., tf.newaxis]  # [B, R, 1]
-    unit = tf.constant([0.0, 0.0, 1.0, 1.0])  # keeps the logarithm finite where there is nothing to learn
+    unit = tf.constant([0.0, 0.0, 1.0, 1.0])  # keeps the logarithm finite for RoIs that are not positive
     boxes = tf.where(positive, rois["boxes"], unit)
     target_boxes = tf.where(positive, tf.gather(true_boxes, rois["true_box"], batch_dims=1), unit)
     error = deltas - box_ops.encode(target_boxes, boxes, DELTA_WEIGHTS)
@@ -110,7 +110,8 @@ def detections(
     proposal_scores: tf.Tensor,
     image_size: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The people found: boxes float32 [B, D, 4] within the image, scores [B, D] best first, number int32 [B]; zeros behind.
+    """The people found: boxes float32 [B, D, 4] within the image, scores [B, D] best first, number int32 [B]; zeros behind
+    the last.
 
     Args:
       logits: float32 [B, N, 2]; deltas: float32 [B, N, 4]; proposals: float32 [B, N, 4] and their scores [B, N];

@@ -138,7 +138,7 @@ def decode_fast(heatmaps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     extent, pixels = _pixel_grid(boxes)
     count = tf.expand_dims(pixels, -1)  # [N, 2, 1]
     stride = tf.maximum(count / samples, 1.0)  # pixels between samples
-    # Where there are fewer pixels than samples, the last one is looked at many times.
+    # If a box has fewer pixels than samples, the last pixel is looked at many times.
     sampled = tf.minimum(tf.floor((tf.range(samples, dtype=tf.float32) + 0.5) * stride), count - 1.0)  # [N, 2, M]
     weights = _bicubic_weights(_places_of(sampled, count, size), size)  # [N, 2, M, S]
     parts = []

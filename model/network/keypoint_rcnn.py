@@ -21,7 +21,7 @@ from model.network.roi_align import roi_align
 from pipeline import image
 from pipeline.skeleton import Skeleton
 
-# The keypoint head looks at a multiple of so many people: a GPU's library tries its algorithms anew for each number.
+# The keypoint head looks at a multiple of this number of people: a GPU's library tries its algorithms anew for each number.
 PEOPLE_AT_ONCE = 8
 
 Loss = tuple[tf.Tensor, tf.Tensor]  # (sum, count): reduced in one place, over the global batch

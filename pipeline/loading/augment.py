@@ -1,4 +1,4 @@
-"""Augmentation beyond the flip: colours, on the device inside the compiled step, and large-scale jitter, while loading.
+"""Augmentation beyond the flip: colours (on the device, in the compiled step) and large-scale jitter (while loading).
 
 Draws are keyed by (seed, image id), where the seed stands for the step (colours) or the epoch (jitter): no worker, replica or
 compiler changes them.
@@ -19,11 +19,8 @@ GREY = (0.299, 0.587, 0.114)  # weights of RGB in an image's luma (ITU-R BT.601)
 _COLOURS, _JITTER = 0x3C6EF372, 0x5851F42D
 
 
-# Colours ------------------------------------------------------------------------------------------------------------
-
-
 def jitter_colours(batch: dict[str, tf.Tensor], config: DataConfig, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    """A batch whose images have other colours, each by its own draw; the batch itself where `config` has no strength.
+    """A batch whose images have other colours, each by its own draw; the batch itself if all strengths are 0.
 
     torchvision's ColorJitter, but in this order always: brightness, contrast, saturation, hue. The first three draw a factor
     from 1 ± strength (at least 0), hue a shift from 0 ± strength of the whole circle.
@@ -99,11 +96,10 @@ def _blend(pixels: tf.Tensor, other: tf.Tensor | float, factor: tf.Tensor) -> tf
     return tf.clip_by_value(factor * pixels + (1.0 - factor) * other, 0.0, 255.0)
 
 
-# Large-scale jitter ---------------------------------------------------------------------------------------------------
-
-
 def draw_jitter(config: DataConfig, seed: tf.Tensor, image_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """What an image draws in an epoch (Ghiasi et al. 2021, "Simple Copy-Paste"; Detectron2's ResizeScale and FixedSizeCrop).
+    """What an image draws in an epoch for large-scale jitter (Ghiasi et al. 2021, "Simple Copy-Paste").
+
+    The same as Detectron2's ResizeScale and FixedSizeCrop.
 
     Args:
       config: `jitter_canvas`, `jitter_scales`.

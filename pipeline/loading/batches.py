@@ -1,7 +1,7 @@
-"""Records → batches: decoding, resizing, flipping, sampling anchors, on canvases of a few sizes.
+"""Records → batches: each image is decoded, resized, flipped and given its anchors, on canvases of a few sizes.
 
-The batch of a step is a function of (seed, step, global batch size). `epoch_plan.py` says which images it holds; here each
-is read by its offset, prepared in a parallel map, and stacked with its neighbours. A batch is one dict:
+The batch of a step is a function of (seed, step, global batch size). `epoch_plan.py` says which images it holds. Here each
+image is read by its offset, prepared in a parallel map (`example.py`), and stacked with its neighbours. A batch is one dict:
 
 | key | dtype, shape | meaning |
 | --- | --- | --- |
@@ -10,7 +10,7 @@ is read by its offset, prepared in a parallel map, and stacked with its neighbou
 | `scale` | float32 [B, 2] | canvas / original as (y, x) |
 | `original_size` | int32 [B, 2] | height, width of the file |
 | `image_id` | int64 [B] | −1 for a padding image, which is all zeros |
-| `boxes` | float32 [B, G, 4] | x0, y0, x1, y1 in canvas pixels, zero where there is none |
+| `boxes` | float32 [B, G, 4] | x0, y0, x1, y1 in canvas pixels, zero in places without a box |
 | `keypoints` | float32 [B, G, K, 3] | x, y in canvas pixels, visibility 0, 1, 2; all zero where not labelled |
 | `box_kind` | int32 [B, G] | `PADDING`, `PERSON` or `CROWD` |
 | `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid |
@@ -40,7 +40,7 @@ from pipeline.skeleton import Skeleton
 
 
 def check_compatible(record_folder: RecordFolder, anchors: AnchorConfig, config: DataConfig, skeleton: Skeleton) -> None:
-    """Refuses records whose keypoints, or precomputed matching if it is to be used, are not those that training is asked for.
+    """Refuses records whose keypoints are not those of the model, or whose precomputed matching is of other anchors and sizes.
 
     Raises:
       UserError: names what the records have and what is asked for.
@@ -66,7 +66,7 @@ def check_compatible(record_folder: RecordFolder, anchors: AnchorConfig, config:
 
 
 def training_pool(record_folder: RecordFolder, split: str, config: DataConfig) -> epoch_plan.Pool:
-    """The images and canvases that `training_batches` uses; `str` of it is a line for the log."""
+    """The images and canvases that `training_batches` uses. `str` of the pool is a line for the log."""
     index = record_folder.index(split)
     side = config.jitter_canvas
     pool = epoch_plan.make_pool(
@@ -108,10 +108,11 @@ def training_batches(
       num_steps: number of batches; None: without end.
       input_workers, input_worker: number of workers that share a global batch, and which of them this is.
       anchors: the model's; None: the records' own. Others need `config.anchors` = "online".
+      options: how the batches are loaded, which changes nothing in them.
 
     Returns:
-      dicts with leading dimension global_batch_size / input_workers; all dimensions static but the canvas's H and W, which
-      all workers have alike at each step.
+      dicts with leading dimension global_batch_size / input_workers. All dimensions are static except the canvas's H and W,
+      which are the same for all workers at each step.
 
     Raises:
       UserError: no image to train on, short edges that the records lack, or a batch that the workers cannot share.

@@ -1,7 +1,7 @@
 """Canvases: the few sizes that batches have.
 
-Images of different sizes share a batch at the top left of a canvas, and what an image leaves free is computed for nothing.
-Every size costs a trace (under XLA a compilation), so there may be only a few, and they are chosen for the images at hand.
+Images of different sizes share a batch, each at the top left of a canvas, and the model computes in vain what an image leaves
+free. Every size of canvas costs a trace (under XLA a compilation), so there are only a few, chosen for the images at hand.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
     """Chooses at most `count` canvases for images of the given sizes, so as to leave little padding.
 
     An image goes to the smallest canvas that holds it, as in `assign`. This is a k-median problem over rectangles, and the
-    answer a good local optimum: the better one of two starts (joining sizes two by two until `count` are left; adding
-    the best canvas `count` times), from which one canvas at a time is exchanged for a better one while there is any. It
-    depends on the sizes alone, not on their order.
+    answer is a good local optimum: two starts (joining sizes two by two until `count` are left; adding the best canvas `count`
+    times) are improved by exchanging one canvas at a time until no exchange helps, and the better result is taken. It depends
+    on the sizes alone, not on their order.
 
     Args:
       heights, widths: int64 [N] pixels of the resized images, N ≥ 1; each size as often as it will be seen.
@@ -51,7 +51,7 @@ def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
     """
     if count < 1:
         raise UserError(f"num_canvases={count}: there must be at least 1 canvas")
-    # Only the sizes rounded up to the next multiple matter, and there are few of those.
+    # Only the sizes rounded up to the next multiple matter, which are few.
     heights, widths = heights.astype(np.int64), widths.astype(np.int64)
     units, number = np.unique(
         (-(-heights // CANVAS_MULTIPLE) << 32) + -(-widths // CANVAS_MULTIPLE), return_counts=True

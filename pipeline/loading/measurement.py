@@ -1,4 +1,4 @@
-"""What the loader makes of a split, and how fast: images per second, where the time goes, cores that an accelerator needs."""
+"""What the loader makes of a split, and how fast: images per second, time by stage, cores that an accelerator needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
 
 SEED = 0
-ROUNDS = 3  # of which the fastest counts for each part: others at work on the machine only ever slow it down
+ROUNDS = 3  # of each part; the fastest counts, since other work on the machine only ever slows a part down
 
 STAGES = ("read", "decode", "resize", "place", "people", "targets")  # of `Preparation.image`
 BATCH = "batch"  # the last part: whole batches, as training takes them
@@ -52,8 +52,8 @@ class Measured:
       cpu_seconds: of one core for one image, by stage (`STAGES`, and `BATCH` for stacking images).
       bytes_per_batch: of a batch as it goes to the device, on average.
       padding: share of the pixels in those batches that no image covers.
-      colour_seconds: that the device takes to jitter the colours of one image, which is done in the training step and not
-        counted above; None: there is no colour jitter.
+      colour_seconds: that the device takes to jitter the colours of one image, in the training step and not counted above;
+        None: the configuration has no colour jitter.
     """
 
     images_per_second: float
@@ -90,9 +90,9 @@ def measure(
     options: LoadingOptions,
     anchors: AnchorConfig | None = None,
 ) -> Measured:
-    """Loads batches as training does, and the first stages alone; CPU times of stages are differences of these.
+    """Loads batches as training does, and the same images up to each stage; the CPU time of a stage is the difference of two.
 
-    Each part is run several times, so that all but the first find the records in the system's memory or the cache.
+    Each part runs several times, so that all runs but the first find the records in the system's memory or the cache.
 
     Args:
       num_images: that each part loads, rounded up to whole batches.
@@ -181,7 +181,7 @@ def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | Non
 
 
 def _until(prepare: Preparation, stage: str) -> Callable[[Row], tf.Tensor]:
-    """The stages of `Preparation.image` up to one of them. They answer with one number, so that nothing is copied."""
+    """The stages of `Preparation.image` up to `stage`; the answer is one number, so that nothing is copied."""
 
     def answer(row: Row) -> tf.Tensor:
         record = prepare.read(row)

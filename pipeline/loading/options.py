@@ -1,6 +1,6 @@
-"""How batches are loaded, as opposed to what is in them (`DataConfig`): unreadable images, memory, other machines.
+"""How batches are loaded: what happens to unreadable images, what is kept in memory, which machines make the batches.
 
-Whatever is chosen here, a batch holds the same.
+`DataConfig` says what is in a batch; nothing here changes that.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class LoadingOptions:
     """Choices of a run.
 
     Attributes:
-      on_error: what an image that cannot be read leads to: "fail", an error that names it; "skip", a padding image in its
-        place, which its batch tells of (`unreadable`). Readiness to skip takes 1 to 2 ms of a core for every image.
-      cache: what is kept in memory of an image once it has been read: "none"; "records", the record; "decoded", also its
-        pixels. `cache_bytes` tells what that takes.
-      data_service: "grpc://host:port" of the dispatcher of a tf.data service whose workers make the batches; "" for this
-        process. Each batch comes once, but in no certain order, and exact resumption is not promised.
+      on_error: what happens at an image that cannot be read. "fail": an error that names it. "skip": a padding image takes its
+        place, and the batch names it in `unreadable`; being ready for that takes 1 to 2 ms of a core for every image.
+      cache: what is kept in memory of an image once it has been read. "none": nothing. "records": the record. "decoded": the
+        record and its pixels. `cache_bytes` says how much memory that takes.
+      data_service: "grpc://host:port" of the dispatcher of a tf.data service whose workers make the batches; "": this process
+        makes them. Each batch comes once, but in no certain order, and exact resumption is not promised.
     """
 
     on_error: OnError = "fail"
@@ -52,13 +52,13 @@ PLAIN = LoadingOptions()
 
 
 def check_possible(options: LoadingOptions, images: npt.NDArray[Any]) -> None:
-    """Finds out before anything is read whether the memory suffices, and the data service answers.
+    """Finds out before anything is read whether the memory suffices, and whether the data service answers.
 
     Args:
-      images: rows of the index, those that will be read.
+      images: the rows of the index that will be read.
 
     Raises:
-      UserError: it does not.
+      UserError: the memory does not suffice, or the service does not answer.
     """
     needed, machine = cache_bytes(images, options.cache), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > machine:

@@ -1,6 +1,6 @@
-"""A record by its place in the shards, and its image; both kept in memory where that is wanted.
+"""Reads a record by its place in the shards, and decodes its image; both may be kept in memory (`LoadingOptions.cache`).
 
-All in TensorFlow, for the parallel map of `batches.py`.
+Everything is TensorFlow, for the parallel map of `batches.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Reader:
 
     Attributes:
       shards: paths of the files.
-      records, images: what is kept of images that have been read, by image id; None: nothing.
+      records, images: tables of what is kept of images that have been read, by image id; None: nothing is kept.
     """
 
     shards: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Images that cannot be read: named with file and place, and counted where a run goes on without them."""
+"""Images that cannot be read: each is named with file and byte, and counted if a run goes on without it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.loading.epoch_plan import planned_batches
 from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import read_payload
 
-MOST_SKIPPED = 0.1  # of all images of the split: a data set is not a little damaged any more
-ALWAYS_SKIPPED = 10  # images, however few there are
+MOST_SKIPPED = 0.1  # of all images of the split; beyond that the records are not only a little damaged
+ALWAYS_SKIPPED = 10  # images, however small the split is
 
 
 def describe(record_folder: RecordFolder, split: str, image: np.void) -> str | None:
-    """Reads an image as training does, and says where it lies and what is wrong with it; None if nothing is.
+    """Reads an image as training does, and says where it lies and what is wrong with it; None if it can be read.
 
     Args:
       image: its row of the index.
@@ -96,7 +96,7 @@ def describe_unreadable(
 ) -> list[str]:
     """Which images of a step's global batch cannot be read: where each lies, and what is wrong with it.
 
-    For whoever met an error in the step's batch: TensorFlow's own does not say where.
+    TensorFlow's own error in a step's batch does not say where the image lies.
     """
     index = record_folder.index(split)
     pool = training_pool(record_folder, split, config)
@@ -116,7 +116,7 @@ def reading_error(
     steps: Iterable[int],
     way_out: str,
 ) -> UserError:
-    """What to tell of an error met in the batches of some steps: the first image of them that cannot be read, and a way out."""
+    """The error to show for one that was met in the batches of `steps`: the first image that cannot be read, and a way out."""
     batch = {"global_batch_size": global_batch_size, "seed": seed}
     found = (line for step in steps for line in describe_unreadable(record_folder, split, config, **batch, step=step))
     return UserError(f"{next(found, f'the data cannot be read ({reason_of(error)})')}; {way_out}")
