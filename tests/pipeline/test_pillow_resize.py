@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import image
+from pipeline.pillow_resize import pillow_resize
 
 RESIZE = tf.function(
-    image.resize,
+    pillow_resize,
     input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)],
 )
 

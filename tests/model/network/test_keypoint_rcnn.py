@@ -111,7 +111,7 @@ def test_packing_takes_from_all_images_alike_and_counts_what_is_left_out():
     rois = {
         "boxes": tf.reshape(tf.range(2 * 4 * 4, dtype=tf.float32), [2, 4, 4]),
         "label": tf.constant([[1, 1, 1, 0], [1, 1, 0, -1]]),
-        "match": tf.constant([[0, 1, 0, 0], [1, 0, 0, 0]]),
+        "true_box": tf.constant([[0, 1, 0, 0], [1, 0, 0, 0]]),
     }
     keypoints = tf.constant([[[[1.0, 1.0, 2.0]], [[5.0, 5.0, 0.0]]], [[[2.0, 2.0, 1.0]], [[3.0, 3.0, 2.0]]]])  # [2, 2, 1, 3]
     packed = pack_positives(rois, keypoints, 8)  # more room than RoIs: the second of image 0 has no labelled point
