@@ -6,8 +6,8 @@ from typing import Any
 
 from model import config as config_lib
 from model.config import AnyConfig
-from model.inference.encoded_images import DAMAGED, MAX_PIXELS, NOT_AN_IMAGE, READ, TOO_LARGE
-from pipeline.data_config import ResizeRule
+from model.inference.encoded_images import DAMAGED, NOT_AN_IMAGE, READ, TOO_LARGE
+from pipeline.data_config import MAX_PIXELS, ResizeRule
 from pipeline.drawing import UNSURE
 from pipeline.skeleton import Skeleton
 
