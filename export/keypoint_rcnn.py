@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("model.evaluate", "prints COCO's figures and each joint's error"),
     "predict": ("model.predict", "finds people in images"),
     "import": ("model.import_weights", "makes a model of published weights"),
+    "doctor": ("model.doctor", "says what this machine can do for training"),
     "export": ("export.export_model", "writes a SavedModel and TFLite files"),
 }
 
