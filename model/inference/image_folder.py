@@ -133,7 +133,8 @@ def predict_files(
         )
     with only_writer(output_dir, "prediction"):
         work = _Work(predictor, drawings if draw else None)
-        with Unfinished(output_dir / "predictions.unfinished.jsonl", predictor.identity) as unfinished:
+        identity = predictor.identity and f"{predictor.identity}, people from {predictor.score_threshold}"
+        with Unfinished(output_dir / "predictions.unfinished.jsonl", identity) as unfinished:
             work.run(images, unfinished)
             results = work.results(images, unfinished)
             write_json(output_dir / "predictions.json", results)

@@ -37,7 +37,7 @@ class Unfinished:
 
     Args:
       path: of the file. What is in it is taken over if it is of the same run.
-      identity: of the model and its settings.
+      identity: of the model and its settings; if it is empty, nothing is taken over.
 
     Attributes:
       done: what is done, by the image's file name.
@@ -53,7 +53,7 @@ class Unfinished:
         if self._path.is_file():
             for line in _whole_lines(self._path):
                 entry = _parsed(line)
-                if whole == 0 and entry.get("run") != self._identity:
+                if whole == 0 and (not self._identity or entry.get("run") != self._identity):
                     break
                 if whole:
                     try:

@@ -39,7 +39,7 @@ FLAGS = {
     "model.import_weights": ("source", "weights", "model_dir", "skeleton", "norm_epsilon", "set"),
     "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "sigmas", "decoder", "output_dir"),
     "model.predict": (
-        "model", "input", "output_dir", "score_threshold", "draw", "decoder", "short_edge", "max_edge",
+        "model", "input", "output_dir", "annotations", "score_threshold", "draw", "decoder", "short_edge", "max_edge",
     ),
     "export.export_model": ("model", "output_dir", "name", "version", "formats", "tflite_height", "tflite_width"),
     "scripts.demo": ("output_dir", "num_train", "num_val", "steps"),
@@ -164,6 +164,18 @@ WRONG_INPUTS = {
     "predict: missing model": ("model.predict", ("--model=nowhere", "--input=one.png", "--output_dir=out"), "nowhere"),
     "predict: no such decoder": (
         "model.predict", ("--model=empty", "--input=empty", "--output_dir=out", "--decoder=slow"), "--decoder=slow",
+    ),
+    "predict: missing annotations": (
+        "model.predict", ("--model=empty", "--input=one.png", "--output_dir=out", "--annotations=nowhere.json"), "nowhere.json",
+    ),
+    "predict: annotations of other images": (
+        "model.predict", ("--model=empty", "--input=one.png", "--output_dir=out", "--annotations=one_image.json"), "'1.jpg'",
+    ),
+    "predict: a threshold above 1": (
+        "model.predict", ("--model=empty", "--input=one.png", "--output_dir=out", "--score_threshold=2"), "score_threshold",
+    ),
+    "evaluate: both model and results": (
+        "model.evaluate", ("--annotations=one_image.json", "--results=a_list.json", "--model=empty"), "give one of them",
     ),
     "predict: empty folder": ("model.predict", ("--model=empty", "--input=empty", "--output_dir=out"), "empty"),
     "export: missing model": ("export.export_model", ("--model=nowhere", "--output_dir=out"), "nowhere"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -212,12 +213,23 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
 
 
+def full_disk(path: Path, value: object) -> None:
+    raise OSError(errno.ENOSPC, "full", str(path))
+
+
 def test_a_stopped_run_of_another_model_begins_anew(tmp_path: Path) -> None:
     folder, out = write_images(tmp_path / "in", *(f"{i:02}.png" for i in range(3))), tmp_path / "out"
     out.mkdir()
     lines = [{"run": "another"}, {"file": "00.png", "size": 1, "time": 1, "best_score": None, "people": []}]
     (out / "predictions.unfinished.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert predict_files(dataclasses.replace(PREDICTOR, identity="this"), image_files(folder), out).reused == 0
+    for threshold, name, reused in ((0.9, "this", 0), (0.5, "that", 0), (0.5, "", 0), (0.5, "this", 3)):
+        predictor = dataclasses.replace(PREDICTOR, identity="this", score_threshold=0.5)
+        with pytest.raises(OSError, match="full"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("model.inference.image_folder.write_json", full_disk)
+            predict_files(predictor, image_files(folder), out, draw=False)
+        predictor = dataclasses.replace(predictor, identity=name, score_threshold=threshold)
+        assert predict_files(predictor, image_files(folder), out, draw=False).reused == reused
     (out / "predictions.unfinished.jsonl").write_bytes(b"\xff\n[1]\n")
     assert predict_files(PREDICTOR, image_files(folder), out).people == 3
 
