@@ -178,7 +178,7 @@ def test_people_are_objects(small_model: KeypointRCNN) -> None:
     people = predictor(png(20, 40))
     first, second = people
     assert (len(people), first, people[1]) == (2, people[0], second)
-    assert first.box == (0, 0, 40, 0) and first.score == pytest.approx(0.9)
+    assert first.box == (0, 0, 40, 20) and first.score == pytest.approx(0.9)
     assert tuple(first.keypoints) == small_model.skeleton.keypoints
     assert first.keypoints["nose"] == Keypoint(0, 0, 0)
     (entry, _) = people.to_coco(7, file_name="x.png")
@@ -187,7 +187,7 @@ def test_people_are_objects(small_model: KeypointRCNN) -> None:
     assert people.draw(pixels).shape == pixels.shape and (pixels == 90).all()
     assert people.at_least(0.5).draw(pixels).shape == pixels.shape
     enlarged = people.scaled(2, 3)
-    assert enlarged.boxes[0].tolist() == [0, 0, 80, 0] and enlarged.skeleton is people.skeleton
+    assert enlarged.boxes[0].tolist() == [0, 0, 80, 60] and enlarged.skeleton is people.skeleton
 
 
 def test_the_example_of_the_page_for_programs(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
