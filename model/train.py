@@ -22,7 +22,7 @@ from model.config import Config
 from model.training.cluster import read_cluster
 from model.training.learning_rate import advice_on_batch_size
 from pipeline import batch_flags, command, config_overrides
-from pipeline.command import UserError, say
+from pipeline.command import UserError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Folder of records that pipeline.make_tfrecords wrote (required).", flag_values=FLAGS)
@@ -132,10 +132,9 @@ def main(_: list[str]) -> None:
         follow(model_dir, Validation(open_record_folder(FLAGS.data_dir), FLAGS.eval_split, FLAGS.eval_annotations))
         return
     has_checkpoint = newest_checkpoint(model_dir) is not None
-    if FLAGS.init and has_checkpoint:
-        say(f"train: --init={FLAGS.init} is passed over, because {model_dir} holds a checkpoint to go on from")
     start = open_starting_point(FLAGS.init) if FLAGS.init and not has_checkpoint else None
-    config = _with_flags(configuration(model_dir, start, FLAGS.preset, FLAGS.set))
+    begun_with = configuration(model_dir, start, FLAGS.preset, FLAGS.set)
+    config = _with_flags(begun_with)
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
     record_folder = open_record_folder(FLAGS.data_dir)
     validate = Validation(record_folder, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
@@ -146,6 +145,7 @@ def main(_: list[str]) -> None:
         save_every=FLAGS.save_every,
         evaluate_every=FLAGS.eval_every,
         options=options,
+        remarks=_remarks(begun_with, config, has_checkpoint),
     )
     with naming_lost_workers(strategy):
         loop.train(config, record_folder, FLAGS.split, run, strategy, validate, start)
@@ -198,16 +198,21 @@ def _with_flags(config: Config) -> Config:
     }
     schedule = {name: value for name, value in given.items() if value is not None}
     augmentation = batch_flags.colours(FLAGS) | ({} if FLAGS.flip is None else {"flip": FLAGS.flip})
-    changed = dataclasses.replace(
+    return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, **schedule),
         data=dataclasses.replace(config.data, **augmentation),
     )
+
+
+def _remarks(begun_with: Config, config: Config, has_checkpoint: bool) -> tuple[str, ...]:
+    """What somebody may have overlooked who gives these flags."""
+    remarks = []
+    if FLAGS.init and has_checkpoint:
+        remarks.append(f"--init={FLAGS.init} is passed over, because {FLAGS.model_dir} holds a checkpoint to go on from")
     chosen = FLAGS.learning_rate is not None or any(text.startswith("train.learning_rate=") for text in FLAGS.set)
-    advice = None if chosen else advice_on_batch_size(config.train, changed.train)
-    if advice:
-        say(f"train: {advice}")
-    return changed
+    advice = None if chosen else advice_on_batch_size(begun_with.train, config.train)
+    return (*remarks, advice) if advice else tuple(remarks)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class Run:
     evaluate_every: int = 0  # steps; 0: not while training
     log_every: int = 20  # steps between two lines of metrics.jsonl
     options: LoadingOptions = PLAIN
+    remarks: tuple[str, ...] = ()  # printed after the first line, which says what trains
 
 
 def train(
@@ -84,9 +85,8 @@ def train(
     worker = worker_index(strategy)
     _check_batch_size(config, strategy)
     say(f"train: {describe(strategy, run.precision, config.train.global_batch_size)}")
-    missing_gpu = advice_on_missing_gpu(strategy, run.precision)
-    if missing_gpu:
-        say(f"train: {missing_gpu}")
+    for remark in filter(None, (advice_on_missing_gpu(strategy, run.precision), *run.remarks)):
+        say(f"train: {remark}")
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, category_id=record_folder.category_id))
     check_compatible(record_folder, config.anchors, config.data, record_folder.skeleton)
     try:

@@ -76,7 +76,9 @@ def advice_on_missing_gpu(strategy: tf.distribute.Strategy, precision: str) -> s
         asked.append(f"--precision={precision}")
     if not asked:
         return None
-    return f"no GPU was found ({_why_no_gpu()}): {' and '.join(asked)} on a CPU makes nothing faster, and float16 much slower"
+    return (
+        f"no GPU was found ({_why_no_gpu()}); training runs on the CPU, where nothing becomes faster with {' and '.join(asked)}"
+    )
 
 
 def _why_no_gpu() -> str:
