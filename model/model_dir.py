@@ -9,11 +9,14 @@ slots that are numbered would not survive a change in the order of layers.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import tensorflow as tf
 
@@ -22,10 +25,11 @@ from model.config import Config
 from model.matterport.config import MatterportConfig
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
-from pipeline.command import UserError, reason_of
-from pipeline.files import an_object, checked_json, only_writer, write_file, write_json
+from pipeline.command import UserError, reason_of, say
+from pipeline.files import an_object, checked_json, only_writer, read_json, write_file, write_json
 from pipeline.skeleton import Skeleton
 
+OnDamaged = Literal["previous", "fail"]
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
 _RESTORE = "restore the file that was written with the model"
 # What may change between two runs into the same directory; all else decides what the weights mean.
@@ -127,7 +131,7 @@ def write_new(
             write_json(temporary / NOTE_FILE, dict(source))
             folder = str(temporary / "checkpoints")
             manager = tf.train.CheckpointManager(checkpoint_of(model), folder, 1, checkpoint_name="step")
-            manager.save(checkpoint_number=0)
+            note_checksums(manager.save(checkpoint_number=0))
             if model_dir.exists():
                 model_dir.rmdir()  # empty
             temporary.replace(model_dir)
@@ -197,6 +201,69 @@ def newest_checkpoint(model_dir: Path) -> str | None:
     return None
 
 
+def note_checksums(path: str) -> None:
+    """Brings a checkpoint that has just been saved to the disk, and writes the sha256 of its files to `PATH.sha256`."""
+    digests: dict[str, str] = {}
+    for file in _files_of(path):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    write_json(Path(f"{path}.sha256"), digests)
+
+
+def damage(path: str) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were saved, or came without checksums."""
+    note = Path(f"{path}.sha256")
+    if not note.exists():
+        return None
+    try:
+        digests = dict(read_json(note))
+    except (UserError, TypeError, ValueError):
+        return f"{note.name} is damaged"
+    present = {file.name: file for file in _files_of(path)}
+    for name, digest in digests.items():
+        if name not in present:
+            return f"{name} is missing"
+        with present[name].open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                return f"{name} is not as it was saved: its sha256 differs"
+    return None
+
+
+def sound_checkpoint(model_dir: Path, on_damaged: OnDamaged = "previous") -> str | None:
+    """The newest checkpoint whose files are as they were saved; None if there is no checkpoint yet.
+
+    Args:
+      on_damaged: what a newest checkpoint that is damaged leads to: it is named, and the one before it is taken ("previous"),
+        or an error ("fail").
+
+    Raises:
+      UserError: as `newest_checkpoint`; the newest is damaged, and no other is to be taken or is sound.
+    """
+    newest = newest_checkpoint(model_dir)
+    wrong = damage(newest) if newest is not None else None
+    if newest is None or wrong is None:
+        return newest
+    if on_damaged == "fail":
+        raise UserError(
+            f"{newest}: damaged ({wrong}); restore it, or take the one before with --on_damaged_checkpoint=previous"
+        )
+    others = sorted(Path(newest).parent.glob("*.index"), key=lambda index: (len(index.stem), index.stem), reverse=True)
+    for path in (str(index.with_suffix("")) for index in others):
+        if path != newest and damage(path) is None:
+            say(f"{newest}: damaged ({wrong}); {Path(path).name} is taken instead")
+            return path
+    raise UserError(f"{newest}: damaged ({wrong}), and there is no sound one before it; restore it, or name another directory")
+
+
+def _files_of(path: str) -> list[Path]:
+    """The index and the data of a checkpoint."""
+    folder, name = Path(path).parent, Path(path).name
+    return sorted(
+        file for file in folder.glob(f"{name}.*") if re.fullmatch(r"\.(index|data-\d+-of-\d+)", file.name[len(name) :])
+    )
+
+
 def load_model(model_dir: str | Path) -> KeypointRCNN:
     """The model of a directory that `model.train` or `model.import_weights` wrote, in float32, with the newest weights.
 
@@ -208,7 +275,7 @@ def load_model(model_dir: str | Path) -> KeypointRCNN:
         raise UserError(
             f"--model={model_dir}: has no config.json; name a directory that model.train or model.import_weights wrote"
         )
-    path = newest_checkpoint(model_dir)
+    path = sound_checkpoint(model_dir)
     if path is None:
         raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
     model = KeypointRCNN(config_lib.load(model_dir / "config.json"), load_skeleton(model_dir))

@@ -78,6 +78,15 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_bool("jit_compile", False, "Compiles each replica's step with XLA.", flag_values=FLAGS)
 flags.DEFINE_integer("save_every", 1000, "Steps between two checkpoints.", flag_values=FLAGS)
+flags.DEFINE_integer("keep", 3, "Number of checkpoints that are kept, the newest.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "on_damaged_checkpoint",
+    "previous",
+    ["previous", "fail"],
+    "What a newest checkpoint leads to whose files are not as they were saved: the training names it and goes on from the one "
+    "before, or names it and stops.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("eval_split", None, "Split to evaluate while training. Needs --eval_annotations.", flag_values=FLAGS)
 flags.DEFINE_string("eval_annotations", None, "COCO JSON that --eval_split was converted from.", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -145,6 +154,8 @@ def main(_: list[str]) -> None:
         save_every=FLAGS.save_every,
         evaluate_every=FLAGS.eval_every,
         options=options,
+        keep=FLAGS.keep,
+        on_damaged_checkpoint=FLAGS.on_damaged_checkpoint,
         remarks=_remarks(begun_with, config, has_checkpoint),
     )
     with naming_lost_workers(strategy):
@@ -163,7 +174,7 @@ def _check_flags() -> None:
         raise UserError(
             f"--init={FLAGS.init}: a model directory has a configuration of its own; leave --preset={FLAGS.preset} out"
         )
-    for name in ("steps", "batch_size", "learning_rate", "save_every", "cpu_devices"):
+    for name in ("steps", "batch_size", "learning_rate", "save_every", "keep", "cpu_devices"):
         if FLAGS[name].value is not None and not FLAGS[name].value > 0:
             raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
     if FLAGS.seed is not None and not 0 <= FLAGS.seed < 2**63:

@@ -27,14 +27,17 @@ class Origin:
     Attributes:
       model_dir: of the training.
       checkpoint: the newest checkpoint of `model_dir`, None if there is none.
-      resumable: whether `checkpoint` holds the optimizer and the step, as those that training saves do.
       start: what `--init` names; it counts only if there is no checkpoint.
     """
 
     model_dir: Path
     checkpoint: str | None
-    resumable: bool
     start: StartingPoint | None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `checkpoint` holds the optimizer and the step, as those that training saves do."""
+        return self.checkpoint is not None and model_dirs.has_optimizer(self.checkpoint)
 
     def fill(self, learner: Learner, *, writes: bool) -> int:
         """Gives the learner its weights, and its optimizer's state if there is one.
@@ -62,7 +65,9 @@ class Origin:
         return 0
 
 
-def find_origin(model_dir: Path, config: Config, start: StartingPoint | None) -> Origin:
+def find_origin(
+    model_dir: Path, config: Config, start: StartingPoint | None, on_damaged: model_dirs.OnDamaged = "previous"
+) -> Origin:
     """Chooses what a training into `model_dir` goes on from. The first of these that exists:
 
     1. The newest checkpoint of `model_dir` with an optimizer: training goes on as if it had never stopped.
@@ -70,17 +75,18 @@ def find_origin(model_dir: Path, config: Config, start: StartingPoint | None) ->
     3. `--init`: a backbone's file or a model directory, from step 0.
     4. Random weights, from step 0; not with frozen norms, whose statistics must come from somewhere.
 
+    A newest checkpoint that is damaged is passed over for the one before it, or an error, as `on_damaged` says.
+
     Raises:
       UserError: random weights would have frozen norms; a damaged checkpoint.
     """
-    checkpoint = model_dirs.newest_checkpoint(model_dir)
+    checkpoint = model_dirs.sound_checkpoint(model_dir, on_damaged)
     if checkpoint is None and start is None and config.backbone.norm == "frozen_batch":
         raise UserError(
             "backbone.norm=frozen_batch: random weights have no statistics to freeze, and the loss would explode within a few "
             "steps; start from published weights with --init=FILE, or train other norms with --set backbone.norm=group"
         )
-    resumable = checkpoint is not None and model_dirs.has_optimizer(checkpoint)
-    return Origin(model_dir, checkpoint, resumable, start)
+    return Origin(model_dir, checkpoint, start)
 
 
 def note_run(model_dir: Path, learner: Learner, precision: str, done: int, *, writes: bool) -> None:
@@ -119,14 +125,14 @@ class Saver:
     of its own.
     """
 
-    def __init__(self, learner: Learner, model_dir: Path, worker: int) -> None:
+    def __init__(self, learner: Learner, model_dir: Path, worker: int, keep: int = KEPT_CHECKPOINTS) -> None:
         name = "checkpoints" if worker == 0 else f"checkpoints-of-worker-{worker}"
         self._learner, self._folder = learner, model_dir / name
         self._sweep()
         self._manager = tf.train.CheckpointManager(
             learner.checkpoint,
             str(self._folder),
-            max_to_keep=KEPT_CHECKPOINTS,
+            max_to_keep=keep,
             step_counter=learner.step,
             checkpoint_name="step",
         )
@@ -144,7 +150,8 @@ class Saver:
         try:
             if not self._folder.parent.is_dir():  # TensorFlow would make it anew, without configuration
                 raise FileNotFoundError(2, "the model directory has vanished")
-            self._manager.save(checkpoint_number=done)
+            model_dirs.note_checksums(self._manager.save(checkpoint_number=done))
+            self._sweep()  # the checksums of checkpoints that are kept no longer
         except tf.errors.UnavailableError:
             raise  # another worker has ended
         except (OSError, tf.errors.OpError) as error:

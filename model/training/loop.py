@@ -19,7 +19,7 @@ import tensorflow as tf
 from model import model_dir as model_dirs
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.training.checkpoints import Saver, find_origin, note_run
+from model.training.checkpoints import KEPT_CHECKPOINTS, Saver, find_origin, note_run
 from model.training.data_source import DataSource, advice_on_padding
 from model.training.feed import Feed
 from model.training.interrupt import Interrupt
@@ -55,6 +55,8 @@ class Run:
     evaluate_every: int = 0  # steps; 0: not while training
     log_every: int = 20  # steps between two lines of metrics.jsonl
     options: LoadingOptions = PLAIN
+    keep: int = KEPT_CHECKPOINTS  # the newest
+    on_damaged_checkpoint: model_dirs.OnDamaged = "previous"
     remarks: tuple[str, ...] = ()  # printed after the first line, which says what trains
 
 
@@ -96,7 +98,7 @@ def train(
         return
     model_dirs.check_is_directory(run.model_dir)
     with only_writer(run.model_dir, "training") if worker == 0 else contextlib.nullcontext():
-        origin = find_origin(run.model_dir, config, start)
+        origin = find_origin(run.model_dir, config, start, run.on_damaged_checkpoint)
         for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if worker == 0 else ():
             say(f"train: {run.model_dir} was made with other settings; {change}")
         learner = Learner(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
@@ -205,7 +207,7 @@ class _Loop:
         self._feed, self._interrupt, self._progress = feed, interrupt, progress
         self._config, self._total = learner.config.train, learner.config.train.steps
         self._alone = num_workers(learner.strategy) == 1
-        self._saver = Saver(learner, run.model_dir, worker_index(learner.strategy))
+        self._saver = Saver(learner, run.model_dir, worker_index(learner.strategy), run.keep)
         self._interval = Interval()
         self._pending: _Step | None = None  # started, and not settled yet
         self._stop = False  # whether some worker was asked to stop

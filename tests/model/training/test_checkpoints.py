@@ -134,6 +134,51 @@ def test_what_a_kill_left_behind_is_swept_up(tmp_path: Path) -> None:
     for name in ("step-6_temp/part-00000-of-00001.data-00000-of-00001", "step-6.data-00000-of-00001"):
         (folder / name).write_bytes(b"half")
     saver = Saver(learner(), tmp_path, 0)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "step-5.data-00000-of-00001", "step-5.index"]
+    whole = ["checkpoint", "step-5.data-00000-of-00001", "step-5.index", "step-5.sha256"]
+    assert sorted(path.name for path in folder.iterdir()) == whole
     saver.save(6, required=True)
     assert newest_checkpoint(tmp_path) == str(folder / "step-6")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["data-00000-of-00001", "index", "sha256", "missing", "cut"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    small_config: Config, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = Saver(learner(), tmp_path, 0)
+    for step in (8, 9, 10):
+        saver.save(step, required=True)
+    newest = tmp_path / "checkpoints" / "step-10"
+    data = newest.with_name("step-10.data-00000-of-00001")
+    if what == "missing":
+        data.unlink()
+    elif what == "cut":
+        data.write_bytes(data.read_bytes()[:-100])
+    else:
+        flip_a_bit(newest.with_name(f"step-10.{what}"))
+    with pytest.raises(UserError, match=r"step-10: damaged \(.+\); restore it, or take") as told:
+        find_origin(tmp_path, small_config, None, "fail")
+    assert "\n" not in str(told.value)
+    assert find_origin(tmp_path, small_config, None).checkpoint == str(newest.with_name("step-9"))
+    assert f"{newest}: damaged (" in capsys.readouterr().out
+    again = learner()
+    Saver(again, tmp_path, 0).save(10, required=True)  # as the training that goes on from step 9 does
+    assert find_origin(tmp_path, small_config, None, "fail").checkpoint == str(newest)
+    for path in newest.parent.glob("*.data-*"):
+        flip_a_bit(path)
+    with pytest.raises(UserError, match="there is no sound one before it"):
+        find_origin(tmp_path, small_config, None)
+
+
+def test_only_the_newest_are_kept_with_their_checksums(tmp_path: Path) -> None:
+    saver = Saver(learner(), tmp_path, 0, keep=2)
+    for step in range(1, 5):
+        saver.save(step, required=True)
+    kept = {path.name.partition(".")[0] for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"checkpoint", "step-3", "step-4"}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.sha256")) == ["step-3.sha256", "step-4.sha256"]
