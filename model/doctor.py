@@ -57,7 +57,7 @@ def main(_: list[str]) -> None:
     if FLAGS.data_dir:
         step = (config, open_record_folder(FLAGS.data_dir), FLAGS.split, strategy, FLAGS.precision)
         checks += [lambda: [diagnosis.rates(*step)], lambda: [diagnosis.largest_batch(*step)]]
-    if not diagnosis.diagnose(iter(checks), print):
+    if not diagnosis.diagnose(iter(checks), command.say):
         raise command.UserError("something above is WRONG; put it right, then run this command again")
 
 

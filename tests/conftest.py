@@ -21,8 +21,22 @@ from pipeline.coco import CocoImage, Person
 from pipeline.record_folder import INDEX_DTYPE, RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
-# What `--fast` runs: a check of half a minute of the parts that need no TensorFlow, whose import alone takes seconds.
-FAST = ("test_architecture.py", "test_path.py")
+# What `--fast` runs: the parts that need no TensorFlow, whose import alone takes seconds, and a few small ones that do.
+FAST = (
+    "model/test_config.py",
+    "pipeline/inspection/test_sheet.py",
+    "pipeline/loading/test_canvases.py",
+    "pipeline/test_anchors.py",
+    "pipeline/test_batch_flags.py",
+    "pipeline/test_coco.py",
+    "pipeline/test_command.py",
+    "pipeline/test_drawing.py",
+    "pipeline/test_files.py",
+    "pipeline/test_skeleton.py",
+    "scripts/test_demo.py",
+    "test_architecture.py",
+    "test_path.py",
+)
 
 SKELETON = Skeleton(
     category="person",

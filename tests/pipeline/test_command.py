@@ -112,6 +112,7 @@ PRINTING = {
     "model/evaluate.py",
     "model/predict.py",
     "export/keypoint_rcnn.py",
+    "export/convert_tensorrt.py",  # runs where this project is not installed
 }
 
 
