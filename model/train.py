@@ -146,6 +146,7 @@ def main(_: list[str]) -> None:
     config = _with_flags(begun_with)
     strategy = make_strategy(FLAGS.strategy, cpu_devices=FLAGS.cpu_devices)
     record_folder = open_record_folder(FLAGS.data_dir)
+    batch_flags.check_flip(config.data.flip, record_folder)
     validate = Validation(record_folder, FLAGS.eval_split, FLAGS.eval_annotations) if FLAGS.eval_split else None
     run = loop.Run(
         model_dir=model_dir,

@@ -9,8 +9,10 @@ from absl import flags
 
 from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
+from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.record_folder import RecordFolder
+from pipeline.skeleton import sides_without_twin
 
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
@@ -47,6 +49,29 @@ def define(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     define_colours(flag_values)
+
+
+def check_flip(flip: bool, record_folder: RecordFolder) -> None:
+    """Refuses to mirror images whose keypoints tell sides without mirror twins: half of the labels would be wrong.
+
+    A keypoint set without any side, such as a hand's, may be mirrored. A line is printed if only some keypoints lack a twin.
+
+    Args:
+      flip: whether half of the images are mirrored.
+
+    Raises:
+      UserError: they are, the names of keypoints tell sides, and no keypoint has a twin.
+    """
+    skeleton = record_folder.skeleton
+    alone = sides_without_twin(skeleton.keypoints, skeleton.flip) if flip else []
+    way_out = "convert again with --flip_pairs=LEFT:RIGHT,…, or train with --noflip"
+    if alone and skeleton.flip == tuple(range(skeleton.num_keypoints)):
+        raise UserError(
+            f"--flip: the keypoints of {record_folder.path} tell sides ({', '.join(alone)}) and none has a mirror twin, so "
+            f"that mirrored images would have wrong labels; {way_out}"
+        )
+    if alone:
+        print(f"{', '.join(alone)}: no mirror twin, so that mirrored images have wrong labels there; {way_out}")
 
 
 def batch_config(flag_values: flags.FlagValues, record_folder: RecordFolder, **changes: Any) -> BatchConfig:

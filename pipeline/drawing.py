@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.sides import Side, named_sides
 from pipeline.skeleton import Skeleton
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating]
-Side = Literal["left", "right", "middle"]
 
 LEFT, RIGHT, MIDDLE, BOX, CROWD = (255, 140, 0), (30, 144, 255), (60, 220, 90), (255, 255, 80), (255, 90, 200)
 _COLOURS = {"left": LEFT, "right": RIGHT, "middle": MIDDLE}
@@ -117,8 +115,8 @@ def _line(canvas: Image.Image) -> int:
 
 
 def sides(skeleton: Skeleton) -> tuple[Side, ...]:
-    """The side of each keypoint: as its name says (left_x, x_l, …); of twins whose names do not, the first is the left one."""
-    named = [_side_by_name(name) for name in skeleton.keypoints]
+    """The side of each keypoint, as its name tells (`pipeline.sides`); of twins without a side, the first is the left one."""
+    named = named_sides(skeleton.keypoints)
     result: list[Side] = []
     for k, twin in enumerate(skeleton.flip):
         if named[k] == "middle" and twin != k:
@@ -126,11 +124,6 @@ def sides(skeleton: Skeleton) -> tuple[Side, ...]:
         else:
             result.append(named[k])
     return tuple(result)
-
-
-def _side_by_name(name: str) -> Side:
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return "left" if words & {"left", "l"} else "right" if words & {"right", "r"} else "middle"
 
 
 def _limb_colour(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:

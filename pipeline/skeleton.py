@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.command import UserError
+from pipeline.sides import mirror_twins, named_sides, plain_names
 
 # OKS sigmas of the COCO keypoint challenge, by name (cocodataset.org/#keypoints-eval; pycocotools/cocoeval.py).
 COCO_SIGMAS: Mapping[str, float] = {
@@ -97,53 +98,119 @@ class Skeleton:
         flip_pairs: Sequence[tuple[str, str]] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> Skeleton:
-        """Reads a keypoint set off an entry of the JSON's `categories`.
+        """`read_category` without the notes."""
+        return read_category(category, flip_pairs, sigmas)[0]
 
-        Args:
-          category: has `name`, `keypoints` (names) and `skeleton` (pairs, counted from 1).
-          flip_pairs: names of mirror twins; by default `left_x` and `right_x` are twins.
-          sigmas: OKS constants; may be left out where every name is one of COCO's.
 
-        Raises:
-          UserError: no keypoint names, limbs that are no pairs, a flip pair that names no keypoint, or sigmas that are missing.
-        """
-        what, names, limbs = (
-            f"category {category.get('name')!r}",
-            category.get("keypoints") or (),
-            category.get("skeleton") or (),
+def read_category(
+    category: Mapping[str, Any],
+    flip_pairs: Sequence[tuple[str, str]] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> tuple[Skeleton, tuple[str, ...]]:
+    """Reads a keypoint set off an entry of the JSON's `categories`.
+
+    Args:
+      category: has `name`, `keypoints` (names) and `skeleton` (pairs of places in `keypoints`, counted from 1, or of names).
+      flip_pairs: names of mirror twins; by default they are found by the names' sides (`pipeline.sides`).
+      sigmas: the OKS constant of each keypoint, or one for all. By default COCO's by name, and `default_sigma` for other names.
+
+    Returns:
+      The skeleton, and a line for each thing that was found out, assumed or left out: mirror twins, sides without a twin,
+      sigmas that are not COCO's, limbs that do not fit. Limbs are for drawings alone, so they never refuse a keypoint set.
+
+    Raises:
+      UserError: no keypoint names, a flip pair that names no keypoint, or sigmas that do not fit.
+    """
+    what, names = f"category {category.get('name')!r}", category.get("keypoints") or ()
+    if not names:
+        raise UserError(
+            f"{what} has no keypoint names: take a keypoint file (person_keypoints_*.json), or give the names with --keypoints"
         )
-        if not names:
-            raise UserError(
-                f"{what} has no keypoint names: take a keypoint file (person_keypoints_*.json), not instances_*.json"
-            )
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{what}: keypoints {names!r:.60}: a list of names is needed")
-        if not isinstance(limbs, list | tuple) or not all(_is_pair(limb) for limb in limbs):
-            raise UserError(f"{what}: skeleton {limbs!r:.60}: a list of pairs of keypoints is needed, each counted from 1")
-        names = tuple(names)
-        if flip_pairs is None:
-            flip_pairs = [(n, "right_" + n[5:]) for n in names if n.startswith("left_") and "right_" + n[5:] in names]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{what}: keypoints {names!r:.60}: a list of names is needed")
+    names = tuple(names)
+    limbs, limb_notes = _limbs(category.get("skeleton"), names)
+    flip, flip_notes = _flip(names, flip_pairs)
+    all_sigmas, sigma_notes = _sigmas(names, sigmas)
+    name = category.get("name", "person")
+    skeleton = Skeleton(name if isinstance(name, str) else str(name), names, limbs, flip, all_sigmas)
+    return skeleton, (*flip_notes, *sigma_notes, *limb_notes)
+
+
+def _flip(names: tuple[str, ...], flip_pairs: Sequence[tuple[str, str]] | None) -> tuple[tuple[int, ...], list[str]]:
+    if flip_pairs is None:
+        flip = list(mirror_twins(names))
+    else:
         flip = list(range(len(names)))
         for left, right in flip_pairs:
             if left not in names or right not in names:
                 raise UserError(f"flip pair {left}:{right}: both must be among the keypoints {', '.join(names)}")
             flip[names.index(left)], flip[names.index(right)] = names.index(right), names.index(left)
-        if sigmas is None:
-            missing = [name for name in names if name not in COCO_SIGMAS]
-            if missing:
-                raise UserError(f"keypoints {', '.join(missing)} have no OKS sigma: give all {len(names)} with --sigmas")
-            sigmas = [COCO_SIGMAS[name] for name in names]
-        return Skeleton(
-            category=str(category.get("name", "person")),
-            keypoints=names,
-            limbs=tuple((int(a) - 1, int(b) - 1) for a, b in limbs),
-            flip=tuple(flip),
-            sigmas=tuple(float(s) for s in sigmas),
+    pairs = [f"{names[k]} - {names[twin]}" for k, twin in enumerate(flip) if k < twin]
+    notes = [f"mirror twins: {', '.join(pairs) if pairs else 'none'}"]
+    if alone := sides_without_twin(names, flip):
+        notes.append(
+            f"{', '.join(alone)}: a side in the name, and no mirror twin; --flip_pairs=LEFT:RIGHT,… names the twins, without "
+            "which mirrored images have wrong labels"
         )
+    return tuple(flip), notes
 
 
-def _is_pair(limb: object) -> bool:
-    return isinstance(limb, list | tuple) and len(limb) == 2 and all(isinstance(e, int | float) and e % 1 == 0 for e in limb)
+def sides_without_twin(names: Sequence[str], flip: Sequence[int]) -> list[str]:
+    """Names that tell a side although a mirror leaves them where they are."""
+    named = named_sides(names)
+    return [name for k, name in enumerate(names) if named[k] != "middle" and flip[k] == k]
+
+
+def default_sigma(num_keypoints: int) -> float:
+    """The OKS sigma of a keypoint that is none of COCO's: 1/K as Ultralytics has it, within the range of COCO's own."""
+    return min(max(1 / num_keypoints, min(COCO_SIGMAS.values())), max(COCO_SIGMAS.values()))
+
+
+def _sigmas(names: tuple[str, ...], sigmas: Sequence[float] | None) -> tuple[tuple[float, ...], list[str]]:
+    if sigmas is not None:
+        return tuple(float(s) for s in (tuple(sigmas) * len(names) if len(sigmas) == 1 else sigmas)), []
+    default = default_sigma(len(names))
+    plain = plain_names(names)
+    unknown = [name for name, known in zip(names, plain, strict=True) if known not in COCO_SIGMAS]
+    notes = [
+        f"OKS sigma {default:.3f} is assumed (1/K within COCO's range) for {', '.join(unknown)}; only evaluation needs it, "
+        "--sigmas gives others"
+    ]
+    return tuple(COCO_SIGMAS.get(known, default) for known in plain), notes if unknown else []
+
+
+def _limbs(given: object, names: tuple[str, ...]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+    """Limbs counted from 0, and a line on those that are left out."""
+    if given is None:
+        return (), []
+    if not isinstance(given, list | tuple):
+        return (), [f"skeleton {given!r:.60} is no list of pairs of keypoints: drawings have no limbs"]
+    limbs = [_ends(limb, names) for limb in given]
+    numbers = [limb for limb in limbs if limb is not None]
+    from_0 = any(0 in limb for limb in numbers) and all(0 <= end < len(names) for limb in numbers for end in limb)
+    first = 0 if from_0 else 1
+    fits = [limb is not None and all(first <= end < first + len(names) for end in limb) for limb in limbs]
+    notes = ["the skeleton's numbers count the keypoints from 0: so all of them fit"] if from_0 else []
+    if not all(fits):
+        notes.append(
+            f"{fits.count(False)} of {len(fits)} limbs are left out of drawings, such as {given[fits.index(False)]!r:.40}: "
+            f"they do not join two of the {len(names)} keypoints, counted from {first}"
+        )
+    return tuple((limb[0] - first, limb[1] - first) for limb, fit in zip(limbs, fits, strict=True) if limb and fit), notes
+
+
+def _ends(limb: object, names: tuple[str, ...]) -> tuple[int, int] | None:
+    """A limb's two numbers as in the file, or the places of two names counted from 1; None if it has neither."""
+    if not isinstance(limb, list | tuple) or len(limb) != 2:
+        return None
+    if all(end in names for end in limb if isinstance(end, str)):
+        limb = [names.index(end) + 1 if isinstance(end, str) else end for end in limb]
+    return (int(limb[0]), int(limb[1])) if all(map(_is_whole, limb)) else None
+
+
+def _is_whole(end: object) -> TypeGuard[int | float]:
+    return isinstance(end, int | float) and not isinstance(end, bool) and abs(end) < 2**31 and end == int(end)
 
 
 COCO_PERSON = Skeleton.from_category(

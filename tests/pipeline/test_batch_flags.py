@@ -67,3 +67,23 @@ def test_a_wrong_value_is_one_line(small_record_folder: RecordFolder, argument: 
     with pytest.raises(UserError, match=message) as error:
         given(small_record_folder, argument)
     assert "\n" not in str(error.value)
+
+
+def test_images_are_not_mirrored_if_sides_have_no_twins(
+    small_record_folder: RecordFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def folder(flip: tuple[int, ...], *names: str) -> RecordFolder:
+        skeleton = dataclasses.replace(
+            small_record_folder.skeleton, limbs=(), flip=flip, keypoints=names, sigmas=(0.1,) * len(names)
+        )
+        return dataclasses.replace(small_record_folder, skeleton=skeleton)
+
+    sided = folder((0, 1, 2), "nose", "eyeL", "eyeR")
+    with pytest.raises(UserError, match=r"--flip: .* tell sides \(eyeL, eyeR\) .*--flip_pairs=.*--noflip"):
+        batch_flags.check_flip(True, sided)
+    batch_flags.check_flip(False, sided)
+    batch_flags.check_flip(True, folder((0, 1), "wrist", "thumb"))  # a hand without sides
+    batch_flags.check_flip(True, folder((1, 0), "eyeL", "eyeR"))
+    assert capsys.readouterr().out == ""
+    batch_flags.check_flip(True, folder((1, 0, 2), "eyeL", "eyeR", "left ear"))
+    assert capsys.readouterr().out.startswith("left ear: no mirror twin")

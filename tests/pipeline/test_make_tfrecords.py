@@ -60,7 +60,6 @@ def test_flags_reach_the_records(make: Command, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "l_ear, r_ear have no OKS sigma"),
         ([SIGMAS, "--anchor_sizes=32,64"], "anchor sizes [32.0, 64.0]"),
         ([SIGMAS, "--anchor_sizes=a,b,c,d,e"], "--anchor_sizes=a,b,c,d,e: numbers"),
         ([SIGMAS, "--short_edges=64.5"], "--short_edges=64.5: whole numbers"),
