@@ -115,7 +115,7 @@ def checksum_notes(truth: GroundTruth, record_folder: RecordFolder, split: str) 
     if noted is None:
         return []
     skeleton = record_folder.skeleton
-    coco = read_coco(truth.path, category=skeleton.category, sigmas=skeleton.sigmas)
+    coco = read_coco(truth.path, category=skeleton.category, keypoints=skeleton.keypoints, sigmas=skeleton.sigmas)
     # The keypoint set was compared before; its sigmas and twins may have come from flags of the conversion.
     coco = dataclasses.replace(coco, skeleton=skeleton, category_id=record_folder.category_id)
     if coco.sha256() == noted:

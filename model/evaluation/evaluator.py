@@ -26,7 +26,7 @@ from model.evaluation.consistency import (
     scale_of,
 )
 from model.evaluation.figures_table import table
-from model.evaluation.ground_truth import GroundTruth, read_ground_truth
+from model.evaluation.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
 from model.evaluation.keypoint_errors import KeypointErrors
 from model.inference.coco_format import Result, results_to_coco
 from model.inference.predictor import Predictor, open_model
@@ -123,9 +123,7 @@ def evaluate(
       UserError: another keypoint set than the model's or the annotations'; an image of the split that the annotations do not
         have, or have with another file name or shape; damaged records.
     """
-    truth = (
-        annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, record_folder.skeleton.category)
-    )
+    truth = annotations if isinstance(annotations, GroundTruth) else ground_truth_of(annotations, record_folder.skeleton)
     notes = check_images(truth, record_folder, split)  # before the work
     evaluation = Evaluation(truth, _with_sigmas(record_folder.skeleton, sigmas), notes)
     evaluation.add(predict_split(predictor, record_folder, split, truth, progress=progress))
@@ -257,7 +255,7 @@ def evaluate_files(
     if model is not None and data_dir is None:
         raise UserError("--data_dir: --model needs the folder of records that it shall look at")
     record_folder = None if data_dir is None else open_record_folder(data_dir)
-    truth = read_ground_truth(annotations, None if record_folder is None else record_folder.skeleton.category)
+    truth = read_ground_truth(annotations) if record_folder is None else ground_truth_of(annotations, record_folder.skeleton)
     notes: list[str] = []
     if record_folder is not None:  # before a model is opened: what is refused is refused at once
         check_keypoints(truth, record_folder.skeleton)

@@ -10,7 +10,7 @@ import numpy as np
 
 from model.evaluation.consistency import area_notes, check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate
-from model.evaluation.ground_truth import read_ground_truth
+from model.evaluation.ground_truth import ground_truth_of
 from model.inference.predictor import Answer, Predictor, model_predictor
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.metrics_log import MetricsLog
@@ -37,7 +37,7 @@ class Validation:
 
     def __init__(self, record_folder: RecordFolder, split: str, annotations: str | Path) -> None:
         self._record_folder, self._split = record_folder, split
-        self._truth = read_ground_truth(annotations, record_folder.skeleton.category)
+        self._truth = ground_truth_of(annotations, record_folder.skeleton)
         check_keypoints(self._truth, record_folder.skeleton)  # now, and not after hours of training
         notes = check_images(self._truth, record_folder, split) + checksum_notes(self._truth, record_folder, split)
         for note in notes + area_notes(self._truth):
