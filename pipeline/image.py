@@ -6,17 +6,20 @@ family's rule has them so; the model normalises them, and reorders the channels 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from PIL import Image
 
 from pipeline.data_config import ResizeRule
 from pipeline.pillow_resize import pillow_resize
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 
 def decode(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -144,13 +147,29 @@ def covered(image_size: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tens
     return tf.expand_dims(tf.expand_dims(rows, 2) & tf.expand_dims(columns, 1), 3)
 
 
+def encode(pixels: npt.NDArray[np.uint8], image_format: Literal["jpeg", "png"], quality: int = 95) -> bytes:
+    """Writes pixels as a file, without any metadata.
+
+    Args:
+      pixels: uint8 [h, w, 3].
+      quality: of a JPEG, up to 95; colours are not subsampled.
+    """
+    file = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if image_format == "png":
+        image.save(file, "PNG")
+    else:
+        image.save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()
+
+
 # The rotation that a file stores beside its pixels (EXIF orientation). A viewer applies it; a decoder does not.
 #
 # Everything that a user sees of an image (predictions, sheets, examples) is in the frame in which a viewer shows it.
 
 _EXIF_SEARCHED = 1 << 16  # bytes at a file's start in which its EXIF block begins, if it has one
 _ORIENTATION = 0x0112  # TIFF 6.0's tag 274; values 1…8 as in EXIF 2.3, section 4.6.4
-_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers of JPEG that no segment follows
 
 
@@ -174,22 +193,30 @@ def stored_orientation(content: bytes) -> int:
     return 1
 
 
-def _exif_of_jpeg(content: bytes) -> Iterator[bytes]:
-    """The TIFF structures of a JPEG's APP1 segments."""
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG up to its first scan (ITU-T T.81, B.1): marker, and where the payload begins and ends."""
     place = 2
-    while content.startswith(b"\xff\xd8") and place + 4 <= len(content) and content[place] == 0xFF:
+    while content.startswith(JPEG_SIGNATURE) and place + 4 <= len(content) and content[place] == 0xFF:
         marker = content[place + 1]
-        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
-            return
         if marker == 0xFF:  # a fill byte
             place += 1
         elif marker in _WITHOUT_LENGTH:
             place += 2
+        elif marker == _END_OF_IMAGE:
+            return
         else:
             end = place + 2 + max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
-            if marker == _APP1 and content[place + 4 : place + 10] == b"Exif\0\0":
-                yield content[place + 10 : end]
+            yield marker, place + 4, end
+            if marker == START_OF_SCAN:
+                return
             place = end
+
+
+def _exif_of_jpeg(content: bytes) -> Iterator[bytes]:
+    """The TIFF structures of a JPEG's APP1 segments."""
+    for marker, start, end in jpeg_segments(content):
+        if marker == _APP1 and content[start : start + 6] == b"Exif\0\0":
+            yield content[start + 6 : end]
 
 
 def _exif_of_png(content: bytes) -> Iterator[bytes]:

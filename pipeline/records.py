@@ -42,7 +42,11 @@ class Field:
 _AXES = (("x", "width", "left"), ("y", "height", "upper"))
 FIELDS: tuple[Field, ...] = (
     Field(
-        "image/encoded", "bytes", "[]", "", "the file's own bytes, never re-encoded unless a stored rotation had to be applied"
+        "image/encoded",
+        "bytes",
+        "[]",
+        "",
+        "the file's own bytes, never re-encoded unless a stored rotation had to be applied or the image to be shrunk",
     ),
     Field("image/format", "bytes", "[]", "", "jpeg or png"),
     Field("image/height", "int64", "[]", "pixels", "of the decoded image"),
@@ -214,7 +218,7 @@ def encode(
         "image/format": [image_format.encode()],
         "image/height": [entry.height],
         "image/width": [entry.width],
-        "image/filename": [entry.file_name.encode()],
+        "image/filename": [stored_name(entry.file_name)],
         "image/source_id": [str(entry.id).encode()],
         "image/key/sha256": [hashlib.sha256(image_bytes).hexdigest().encode()],
         "image/object/bbox/xmin": boxes[:, 0].tolist(),
@@ -242,6 +246,14 @@ def encode(
         values[flat_key] = np.concatenate([np.zeros(0, np.int64), *rows]).tolist()
         values[lengths_key] = [len(row) for row in rows]
     return _serialize(values)
+
+
+def stored_name(file_name: str) -> bytes:
+    """A file's name in UTF-8. Bytes that are no UTF-8, which Python and JSON hold as surrogates, are stored as they are."""
+    try:
+        return file_name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return file_name.encode(errors="backslashreplace")
 
 
 _KINDS: Mapping[str, str] = {"bytes": "bytes_list", "float": "float_list", "int64": "int64_list"}

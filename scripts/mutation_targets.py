@@ -360,7 +360,7 @@ def open_sidecar(folder: Path, file: Path) -> None:
 def read_image(folder: Path, file: Path) -> None:
     from model.inference.image_input import decoded, image_size, read_image_file, shown_pixels
     from pipeline.coco import CocoImage
-    from pipeline.writing.image_files import ImageError, check_image
+    from pipeline.writing.checked_image import ImageError, check_image
 
     del folder
     content = file.read_bytes()

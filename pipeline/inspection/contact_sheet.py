@@ -20,7 +20,7 @@ from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes,
 from pipeline.inspection import sheet
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.record_reader import Record, pixel_keypoints, read_records
-from pipeline.skeleton import Skeleton
+from pipeline.skeleton import Skeleton, sides_without_twin
 
 POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
 POSITIVE_OPACITY, IGNORED_OPACITY = 0.9, 0.13
@@ -104,11 +104,19 @@ def contact_sheet(
     tiles = [_tile(record_folder, record, variant) for record in read_records(record_folder, split, rows)]
     shown = f"{len(rows)} of {len(record_folder.index(split)):,} images of split '{split}' of {record_folder.name}"
     legend = list(PEOPLE_SIGNS)
-    shown += ", flipped" if variant.flipped else ""
+    shown += ", flipped" if variant.flipped else f"; {_twins(record_folder.skeleton)}"
     if variant.short_edge is not None:
         shown += f", with the anchors at {variant.short_edge}"
         legend += [sheet.Sign("box", POSITIVE, "positive anchor"), sheet.Sign("box", (110, 114, 118), "ignored anchor")]
     return sheet.compose([tiles], shown, legend, width=width, row_height=row_height)
+
+
+def _twins(skeleton: Skeleton) -> str:
+    """The pairs that change places in a mirror, or how many they are, and the sides without a twin."""
+    pairs = [f"{skeleton.keypoints[k]} - {skeleton.keypoints[twin]}" for k, twin in enumerate(skeleton.flip) if k < twin]
+    alone = sides_without_twin(skeleton.keypoints, skeleton.flip)
+    some = ", ".join(pairs[:2]) + (f" and {len(pairs) - 2} more" if len(pairs) > 2 else "")
+    return f"mirror twins: {some or 'none'}" + (f"; no twin: {', '.join(alone)}" if alone else "")
 
 
 def _tile(record_folder: RecordFolder, record: Record, variant: Variant) -> sheet.Tile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -28,12 +29,15 @@ from pipeline import storage
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoData, CocoImage, read_coco
 from pipeline.command import Progress, UserError
+from pipeline.data_config import MAX_PIXELS
 from pipeline.files import only_writer
 from pipeline.record_folder import FORMAT_VERSION, NAME
 from pipeline.writing.beam_job import beam_options, quiet_workers, run_job
-from pipeline.writing.image_files import LocatedImage, bytes_of, check_images, locate
+from pipeline.writing.checked_image import ImageRules
+from pipeline.writing.image_files import LocatedImage, bytes_of, check_images, locate, measure
 from pipeline.writing.metadata import (
     ConversionResult,
+    ambiguous_file,
     check_same,
     joined_metadata,
     remove_split,
@@ -54,6 +58,7 @@ from pipeline.writing.shard_writer import (
 )
 
 IMAGES_PER_SHARD = 512  # about 75 MB
+LARGEST_IMAGE = 2**31 - 1  # pixels: TensorFlow's decoders read no more
 CTRL_C = "Ctrl-C"
 SECONDS_BETWEEN_COUNTS = 0.5  # of the images done; of the shards done in an object store, where it takes a request, 10
 
@@ -67,7 +72,9 @@ class ConversionConfig:
       short_edges, max_edge: the sizes at which training will see the images; each plain and flipped. Without a short edge
         the records hold no anchors.
       limit: takes only so many images, in the order of the records; 0 takes all.
-      flip_pairs, sigmas: of the keypoint set, as for `Skeleton.from_category`.
+      category, keypoints, flip_pairs, sigmas: as for `annotation_file.read_annotation_file`.
+      max_pixels: of an image that is decoded; what has more is an error.
+      shrink_larger_than: images of more pixels are made that small, with their annotations; 0 leaves all as they are.
     """
 
     dataset_name: str = "coco_person_keypoints"
@@ -76,8 +83,12 @@ class ConversionConfig:
     max_edge: int = 1333
     anchors: AnchorConfig = dataclasses.field(default_factory=AnchorConfig)
     limit: int = 0
+    category: str | None = None
+    keypoints: tuple[str, ...] | None = None
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    max_pixels: int = MAX_PIXELS
+    shrink_larger_than: int = 0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.dataset_name):
@@ -91,6 +102,10 @@ class ConversionConfig:
             raise UserError(f"short edges {list(edges)}: each once, in 32…{self.max_edge} (the long edge's limit)")
         if self.limit < 0:
             raise UserError(f"limit {self.limit}: a number of images, or 0 for all")
+        if not 1 <= self.max_pixels <= LARGEST_IMAGE:
+            raise UserError(f"max pixels {self.max_pixels}: between 1 and {LARGEST_IMAGE} are possible")
+        if self.shrink_larger_than < 0:
+            raise UserError(f"shrink larger than {self.shrink_larger_than}: a number of pixels, or 0 to shrink no image")
 
 
 def convert(
@@ -126,10 +141,11 @@ def convert(
     storage.check(str(annotations))
     storage.check(output)
     check_images(images)
-    coco = read_coco(annotations, flip_pairs=config.flip_pairs, sigmas=config.sigmas)
+    coco = _read(annotations, images, config)
     entries = in_record_order(coco.images)[: config.limit or None]
     num_shards = config.num_shards or max(1, round(len(entries) / IMAGES_PER_SHARD))
     arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}
+    arguments |= {"shrink_larger_than": config.shrink_larger_than} if config.shrink_larger_than else {}
     try:
         storage.make_folder(output)
     except OSError as error:
@@ -142,7 +158,7 @@ def convert(
         if existing is not None and not overwrite:
             check_same(f"split {split!r} of {output}", existing["arguments"], arguments)
             storage.remove_folder(storage.join(output, f"unfinished-{split}"))  # (stopped after the metadata was written)
-            result = ConversionResult(existing["summary"], skipped_by_reason(output, split), 0, 0.0)
+            result = ConversionResult(existing["summary"], skipped_by_reason(output, split), 0, 0.0, coco.notes)
             if not storage.exists(storage.join(output, summary_file(split))):
                 write_summary(result, output, split)
             return result
@@ -161,15 +177,67 @@ def convert(
             short_edges=config.short_edges,
             max_edge=config.max_edge,
             on_error=on_error,
+            rules=ImageRules(config.max_pixels, config.shrink_larger_than),
         )
         start = time.monotonic()
         converted = _write_shards(settings, split, entries, options)
+        settings, again, rotations = _settle_ambiguous(settings, split, entries, options)
         seconds = time.monotonic() - start
         summary = write_metadata(settings, split, metadata, arguments, coco.counts)
-        result = ConversionResult(summary, skipped_by_reason(output, split), converted, seconds)
+        notes = (*coco.notes, *rotations)
+        result = ConversionResult(summary, skipped_by_reason(output, split), converted + again, seconds, notes)
         write_summary(result, output, split)
         storage.remove_folder(settings.work)
     return result
+
+
+def _read(annotations: str | Path, images: str, config: ConversionConfig) -> CocoData:
+    coco = read_coco(
+        annotations,
+        category=config.category,
+        keypoints=config.keypoints,
+        flip_pairs=config.flip_pairs,
+        sigmas=config.sigmas,
+        measure=functools.partial(measure, images),
+    )
+    if config.keypoints is not None and coco.skeleton.keypoints != config.keypoints:
+        own = ", ".join(coco.skeleton.keypoints)
+        raise UserError(f"--keypoints: {annotations} has names of its own ({own:.200}); leave the flag out")
+    return coco
+
+
+def _settle_ambiguous(
+    settings: ShardSettings, split: str, entries: Sequence[CocoImage], options: PipelineOptions
+) -> tuple[ShardSettings, int, list[str]]:
+    """Decides about stored rotations that fit the annotations both ways, once all other images have been seen.
+
+    They are applied if more of the set's images show that the labelling tool applied them than that it did not. Then the shards
+    of such images, which took them as stored, are written again.
+
+    Returns:
+      The settings that hold from now on, the number of images that were written again, and a line on these images, if any.
+    """
+    facts = finished_shards(settings, range(settings.num_shards))
+    ambiguous = [image for number in sorted(facts) for image in facts[number]["ambiguous"]]
+    if not ambiguous:
+        return settings, 0, []
+    votes = {
+        key: sum(f["counts"].get(key, 0) for f in facts.values()) for key in ("images_meant_upright", "images_meant_as_stored")
+    }
+    turn = votes["images_meant_upright"] > votes["images_meant_as_stored"]
+    again = 0
+    if turn:
+        rules = dataclasses.replace(settings.rules, turn_ambiguous=True)
+        settings = dataclasses.replace(settings, rules=rules, run=uuid.uuid4().hex)
+        again = _write_shards(settings, split, entries, options)
+    some = ", ".join(f"{image['image_id']} {image['file']}" for image in ambiguous[:3]) + (", …" if len(ambiguous) > 3 else "")
+    note = (
+        f"{len(ambiguous)} images have a stored rotation that fits their size both ways ({some}): it is "
+        f"{'applied' if turn else 'not applied'}, since the annotations of {votes['images_meant_upright']} other images mean "
+        f"the image upright and those of {votes['images_meant_as_stored']} the image as stored; "
+        f"{storage.join(settings.output, ambiguous_file(split))} lists them"
+    )
+    return settings, again, [note]
 
 
 def _shared_metadata(config: ConversionConfig, coco: CocoData) -> dict[str, Any]:
@@ -312,8 +380,8 @@ def _open_work_folder(output: str, split: str, arguments: Mapping[str, Any], ove
                 storage.remove(work, storage.listing(work, leftover))
             return work
         except UserError:
-            if not overwrite:
-                raise
+            if not overwrite and storage.listing(work, "facts-", limit=1):
+                raise  # (where no shard is finished, nothing is lost)
         names.add(begun.get("dataset_name", arguments["dataset_name"]))
         storage.remove_folder(work)
     for name in names:  # of a conversion that was given up: no metadata lists them

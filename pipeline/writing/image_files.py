@@ -1,41 +1,41 @@
-"""The files of images: where they lie (a folder, a zip, an object store), reading them, and whether they are sound."""
+"""The files of images: where they lie (a folder, a zip, an object store), and reading them.
+
+Annotations made elsewhere may write a name otherwise than the disk has it: with backslashes, with `./`, with letters and
+accents composed or apart (NFC, NFD). All these forms are looked for; another letter case is another name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
-import io
 import itertools
+import os
 import struct
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Literal
-
-from PIL import Image, ImageOps
+from typing import BinaryIO
 
 from pipeline import storage
+from pipeline.annotation_file import plain_name
 from pipeline.coco import CocoImage
 from pipeline.command import UserError
-from pipeline.data_config import MAX_PIXELS
+from pipeline.image import stored_orientation, swaps_sides
 from pipeline.storage import MAX_IMAGE_BYTES
+from pipeline.writing.checked_image import ImageError, stored_size
 
-_EXIF_ORIENTATION = 0x0112
 # An object store answers after some 50 ms and an image takes 3 ms of work: so many requests are under way at once.
 REQUESTS_AT_ONCE = 24
 
 # Errors of a disk, a network or this process, which may be gone at the next attempt. To leave an image out for them would be
 # wrong.
 _PASSING_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-
-class ImageError(Exception):
-    """Why an image cannot become a record."""
 
 
 class UnreadableError(Exception):
@@ -79,10 +79,17 @@ def bytes_of(images: str, located: LocatedImage) -> int:
     entry, member = located
     if isinstance(member, ZipMember):
         return member.content_bytes
-    with contextlib.suppress(OSError):
-        if entry.file_name and member is None:
-            return storage.size(storage.join(images, entry.file_name)) or 0
+    for name in forms(entry.file_name) if entry.file_name and member is None else ():
+        with contextlib.suppress(OSError, ValueError):
+            if size := storage.size(storage.join(images, name)):
+                return size
     return 0
+
+
+def forms(file_name: str) -> list[str]:
+    """The forms in which a file's name may be on the disk, its own first."""
+    plain = plain_name(file_name)
+    return list(dict.fromkeys([file_name, plain, unicodedata.normalize("NFD", plain)]))
 
 
 def read_all(images: str, entries: Sequence[LocatedImage]) -> Generator[tuple[CocoImage, bytes | ImageError]]:
@@ -130,10 +137,11 @@ class _Reader:
         if entry.error or isinstance(member, str):
             return ImageError(entry.error or member)
         try:
-            if member is not None:
-                content = read_member(self._archive(), member)
-            else:
-                content = storage.read(storage.join(self._images, entry.file_name), MAX_IMAGE_BYTES)
+            os.fsencode(entry.file_name)
+        except UnicodeEncodeError:
+            return ImageError("file_name holds half a character, which no file's name can")
+        try:
+            content = read_member(self._archive(), member) if member else self._read_file(entry.file_name)
         except FileNotFoundError:
             return ImageError("no such file")
         except (IsADirectoryError, NotADirectoryError):
@@ -146,6 +154,14 @@ class _Reader:
             return ImageError(str(error))
         return content or ImageError("the file is empty")
 
+    def _read_file(self, file_name: str) -> bytes:
+        """Raises: FileNotFoundError if the file has none of the name's forms; OSError or ValueError if it cannot be read."""
+        *others, last = forms(file_name)
+        for name in others:
+            with contextlib.suppress(FileNotFoundError):
+                return storage.read(storage.join(self._images, name), MAX_IMAGE_BYTES)
+        return storage.read(storage.join(self._images, last), MAX_IMAGE_BYTES)
+
     def _archive(self) -> BinaryIO:
         if not hasattr(self._of_thread, "archive"):
             try:
@@ -156,60 +172,26 @@ class _Reader:
         return archive
 
 
-def check_image(content: bytes, entry: CocoImage) -> tuple[bytes, Literal["jpeg", "png"], bool]:
-    """Checks the file of an image against its entry.
-
-    What costs nearly nothing is always checked (header, size, the mark at a JPEG's end, a PNG's checksums). Pixels are decoded
-    only where a JPEG does not end as it should: decoding takes 2 ms, as long as all else together, and finds nothing more,
-    since decoders accept damaged data between sound ends.
-
-    Returns:
-      The encoded bytes, their format, and whether a stored rotation had to be applied: the entry's size is that of the image
-      upright. A rotation that does not change the size is not applied.
-
-    Raises:
-      ImageError: with the reason in words.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image_format: Literal["jpeg", "png"]
-            if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with further images behind it
-                image_format = "jpeg"
-            elif image.format == "PNG":
-                image_format = "png"
-            else:
-                raise ImageError(f"a {image.format} file; JPEG and PNG are read")
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{width}×{height} pixels in the header, at most {MAX_PIXELS} are decoded")
-            rotated = False
-            if (width, height) != (entry.width, entry.height):
-                rotated = (height, width) == (entry.width, entry.height) and image.getexif().get(_EXIF_ORIENTATION) in range(
-                    5, 9
-                )
-                if not rotated:
-                    raise ImageError(f"{width}×{height} pixels, the annotations say {entry.width}×{entry.height}")
-            if rotated:
-                upright = io.BytesIO()
-                ImageOps.exif_transpose(image).convert("RGB").save(upright, "JPEG", quality=95, subsampling=0)
-                return upright.getvalue(), "jpeg", True
-            if image_format == "png":
-                image.verify()
-            elif not content.endswith(b"\xff\xd9"):
-                image.load()
-    except Image.DecompressionBombError:
-        raise ImageError(f"far more pixels in the header than the {MAX_PIXELS} that are decoded") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).partition(" <")[0]  # (without the address of a buffer)
-        raise ImageError(f"truncated or no image ({reason})") from None
-    return content, image_format, False
+def measure(images: str, file_names: Sequence[str]) -> dict[str, tuple[int, int, bool] | str]:
+    """Height and width of images as stored, and whether a stored rotation exchanges them; or why an image cannot be read."""
+    entries = [CocoImage(number, name, 0, 0, ()) for number, name in enumerate(file_names)]
+    sizes: dict[str, tuple[int, int, bool] | str] = {}
+    for entry, content in read_all(images, locate(images, entries)):
+        try:
+            if isinstance(content, ImageError):
+                raise content
+            _, height, width = stored_size(content)
+            sizes[entry.file_name] = (height, width, swaps_sides(stored_orientation(content)))
+        except Exception as error:  # whatever a file holds, it is an error of that image alone
+            sizes[entry.file_name] = str(error) or type(error).__name__
+    return sizes
 
 
 # Images in a zip file, such as COCO's train2017.zip, read in place.
 #
 # The main process reads the zip's directory once, and tells every shard where its images lie; workers read only those bytes.
 
-_ENCRYPTED = 1  # bit of a member's flags
+_ENCRYPTED, _UTF8 = 1, 0x800  # bits of a member's flags
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field that follow
 
 
@@ -244,20 +226,32 @@ def find_members(location: str, file_names: Iterable[str]) -> dict[str, ZipMembe
     Raises:
       UserError: the zip cannot be read.
     """
-    wanted = set(file_names)
+    names = {name: plain_name(name) for name in file_names}
+    wanted = set(names.values())
     last_parts = {name.rpartition("/")[2] for name in wanted}
     found: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
     try:
         with storage.open_for_reading(location) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                path = info.filename.replace("\\", "/")  # (some programs on Windows write those)
-                if path.rpartition("/")[2] in last_parts:
-                    for name in _endings(path):
-                        if name in wanted:
-                            found[name].append(info)
+                for path in _member_names(info):
+                    if path.rpartition("/")[2] in last_parts:
+                        for name in _endings(path):
+                            if name in wanted:
+                                found[name].append(info)
+                        break
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"{location}: not a whole zip file ({storage.reason(error)}); fetch or copy it again") from None
-    return {name: _member(name, found[name]) for name in wanted}
+    return {name: _member(plain, found[plain]) for name, plain in names.items()}
+
+
+def _member_names(info: zipfile.ZipInfo) -> Iterable[str]:
+    """The plain forms of a member's name: programs that do not set the zip's UTF-8 flag write the names of their system."""
+    yield plain_name(info.filename)
+    if not info.flag_bits & _UTF8 and not info.filename.isascii():
+        raw = info.filename.encode("cp437", errors="replace")
+        for encoding in ("utf-8", "cp1252", "cp850"):
+            with contextlib.suppress(UnicodeDecodeError):
+                yield plain_name(raw.decode(encoding))
 
 
 def _endings(path: str) -> Iterable[str]:
@@ -267,7 +261,7 @@ def _endings(path: str) -> Iterable[str]:
 
 
 def _member(name: str, infos: list[zipfile.ZipInfo]) -> ZipMember | str:
-    exact = [info for info in infos if info.filename == name]
+    exact = [info for info in infos if name in _member_names(info)]
     infos = exact or infos
     if not infos:
         return "no such file in the zip"

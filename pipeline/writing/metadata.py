@@ -68,7 +68,13 @@ def remove_split(output: str, split: str, metadata: dict[str, Any]) -> None:
         storage.write(storage.join(output, METADATA_FILE), to_json(metadata))
     else:
         storage.remove(output, [METADATA_FILE])
-    others = [removed["index"], f"errors-{split}.jsonl", summary_file(split), f"contact-sheet-{split}.png"]
+    others = [
+        removed["index"],
+        f"errors-{split}.jsonl",
+        ambiguous_file(split),
+        summary_file(split),
+        f"contact-sheet-{split}.png",
+    ]
     storage.remove(output, [*(shard["file"] for shard in removed["shards"]), *others])
 
 
@@ -94,11 +100,19 @@ def write_metadata(
     else:
         storage.remove(settings.output, [errors_file])
 
+    ambiguous = [image for facts in all_facts for image in facts["ambiguous"]]
+    if ambiguous:
+        lines = "".join(json.dumps(image) + "\n" for image in ambiguous)
+        storage.write(storage.join(settings.output, ambiguous_file(split)), lines)
+    else:
+        storage.remove(settings.output, [ambiguous_file(split)])
+
     totals: Counter[str] = Counter()
     for facts in all_facts:
         totals.update(facts["counts"])
     keys = ("persons", "labelled_persons", "labelled_keypoints", "crowds")
     summary = {"images": len(rows), "images_skipped": len(errors), "images_rotated": totals["images_rotated"]}
+    summary |= {"rotations_ambiguous": len(ambiguous), "images_shrunk": totals["images_shrunk"]}
     summary |= {key: totals[key] for key in keys} | dict(counts)
     summary |= {"image_bytes": totals["image_bytes"], "record_bytes": sum(facts["bytes"] for facts in all_facts)}
     metadata["splits"][split] = {
@@ -171,12 +185,14 @@ class ConversionResult:
       skipped: number of the images left out by the kind of reason.
       converted: images converted now, not in an earlier run.
       seconds: that it took to convert them.
+      notes: what was found out, assumed or left out, a line each.
     """
 
     summary: Mapping[str, int]
     skipped: Mapping[str, int]
     converted: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def skipped_by_reason(output: str, split: str) -> dict[str, int]:
@@ -196,6 +212,11 @@ def _reason(line: bytes) -> str:
         return "(a line of the list of errors that is damaged)"
 
 
+def ambiguous_file(split: str) -> str:
+    """Lists the images whose stored rotation fits the annotations both ways, and whether it was applied."""
+    return f"ambiguous-{split}.jsonl"
+
+
 def summary_file(split: str) -> str:
     return f"summary-{split}.json"
 
@@ -206,11 +227,12 @@ def write_summary(result: ConversionResult, output: str, split: str) -> None:
         "split": split,
         **result.summary,
         "skipped_by_reason": dict(result.skipped),
+        "notes": list(result.notes),
         "images_converted_by_last_run": result.converted,
         "seconds_of_last_run": round(result.seconds, 3),
         "images_per_second": round(result.converted / result.seconds, 2) if result.seconds else None,
     }
-    storage.write(storage.join(output, summary_file(split)), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    storage.write(storage.join(output, summary_file(split)), json.dumps(content, indent=1) + "\n")
 
 
 def summary_table(result: ConversionResult, output: str, split: str) -> str:
@@ -221,9 +243,10 @@ def summary_table(result: ConversionResult, output: str, split: str) -> str:
             lines.append(f"{key.replace('_', ' '):>32}  {value:,}")
         if key == "images_skipped":
             lines += [f"{'of these':>32}  {count:,}  {reason}" for reason, count in result.skipped.items()]
+    if result.seconds and result.converted:
+        lines.append(f"{'images per second':>32}  {result.converted / result.seconds:.1f}")
+    lines += result.notes
     if result.seconds:
-        if result.converted:
-            lines.append(f"{'images per second':>32}  {result.converted / result.seconds:.1f}")
         lines.append(f"split {split!r} written to {output}; the table as JSON: {storage.join(output, summary_file(split))}")
     else:
         lines.append(f"split {split!r} was finished already in {output}; nothing to do")
@@ -232,3 +255,20 @@ def summary_table(result: ConversionResult, output: str, split: str) -> str:
         if not result.summary["images"]:
             lines.append("no image was left: if --images is the reason, correct it and convert again with --overwrite")
     return "\n".join(map(shown, lines))
+
+
+def check_not_empty(result: ConversionResult, images: str) -> None:
+    """Refuses a split without an image, which is a wrong argument more often than not.
+
+    Raises:
+      UserError: there is none; the most frequent reason is named.
+    """
+    if result.summary["images"]:
+        return
+    if not result.skipped:
+        raise UserError("no image was converted: the annotations have none; give another --annotations")
+    reason, count = next(iter(result.skipped.items()))
+    raise UserError(
+        f"no image was converted: all {result.summary['images_skipped']} were left out, {count} of them with the reason "
+        f"{shown(reason)!r}; if --images={images} does not hold the annotations' files, correct it, and add --overwrite"
+    )

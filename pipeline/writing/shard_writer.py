@@ -33,10 +33,11 @@ import tensorflow as tf
 from pipeline import records, storage
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoImage, Person
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of, shown
 from pipeline.files import parsed_json
 from pipeline.record_folder import INDEX_DTYPE, RECORD_FOOTER_BYTES, RECORD_HEADER_BYTES
-from pipeline.writing.image_files import ImageError, LocatedImage, UnreadableError, ZipMember, check_image, read_all
+from pipeline.writing.checked_image import CheckedImage, ImageError, ImageRules, check_image
+from pipeline.writing.image_files import LocatedImage, UnreadableError, ZipMember, read_all
 
 # Seconds between two looks whether to go on, each of which is a request if the output is an object store.
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -60,6 +61,7 @@ class ShardSettings:
       work: the work folder of the split, beside the shards.
       run: a name that no other run of the main process has.
       category: name of the persons' category.
+      rules: what is done with sound images.
     """
 
     images: str
@@ -73,6 +75,7 @@ class ShardSettings:
     short_edges: tuple[int, ...]
     max_edge: int
     on_error: Literal["fail", "skip"]
+    rules: ImageRules = dataclasses.field(default_factory=ImageRules)
 
     def shard_file(self, number: int) -> str:
         return f"{self.prefix}.tfrecord-{number:05d}-of-{self.num_shards:05d}"
@@ -101,7 +104,7 @@ def stop_run(settings: ShardSettings, reason: str) -> None:
     """Tells all workers of the run to stop; the first reason stands."""
     if stop_reason(settings) is None:
         with contextlib.suppress(OSError):  # a full disk cannot even take the reason
-            storage.write(storage.join(settings.work, f"stop-{settings.run}"), reason)
+            storage.write(storage.join(settings.work, f"stop-{settings.run}"), shown(reason))
     storage.remove(settings.work, [f"run-{settings.run}"])
 
 
@@ -168,6 +171,7 @@ def _write_records(settings: ShardSettings, entries: list[LocatedImage], path: P
     """Writes the records to `path`; returns what it wrote, or None if it was told to stop."""
     index: list[list[int]] = []
     errors: list[dict[str, Any]] = []
+    ambiguous: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     offset = 0
     progress = os.devnull if storage.is_url(settings.work) else settings.progress_path(number)
@@ -182,36 +186,58 @@ def _write_records(settings: ShardSettings, entries: list[LocatedImage], path: P
                 if not _shall_go_on(settings):
                     return None
                 next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+            named = {"image_id": entry.id, "file": entry.file_name}
             try:
-                if isinstance(file, ImageError):
-                    raise file
-                content, image_format, rotated = check_image(file, entry)
+                checked, record = _record(settings, entry, file)
             except ImageError as error:
                 if settings.on_error == "fail":
                     stop_run(settings, image_message(settings.images, entry, str(error)))
                     return None
-                errors.append({"image_id": entry.id, "file": entry.file_name, "reason": str(error)})
+                errors.append(named | {"reason": str(error)})
                 done.write(b".")
                 continue
-            matchings = records.match_image(entry, settings.anchors, settings.short_edges, settings.max_edge)
-            record = records.encode(entry, content, image_format, settings.category, matchings)
             writer.write(record)
             done.write(b".")
+            entry = checked.entry
             crowds = sum(person.is_crowd for person in entry.persons)
             persons = len(entry.persons) - crowds
             labelled = sum(person.num_labelled > 0 and not person.is_crowd for person in entry.persons)
             row = [offset, len(record), entry.id, entry.height, entry.width, persons, crowds, labelled]
             index.append(row)
             offset += RECORD_HEADER_BYTES + len(record) + RECORD_FOOTER_BYTES
+            if checked.ambiguous:
+                ambiguous.append(named | {"turned": checked.turned})
             counts.update(
                 persons=persons,
                 crowds=crowds,
                 labelled_persons=labelled,
                 labelled_keypoints=sum(person.num_labelled for person in entry.persons),
-                image_bytes=len(content),
-                images_rotated=int(rotated),
+                image_bytes=len(checked.content),
+                images_rotated=int(checked.turned),
+                images_shrunk=int(checked.shrunk),
+                images_meant_upright=int(checked.upright > 0),
+                images_meant_as_stored=int(checked.upright < 0),
             )
-    return {"records": len(index), "index": index, "errors": errors, "counts": dict(counts)}
+    return {"records": len(index), "index": index, "errors": errors, "ambiguous": ambiguous, "counts": dict(counts)}
+
+
+def _record(settings: ShardSettings, entry: CocoImage, file: bytes | ImageError) -> tuple[CheckedImage, bytes]:
+    """One image's file → its record. Whatever the file holds and raises, it is an error of this image alone.
+
+    Raises:
+      ImageError: the image cannot be used, and why.
+    """
+    try:
+        if isinstance(file, ImageError):
+            raise file
+        checked = check_image(file, entry, settings.rules)
+        matchings = records.match_image(checked.entry, settings.anchors, settings.short_edges, settings.max_edge)
+        record = records.encode(checked.entry, checked.content, checked.image_format, settings.category, matchings)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {' '.join(reason_of(error).split())[:300]}") from error
+    return checked, record
 
 
 def noted_images(shard: Sequence[LocatedImage]) -> str:
@@ -252,7 +278,7 @@ def _member(value: Any) -> ZipMember | str | None:
 def image_message(images: str, entry: CocoImage, reason: str) -> str:
     """One line that says which image cannot be used, why, and the way out."""
     file = storage.join(images, entry.file_name) if entry.file_name else "(no file)"
-    return f"image {entry.id}, {file}: {reason}; put it right, or leave such images out with --on_error=skip"
+    return f"image {entry.id}, {shown(file)}: {shown(reason)}; put it right, or leave such images out with --on_error=skip"
 
 
 def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict[int, dict[str, Any]]:
@@ -266,6 +292,7 @@ def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict
             try:
                 facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number)))
                 sound = _is_sound(facts, settings.shard_file(number), shards[settings.shard_file(number)])
+                sound = sound and all(image["turned"] == settings.rules.turn_ambiguous for image in facts["ambiguous"])
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue  # damaged since: the shard is written again
             if sound and not (facts["errors"] and settings.on_error == "fail"):

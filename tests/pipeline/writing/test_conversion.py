@@ -460,7 +460,6 @@ def test_bad_inputs(shared_data: Path, tmp_path: Path) -> None:
         21: "annotations say",
         22: "annotations say",
         23: "height 0",
-        24: "height None",
     }
     expected |= {26: "differ", 27: "no file_name", 28: "leads out", 29: "50 numbers", 30: "54 numbers", 33: "nan", 34: "inf"}
     expected |= {36: "visibilities", 46: "nan", 47: "3 numbers", 48: "None", 49: "bbox holds '", 54: "category_id"}
@@ -470,7 +469,8 @@ def test_bad_inputs(shared_data: Path, tmp_path: Path) -> None:
     rows = open_record_folder(tmp_path).index("bad")
     assert len(rows) == 61 - len(expected)
     summary = open_record_folder(tmp_path).splits["bad"]["summary"]
-    assert summary["images_rotated"] == 1 and summary["boxes_without_area"] == 4 and summary["keypoints_outside"] == 3
+    assert summary["images_rotated"] == 1 and summary["boxes_made_around_points"] == 4 and summary["keypoints_outside"] == 3
+    assert summary["boxes_without_area"] == 0 and summary["sizes_read_off_images"] == 1
 
 
 @pytest.mark.parametrize(

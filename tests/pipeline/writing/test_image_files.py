@@ -13,7 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline.coco import CocoImage
-from pipeline.writing.image_files import ImageError, check_image, read_all
+from pipeline.writing.checked_image import ImageError, check_image
+from pipeline.writing.image_files import read_all
 
 HEIGHT, WIDTH = 40, 60
 # Left half red, lower right quarter blue: what a rotation moves.
@@ -39,7 +40,9 @@ def read(folder: Path, content: bytes | None, height: int = HEIGHT, width: int =
     ((entry, file),) = read_all(str(folder), [(CocoImage(1, "a.jpg", height, width, ()), None)])
     if isinstance(file, ImageError):
         raise file
-    return check_image(file, entry)
+    checked = check_image(file, entry)
+    assert checked.entry is entry and not checked.shrunk
+    return checked.content, checked.image_format, checked.turned
 
 
 @pytest.mark.parametrize(
