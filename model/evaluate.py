@@ -33,8 +33,19 @@ flags.DEFINE_string(
 flags.DEFINE_string("split", "val", "Name of the split of the records.", flag_values=FLAGS)
 flags.DEFINE_string("annotations", None, "COCO keypoint file, the ground truth. Required.", flag_values=FLAGS)
 flags.DEFINE_string("results", None, "JSON file in COCO's results format, to be judged instead of --model.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "category",
+    None,
+    "Category of the annotations for --results without --data_dir, as in pipeline.make_tfrecords: a name, several with commas "
+    "between, or all.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
-    "sigmas", None, "OKS sigma of each keypoint; default: those of the records, else COCO's by name.", flag_values=FLAGS
+    "sigmas",
+    None,
+    "OKS sigma of each keypoint, or one for all; default: those of the records, else COCO's by name, and 1/K within COCO's "
+    "range for other keypoints.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "decoder",
@@ -68,6 +79,7 @@ def main(_rest: list[str]) -> None:
             data_dir=FLAGS.data_dir,
             split=FLAGS.split,
             results=FLAGS.results,
+            category=FLAGS.category,
             sigmas=sigmas,
             decoder=FLAGS.decoder,
             legacy_decoding=FLAGS.legacy_decoding,

@@ -34,7 +34,7 @@ from pipeline import records
 from pipeline.command import Progress, UserError, reason_of
 from pipeline.files import write_json
 from pipeline.record_folder import RecordFolder, open_record_folder
-from pipeline.skeleton import Skeleton
+from pipeline.skeleton import Skeleton, read_category
 
 IMAGES_AT_ONCE = 64  # bounds the memory: so many encoded images are held while they are sorted into batches
 
@@ -131,7 +131,11 @@ def evaluate(
 
 
 def _with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton:
-    return skeleton if sigmas is None else dataclasses.replace(skeleton, sigmas=tuple(sigmas))
+    """The skeleton with other sigmas, one for each keypoint or one for all."""
+    if sigmas is None:
+        return skeleton
+    every = tuple(sigmas) * skeleton.num_keypoints if len(sigmas) == 1 else tuple(sigmas)
+    return dataclasses.replace(skeleton, sigmas=every)
 
 
 def predict_split(
@@ -234,6 +238,7 @@ def evaluate_files(
     data_dir: str | None = None,
     split: str = "val",
     results: str | None = None,
+    category: str | None = None,
     sigmas: Sequence[float] | None = None,
     decoder: str = "fast",
     legacy_decoding: bool = False,
@@ -252,10 +257,15 @@ def evaluate_files(
         raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
     if results is not None and legacy_decoding:
         raise UserError("--legacy_decoding: --results are decoded already; leave it out")
+    if category is not None and data_dir is not None:
+        raise UserError(f"--category={category}: --data_dir has the category that its records were made of; leave it out")
     if model is not None and data_dir is None:
         raise UserError("--data_dir: --model needs the folder of records that it shall look at")
     record_folder = None if data_dir is None else open_record_folder(data_dir)
-    truth = read_ground_truth(annotations) if record_folder is None else ground_truth_of(annotations, record_folder.skeleton)
+    if record_folder is None:
+        truth = read_ground_truth(annotations, category)
+    else:
+        truth = ground_truth_of(annotations, record_folder.skeleton)
     notes: list[str] = []
     if record_folder is not None:  # before a model is opened: what is refused is refused at once
         check_keypoints(truth, record_folder.skeleton)
@@ -269,6 +279,8 @@ def evaluate_files(
     else:
         assert results is not None
         skeleton = truth.skeleton(sigmas) if record_folder is None else _with_sigmas(record_folder.skeleton, sigmas)
+        if record_folder is None:
+            notes = [note for note in read_category(truth.category, sigmas=sigmas)[1] if note.startswith("OKS sigma")]
         image_ids = None if record_folder is None else record_folder.index(split)["image_id"].tolist()
         figures = evaluate_results(truth, results, skeleton, image_ids)
         title = f"{results} against {annotations}"

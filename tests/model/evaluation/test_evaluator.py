@@ -292,6 +292,25 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
         evaluate_files(annotations=str(annotations), results=str(results), decoder="reference")
 
 
+def test_a_category_is_chosen_for_results_and_assumed_sigmas_are_told(tmp_path: Path) -> None:
+    content = ground_truth()
+    content["categories"] = [CATEGORY | {"name": "deer", "keypoints": ["nose", "antler_l", "antler_r"]}]
+    content["categories"] += [content["categories"][0] | {"id": 8, "name": "elk"}]
+    content["annotations"][0]["category_id"] = 8
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    results = [{**a, "score": 1.0, "category_id": 7} for a in content["annotations"]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    files: dict[str, Any] = {"annotations": str(tmp_path / "gt.json"), "results": str(tmp_path / "results.json")}
+    with pytest.raises(UserError, match=r"\(deer, elk\); --category=all joins"):
+        evaluate_files(**files)
+    text = evaluate_files(**files, category="all")
+    assert "4 annotated 'all'" in text
+    assert "AP 1.000" in text and "OKS sigma 0.107 is assumed" in text and "antler_l, antler_r" in text
+    assert "OKS sigma" not in evaluate_files(**files, category="all", sigmas=[0.05])
+    with pytest.raises(UserError, match="--category=all: --data_dir has the category"):
+        evaluate_files(**files, category="all", data_dir=str(tmp_path))
+
+
 def test_results_of_a_split_of_records(
     record_folder: RecordFolder, annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

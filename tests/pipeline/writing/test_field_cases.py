@@ -312,6 +312,8 @@ def random_exif(rng: random.Random) -> bytes:
         entries += struct.pack(f"{order}HHI", tag, rng.randrange(16), rng.choice([0, 1, 2, rng.randrange(2**32)])) + rng.choice(
             [struct.pack(f"{order}HH", rng.randrange(12), 0), rng.randbytes(4)]
         )
+        if rng.random() < 0.4:
+            entries += struct.pack(f"{order}HHIHH", 0x0112, 3, 1, rng.randrange(1, 9), 0)
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", rng.choice([8, 8, 8, rng.randrange(2**32)]))
     block = head + struct.pack(f"{order}H", rng.choice([len(entries) // 12, rng.randrange(65536)])) + entries
     block += rng.randbytes(rng.randrange(60))
