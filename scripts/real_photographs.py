@@ -30,9 +30,11 @@ STEPS = 800
 SHORT_EDGE, MAX_EDGE = 256, 384
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output_dir", "real_photographs_output", "Folder for everything that is written.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", STEPS, "Training steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_multi_string("set", [], "Passed on to model.train: section.field=value.", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", "real_photographs_output", "The folder for everything that is written.", flag_values=FLAGS)
+flags.DEFINE_integer("steps", STEPS, "The number of training steps.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "set", [], "A value of the configuration, section.field=value, for model.train; may be repeated.", flag_values=FLAGS
+)
 
 
 def main(_: list[str]) -> None:

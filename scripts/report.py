@@ -77,7 +77,7 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
     from scripts.mean_pose import mean_pose_baseline
 
     figures = read_json(files.figures_of_val)
-    comparison = read_json(files.comparison) if files.comparison.exists() else {"exports": {}}
+    comparison = read_json(files.comparison) if files.comparison.exists() else {}
     stages = read_json(files.root / STATE_FILE)
     lines = _metrics(files.metrics)
     skeleton, examples = _examples(files)
@@ -86,7 +86,7 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
         "keypoint_ap": figures["keypoints"]["AP"],
         "box_ap": figures["bbox"]["AP"],
         "baseline_keypoint_ap": baseline,
-        "agreement": {name: count["matched"] / count["total"] for name, count in comparison["exports"].items()},
+        "agreement": {name: count["matched"] / count["total"] for name, count in comparison.get("exports", {}).items()},
         "milliseconds_per_image": milliseconds_per_image(files.saved_model, [e.path for e in examples[:TIMED_IMAGES]]),
         "seconds": {name: state["seconds"] for name, state in stages.items() if name != "report"},
         "cores": len(os.sched_getaffinity(0)),
@@ -261,20 +261,24 @@ def _swapped(figures: Mapping[str, Any]) -> str:
 
 
 def _comparison_text(comparison: Mapping[str, Any]) -> str:
-    if not comparison["exports"]:
+    if not comparison:
         return "The comparison did not come to an end; the demo's output says why."
+    if not comparison["exports"]:
+        return "The model finds nobody in the val images, so there is nothing to compare."
+    least = comparison["min_score"]
+    counted = f"Detections with a score of {least} or more are counted" if least else "Detections of every score are counted"
     return (
         f"The same pixels ({comparison['images']} val images at {comparison['width']}×{comparison['height']}) went through "
         "the trained model, through the SavedModel in a process that imports TensorFlow only, and through the TFLite file in "
-        f"one that imports ai_edge_litert only. Counted are detections with a score from {comparison['min_score']} on: "
-        "they agree where every side of the box is within 0.5 px and every keypoint within 1 px."
+        "one that imports ai_edge_litert only. Two detections are alike if every side of the box is within 0.5 px and every "
+        f"keypoint within 1 px. {counted}."
     )
 
 
 def _comparison_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     return [
         [name, str(count["total"]), str(count["matched"]), f"{count['matched'] / count['total']:.2%}"]
-        for name, count in comparison["exports"].items()
+        for name, count in comparison.get("exports", {}).items()
     ]
 
 

@@ -20,7 +20,9 @@ import numpy.typing as npt
 from model.matterport.layout import BATCH_NORM, RPN_GROUP, Shape
 from model.weights.h5_files import try_in_a_child
 from model.weights.pickle_reader import RefusedError
+from model.weights.weight_files import LARGEST_FILE
 from pipeline.command import UserError
+from pipeline.files import open_regular
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WHOLE_MODEL = "model_weights"
@@ -64,7 +66,7 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
         more than it has. All that is refused while the file is open is told with its path.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, LARGEST_FILE) as file:
             head = file.read(len(SIGNATURE))
         if head != SIGNATURE:
             raise RefusedError(f"not an .h5 file: it begins with {head!a}")

@@ -19,6 +19,7 @@ from model.weights import pickle_reader, torch_files
 from model.weights.h5_files import read_h5
 from model.weights.pickle_reader import RefusedError
 from pipeline.command import UserError
+from pipeline.files import open_regular
 
 # Under which of its names a training checkpoint or a file of a model zoo has the tensors.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")
@@ -26,6 +27,7 @@ _SAFETENSORS = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2",
     "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+LARGEST_FILE = 2**33  # bytes; a ResNet-101 with its optimizer has half a gigabyte, and a sparse file can have any size
 # float16 takes twice its bytes as float32, and tied weights are views of the same bytes.
 MOST_TIMES_LARGER = 2 * torch_files.MOST_TIMES_SHARED
 
@@ -55,7 +57,9 @@ def read_weights(path: str | Path) -> dict[str, NDArray[Any]]:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    with path.open("rb") as file:
+    if path.is_dir():
+        raise RefusedError("is a directory, not a file of weights")
+    with open_regular(path, LARGEST_FILE) as file:
         head = file.read(16)
     if head.startswith(b"PK\x03\x04"):
         described, values = torch_files.read_zip(path)

@@ -138,6 +138,15 @@ def test_the_report_says_what_was_measured(demo_folder: DemoFiles) -> None:
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
 
 
+def test_a_comparison_of_nobody_and_one_that_failed_are_told_apart(demo_folder: DemoFiles) -> None:
+    demo_folder.comparison.write_text(json.dumps({"images": 2, "height": 1, "width": 1, "min_score": 0.0, "exports": {}}))
+    assert write_report(demo_folder, 2)["agreement"] == {}
+    assert "finds nobody in the val images" in demo_folder.report.read_text()
+    demo_folder.comparison.unlink()
+    write_report(demo_folder, 0)
+    assert "did not come to an end" in demo_folder.report.read_text()
+
+
 def test_names_of_files_are_text(demo_folder: DemoFiles) -> None:
     write_report(demo_folder, 2)
     checked = Checked()

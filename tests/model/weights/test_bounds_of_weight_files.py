@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -207,6 +208,23 @@ def test_a_heap_that_leads_round_and_round_is_refused(tmp_path: Path) -> None:
     message, peak, _ = measured(path, most=16 * 2**30)
     assert message.startswith(f"{path}: ") and "memory allocation failed" in message  # it went round until then
     assert peak < 2 * h5_files.SPARE_MEMORY
+
+
+@pytest.mark.parametrize("name", ["fifo", "device", "giant"])
+def test_what_is_no_regular_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "fifo":
+        os.mkfifo(path)
+    elif name == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.write(b"\x80\x02")
+            file.truncate(2**40)
+    with pytest.raises(UserError, match=r"FIFO|device|bytes long, at most"):
+        read_weights(path)
+    with pytest.raises(UserError, match=r"FIFO|device|bytes long, at most"), open_weights(path):
+        pass
 
 
 def test_the_old_networks_files_are_tried_likewise(tmp_path: Path) -> None:
