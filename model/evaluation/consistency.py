@@ -23,7 +23,7 @@ from pipeline.record_folder import METADATA_FILE, RecordFolder
 from pipeline.skeleton import Skeleton
 
 TINY_AREA = 0.02  # of the box: an outlined person covers a third to two thirds of it, a thin or hidden one a twentieth
-OUTSIDE = 0.1  # of the image's side: results are clipped to the image, but for rounding
+OUTSIDE = 0.1  # of the image's side: results are clipped to the image, and rounding moves them by less
 SAME_SHAPE = 1.5  # pixels by which a side may miss the proportions of the other image after a resize
 
 

@@ -36,7 +36,7 @@ from pipeline.files import write_json
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton, read_category
 
-IMAGES_AT_ONCE = 64  # bounds the memory: so many encoded images are held while they are sorted into batches
+IMAGES_AT_ONCE = 64  # encoded, held while they are sorted into batches: a bound of the memory
 
 Figures = dict[str, Any]
 
@@ -109,7 +109,7 @@ def evaluate(
 
     Args:
       predictor: the model.
-      record_folder, split: which images; only these count, whatever else the annotations hold.
+      record_folder, split: which images count; the annotations may hold others.
       annotations: the COCO JSON that the records were made of, or what `read_ground_truth` made of it.
       sigmas: OKS constants instead of those of the records' keypoint set.
       progress: whether to show it.

@@ -1,7 +1,7 @@
 """What goes wrong with keypoints: each joint's error, and joints taken for their mirror twins.
 
-A person counts where a result's box finds it, whatever that result says of its keypoints: matching by keypoints would leave out
-the very persons whose left and right are confused. Errors are distances over the root of the person's area, the scale of OKS.
+A person counts if a result's box finds it, even if all of that result's keypoints are wrong: matching by keypoints would leave
+out the very persons whose left and right are confused. Errors are distances over the root of the person's area, as in OKS.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class KeypointErrors:
 
     def joints(self) -> dict[str, dict[str, Any]]:
         """By name: how many are `labelled`, how many of them in persons `found`; of those `mean_error`, `median_error` and the
-        share `hit`, whose own similarity is `HIT_SIMILARITY` or more. None where nothing was found.
+        share `hit`, whose own similarity is `HIT_SIMILARITY` or more. None if nothing was found.
         """
         errors = np.array(self._errors, np.float64).reshape(-1, self._skeleton.num_keypoints)
         table: dict[str, dict[str, Any]] = {}

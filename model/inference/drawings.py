@@ -38,7 +38,7 @@ def write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def remove_others(folder: Path, file_names: Set[str]) -> int:
-    """Removes the drawings of earlier runs but for those of some images, and the folders that are empty then; their number."""
+    """Removes the drawings of earlier runs except those of some images, and folders that are empty then; returns how many."""
     if not folder.is_dir():
         return 0
     keep = {place(folder, name) for name in file_names}
@@ -60,7 +60,7 @@ def _is_drawing(path: Path) -> bool:
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as drawn:
             comment = drawn.info.get("comment", drawn.info.get("Comment", b""))
-    except Exception:  # Pillow's parsers raise many kinds; whatever it is, this command did not write it
+    except Exception:  # Pillow's parsers raise many kinds; this command wrote no such file
         return False
     return comment in (_MARK, _MARK.encode())
 

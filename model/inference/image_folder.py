@@ -36,7 +36,7 @@ class Summary:
 
     Attributes:
       predictions: the file with one entry per person.
-      drawings: the folder of drawn images; None where nothing was drawn.
+      drawings: the folder of drawn images; None if nothing was drawn.
       images, people, empty: images looked at, people found, images in which nobody was.
       unreadable: a sentence for each image that could not be read.
       category: what the model finds.
@@ -232,7 +232,7 @@ class _Work:
             yield chunk
 
     def _predict(self, images: Sequence[tuple[NumberedImage, bytes]], stored: Sequence[bool]) -> list[People | None]:
-        """All at once; where one of them cannot be read, one by one, and None for that one."""
+        """All at once; if one of them cannot be read, one by one, and None for that one."""
         contents, names = [content for _, content in images], [str(one.path) for one, _ in images]
         try:
             return list(self._predictor.predict(contents, names, as_stored=stored))

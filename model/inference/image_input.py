@@ -131,12 +131,12 @@ def letterbox(
     own = (int(pixels.shape[0]), int(pixels.shape[1]))
     scale = min(height / own[0], width / own[1])
     inside = (max(1, min(height, int(own[0] * scale + 0.5))), max(1, min(width, int(own[1] * scale + 0.5))))
-    resized = image.resize(pixels, *inside, "standard" if rule == "torchvision" else rule)  # but for the rounding they are one
+    resized = image.resize(pixels, *inside, "standard" if rule == "torchvision" else rule)  # they differ in the rounding alone
     return image.place(resized, height, width).numpy(), inside, own
 
 
 def letterbox_file(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The pixels that `letterbox` makes of a file as a viewer shows it. Raises: UserError where it is no image."""
+    """The pixels that `letterbox` makes of a file as a viewer shows it. Raises: UserError for a file that is no image."""
     encoded = without_rotation(read_image_file(path), str(path))
     image_size(encoded, str(path))
     try:

@@ -100,7 +100,7 @@ class NumberedImage:
     Attributes:
       path: of the file.
       file_name, image_id: in `predictions.json`.
-      size: height and width that annotations give it; None where they give none.
+      size: height and width that annotations give it; None if they give none.
     """
 
     path: Path

@@ -66,7 +66,7 @@ class Predictor:
       canvas: an image's height and width → those of the canvas that it is placed on.
       max_batch: images per call of `answer`.
       score_threshold: people below it are left out.
-      identity: of the model's files and the settings, for whoever keeps answers; "" where it is not known.
+      identity: of the model's files and the settings, for programs that keep answers; "" if it is not known.
     """
 
     config: AnyConfig
@@ -347,7 +347,7 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
 
 
 def tflite_size(path: Path) -> tuple[int, int]:
-    """Height and width of the images that a TFLite file takes. Raises: UserError where it is none of ours."""
+    """Height and width of the images that a TFLite file takes. Raises: UserError for a file of another kind."""
     return _size_taken(_tflite_runner(path))
 
 
