@@ -8,7 +8,6 @@ of them would end as a keypoint AP of 0.000, or as a figure that is a little off
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from model.inference.image_names import plain_name
 from pipeline.coco import read_coco
 from pipeline.command import UserError
 from pipeline.record_folder import METADATA_FILE, RecordFolder
+from pipeline.sides import plain_names
 from pipeline.skeleton import Skeleton
 
 TINY_AREA = 0.02  # of the box: an outlined person covers a third to two thirds of it, a thin or hidden one a twentieth
@@ -28,7 +28,7 @@ SAME_SHAPE = 1.5  # pixels by which a side may miss the proportions of the other
 
 
 def check_keypoints(truth: GroundTruth, skeleton: Skeleton) -> None:
-    """Refuses annotations whose keypoints are not the skeleton's, one by one: names are compared without case and separators.
+    """Refuses annotations whose keypoints are not the skeleton's, one by one, as `sides.plain_names` writes their names.
 
     Raises:
       UserError: another number, other names, or the same names in another order.
@@ -39,18 +39,14 @@ def check_keypoints(truth: GroundTruth, skeleton: Skeleton) -> None:
             f"{truth.path}: its persons have {len(theirs)} keypoints, the model or the records {len(ours)} "
             f"({', '.join(ours)}); they do not have the {len(ours)} keypoints of the model: give annotations of the same set"
         )
+    plain = [plain_names([str(name) for name in names]) for names in (theirs, ours)]
     for place, (name, wanted) in enumerate(zip(theirs, ours, strict=True)):
-        if _letters(name) != _letters(wanted):
-            same = sorted(map(_letters, theirs)) == sorted(map(_letters, ours))
-            what = "the same keypoints in another order" if same else "other keypoints"
+        if plain[0][place] != plain[1][place]:
+            what = "the same keypoints in another order" if sorted(plain[0]) == sorted(plain[1]) else "other keypoints"
             raise UserError(
                 f"{truth.path}: has {what}: number {place + 1} is {name!r}, that of the model or the records {wanted!r}; "
                 f"give annotations with the keypoints {', '.join(ours)}, in this order"
             )
-
-
-def _letters(name: object) -> str:
-    return re.sub(r"[\W_]+", "", str(name).casefold())
 
 
 def check_images(truth: GroundTruth, record_folder: RecordFolder, split: str) -> list[str]:

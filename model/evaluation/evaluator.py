@@ -34,6 +34,7 @@ from pipeline import records
 from pipeline.command import Progress, UserError, reason_of
 from pipeline.files import write_json
 from pipeline.record_folder import RecordFolder, open_record_folder
+from pipeline.sides import plain_names
 from pipeline.skeleton import Skeleton, read_category
 
 IMAGES_AT_ONCE = 64  # encoded, held while they are sorted into batches: a bound of the memory
@@ -147,7 +148,7 @@ def predict_split(
       UserError: other keypoints than the model's; an image that the annotations call otherwise; damaged records.
     """
     theirs, ours = record_folder.skeleton.keypoints, predictor.skeleton.keypoints
-    if theirs != ours:
+    if plain_names(theirs) != plain_names(ours):
         raise UserError(
             f"--data_dir={record_folder.path} has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: "
             "they must be the same; make records of the model's keypoint set"

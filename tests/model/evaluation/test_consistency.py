@@ -58,11 +58,18 @@ def test_other_keypoints_are_refused(
         evaluate_results(other, perfect(), record_folder.skeleton)
 
 
-def test_keypoint_names_are_compared_without_case_and_separators(record_folder: RecordFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["Nose", "Left Eye", "right-eye"], ["nose", "L_Eye", "eyeR"]])
+def test_keypoint_names_are_compared_however_they_are_written(
+    record_folder: RecordFolder, tmp_path: Path, names: list[str]
+) -> None:
+    """Those of the annotations with the records', and those of the records with the model's."""
     content = ground_truth()
-    content["categories"] = [CATEGORY | {"keypoints": ["Nose", "Left Eye", "right-eye"]}]
+    content["categories"] = [CATEGORY | {"keypoints": names}]
     other = write(tmp_path / "other.json", content)
-    assert evaluate(knowing(record_folder), record_folder, "val", other)["keypoints"]["AP"] == pytest.approx(1)
+    predictor = knowing(record_folder)
+    assert evaluate(predictor, record_folder, "val", other)["keypoints"]["AP"] == pytest.approx(1)
+    predictor = dataclasses.replace(predictor, skeleton=dataclasses.replace(predictor.skeleton, keypoints=tuple(names)))
+    assert evaluate(predictor, record_folder, "val", other)["keypoints"]["AP"] == pytest.approx(1)
 
 
 def test_annotations_of_another_split_are_refused(record_folder: RecordFolder, tmp_path: Path) -> None:
