@@ -1,4 +1,4 @@
-"""The whole model: one path from pixels to people (`detect`), and one to losses (`losses`).
+"""The whole model: one path from pixels to people (`detect`), and one from a batch to its losses (`losses`).
 
     pixels → normalise → ResNet → FPN → RPN → proposals ─┬→ RoIAlign 7×7  → box head      → boxes, scores
                                                         └→ RoIAlign 14×14 → keypoint head → keypoints
@@ -95,22 +95,25 @@ class KeypointRCNN(tf.Module):
           images: uint8 or float32 [B, H, W, 3], RGB, 0…255; H and W multiples of 32.
           image_size: int32 [B, 2], height and width of each image within its canvas.
           decode: how heatmaps become keypoints.
-          static_shapes: looks for keypoints in all D places of an image, as if everywhere were somebody. That costs as much as
-            the rest of the model; but no shape depends on what is seen, as XLA and TFLite want it.
+          static_shapes: looks for keypoints in all D places of an image, whether somebody was found there or not. No shape
+            depends on the image then, as XLA needs it; it costs as much as the rest of the model.
 
         Returns:
           `num_detections` int32 [B], `boxes` [B, D, 4] (x0, y0, x1, y1), `scores` [B, D], `keypoints` [B, D, K, 2],
           `keypoint_scores` [B, D, K]: float32, canvas pixels, sorted by score, zeros behind the last.
         """
+        # 1. The first stage: where something may be.
         pyramid = self.pyramid(images, image_size)
         anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
         proposals, proposal_scores = rpn.proposals(
             self.config.rpn, *rpn.rpn_outputs(self.rpn_head, pyramid), anchors, image_size, training=False
         )
+        # 2. The box head: who is there, and where exactly.
         logits, deltas = self.classify(pyramid, proposals)
         boxes, scores, number = box_head.detections(
             self.config.inference, logits, deltas, proposals, proposal_scores, image_size
         )
+        # 3. The keypoint head, for the boxes of all images together; only where somebody was found, unless shapes are static.
         flat_boxes, image_index = tf.reshape(boxes, [-1, 4]), _image_index(boxes)  # [B · D, 4], [B · D]
         found = tf.reshape(scores > 0.0, [-1])  # [B · D]
         looked_at = None if static_shapes else _first_places(found)
@@ -140,6 +143,7 @@ class KeypointRCNN(tf.Module):
         Args:
           seed: int32 scalar, of the step: RoIs are drawn by (seed, image id).
         """
+        # 1. The RPN's losses, over the anchors that the loader sampled.
         pyramid = self.pyramid(batch["image"], batch["image_size"], training=True)
         level_logits, level_deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
         anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
@@ -152,6 +156,7 @@ class KeypointRCNN(tf.Module):
             batch,
         )
 
+        # 2. The box head's losses, over RoIs sampled from the proposals. No gradient flows through a proposal's place.
         proposals, proposal_scores = rpn.proposals(
             self.config.rpn,
             [tf.stop_gradient(logits) for logits in level_logits],
@@ -164,6 +169,7 @@ class KeypointRCNN(tf.Module):
         logits, deltas = self.classify(pyramid, rois["boxes"], training=True)
         losses |= box_head.box_losses(self.config.box_head, logits, deltas, rois, batch["boxes"])
 
+        # 3. The keypoint head's loss, over the positive RoIs of all images together.
         packed = pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
         heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"], training=True)
         losses["keypoint"] = keypoint_head.keypoint_loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
@@ -205,15 +211,15 @@ class KeypointRCNN(tf.Module):
 
 
 def _image_index(boxes: tf.Tensor) -> tf.Tensor:
-    """For boxes [B, N, 4] that are flattened, the image of each: int32 [B · N]."""
+    """The image of each box after boxes [B, N, 4] are flattened: int32 [B · N]."""
     batch, number = boxes.shape[0] or tf.shape(boxes)[0], boxes.shape[1]
     return tf.repeat(tf.range(batch), number)
 
 
 def _first_places(found: tf.Tensor) -> tf.Tensor:
-    """Of places [P] those where somebody was found, int32 [N], filled up with others to a multiple of `PEOPLE_AT_ONCE`.
+    """The places, of [P], where somebody was found: int32 [N], filled up with other places to a multiple of `PEOPLE_AT_ONCE`.
 
-    Never none: oneDNN's convolutions refuse an empty batch.
+    N is at least 1: oneDNN's convolutions refuse an empty batch.
     """
     places = tf.size(found)
     number = tf.reduce_sum(tf.cast(found, tf.int32))

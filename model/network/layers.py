@@ -69,8 +69,9 @@ def _over_places(values: tf.Tensor) -> tf.Tensor:
 def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, epsilon: float, training: bool) -> tf.Tensor:
     """Group normalisation of x [B, H, W, C] with gamma and beta float32 [C]; statistics and gradients in float32.
 
-    Two reductions and one affine function of each channel; so is the gradient in training, written out, as the one that
-    TensorFlow derives passes over x twice as often. (Elsewhere a SavedModel would hold it, for nobody.)
+    It is two reductions and one affine function of each channel. In training its gradient is written out in the same form,
+    because the one that TensorFlow derives passes over x twice as often. (Without training no gradient is attached: a
+    SavedModel would hold it in vain.)
     """
 
     def over_groups(moment: tf.Tensor) -> tf.Tensor:

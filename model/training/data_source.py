@@ -49,7 +49,7 @@ class DataSource:
             start_step=first,
             num_steps=max(0, self.config.train.steps - first),
             input_workers=num_workers(learner.strategy),
-            input_worker=worker_index(learner.strategy),
+            worker_index=worker_index(learner.strategy),
             anchors=self.config.anchors,
             options=self.options,
         )

@@ -96,7 +96,7 @@ def training_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     input_workers: int = 1,
-    input_worker: int = 0,
+    worker_index: int = 0,
     anchors: AnchorConfig | None = None,
     options: LoadingOptions = PLAIN,
 ) -> tf.data.Dataset:
@@ -106,7 +106,7 @@ def training_batches(
       seed: of the order, the draws and the sampled anchors.
       start_step: the first batch's step, 0 at the beginning of training. Starting late costs nothing.
       num_steps: number of batches; None: without end.
-      input_workers, input_worker: number of workers that share a global batch, and which of them this is.
+      input_workers, worker_index: number of workers that share a global batch, and which of them this is.
       anchors: the model's; None: the records' own. Others need `config.anchors` = "online".
       options: how the batches are loaded, which changes nothing in them.
 
@@ -121,23 +121,27 @@ def training_batches(
         raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
     anchors = anchors or record_folder.anchors
     check_compatible(record_folder, anchors, config, record_folder.skeleton)
-    size = global_batch_size // input_workers
-    mine = slice(input_worker * size, (input_worker + 1) * size)
+    index = record_folder.index(split)
     pool = training_pool(record_folder, split, config)
-    check_possible(options, record_folder.index(split)[pool.rows])
+    check_possible(options, index[pool.rows])
+    size = global_batch_size // input_workers
+    mine = slice(worker_index * size, (worker_index + 1) * size)
 
+    # 1. The plan says which images each global batch holds; this worker takes its slice.
     def batches() -> Iterator[PlannedBatch]:
-        every = planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
-        for images in itertools.islice(every, num_steps):
-            yield images | {"rows": images["rows"][mine], "variants": images["variants"][mine]}
+        planned = planned_batches(pool, global_batch_size=global_batch_size, seed=seed, start_step=start_step)
+        for batch in itertools.islice(planned, num_steps):
+            yield batch | {"rows": batch["rows"][mine], "variants": batch["variants"][mine]}
 
-    rows = image_rows(batches, record_folder.index(split), pool, config.short_edges, size, whole=bool(options.data_service))
+    # 2. A row for each image: where its record lies, and how it is seen.
+    rows = image_rows(batches, index, pool, config.short_edges, size, whole=bool(options.data_service))
+    # 3. Each row goes through the stages of `Preparation.image`, in parallel; images that share a canvas are stacked.
     prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache)
-    return _batches(rows, prepare, size, options)
+    return _prepared(rows, prepare, size, options)
 
 
-def _batches(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, options: LoadingOptions) -> tf.data.Dataset:
-    """Reads and prepares images in parallel, and stacks each `batch_size` of them, which share a canvas."""
+def _prepared(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, options: LoadingOptions) -> tf.data.Dataset:
+    """Prepares the images of rows in parallel, in order, and stacks `batch_size` of them at a time."""
     if options.on_error == "skip":
         dataset = rows.interleave(
             functools.partial(_image_or_padding, prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True

@@ -1,5 +1,7 @@
 import numpy as np
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.network import keypoint_head
 
@@ -12,6 +14,22 @@ def test_encode_at_the_edges():
     place, valid = keypoint_head.encode(tf.constant([points], tf.float32), box, SIZE)
     np.testing.assert_array_equal(valid[0], [True, True, True, False, False, False, True])
     np.testing.assert_array_equal(place[0].numpy()[valid[0]], [0, SIZE * SIZE - 1, SIZE - 1, 1 * SIZE + 1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    cell=st.tuples(*[st.integers(0, 63)] * 2),
+    eighth=st.tuples(*[st.integers(0, 7)] * 2),
+    width=st.tuples(*[st.integers(1, 16)] * 2),
+    corner=st.tuples(*[st.integers(-100, 100)] * 2),
+)
+def test_a_place_is_a_half_open_cell(cell, eighth, width, corner):
+    """Place d holds every point from d to just below d + 1; 64 places and eighths of one are exact in float32."""
+    cell, eighth, width, corner = (np.array(value, np.float32) for value in (cell, eighth, width, corner))
+    point = corner + (cell + eighth / 8) * width
+    box = np.concatenate([corner, corner + 64 * width])
+    place, valid = keypoint_head.encode(tf.constant([[[*point, 2.0]]], tf.float32), tf.constant([box]), 64)
+    assert bool(valid[0, 0]) and int(place[0, 0]) == int(cell[1]) * 64 + int(cell[0])
 
 
 def test_loss_counts_labelled_points_inside_used_rois_only():

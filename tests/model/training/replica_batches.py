@@ -52,7 +52,7 @@ def of_replicas(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> l
 
 
 def training_facts(record_folder: RecordFolder, strategy: tf.distribute.Strategy, first: int, steps: int) -> list[list[Facts]]:
-    share: dict[str, Any] = {"input_workers": num_workers(strategy), "input_worker": worker_index(strategy)}
+    share: dict[str, Any] = {"input_workers": num_workers(strategy), "worker_index": worker_index(strategy)}
     batches = training_batches(
         record_folder, "train", CONFIG, global_batch_size=BATCH, seed=SEED, start_step=first, num_steps=steps, **share
     )

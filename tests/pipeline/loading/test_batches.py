@@ -259,7 +259,7 @@ def test_other_seed_other_batches(small_record_folder: RecordFolder) -> None:
 
 def test_workers_share_the_global_batch(small_record_folder: RecordFolder) -> None:
     whole = train(small_record_folder, SMALL)
-    slices = [train(small_record_folder, SMALL, input_workers=2, input_worker=worker) for worker in (0, 1)]
+    slices = [train(small_record_folder, SMALL, input_workers=2, worker_index=worker) for worker in (0, 1)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*slices, strict=True)]
     assert_same(whole, joined)
 
