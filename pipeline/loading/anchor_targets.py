@@ -9,12 +9,18 @@ import tensorflow as tf
 from pipeline.data_config import CROWD_SHARE
 from pipeline.loading.image_grid import ImageGrid
 
-DRAWS_PER_ANCHOR = 4  # negatives are found by rejection with a fixed number of draws; few are in vain
+DRAWS_PER_ANCHOR = 4  # draws of names for each anchor wanted; most names of a grid are negatives, so few draws are in vain
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A sampled anchors: int32 [A] each. `label` is 1, 0 or −1 for unused; `box` the matched box of a positive, else 0."""
+    """A sampled anchors, int32 [A] each.
+
+    Attributes:
+      index: their names on the image's own grid; 0 where unused.
+      label: 1 positive, 0 negative, −1 unused.
+      box: the matched box of a positive, else 0.
+    """
 
     index: tf.Tensor
     label: tf.Tensor
@@ -32,9 +38,9 @@ def sample(
 ) -> Sample:
     """Draws anchors at random: positives up to a share, and negatives for the rest.
 
-    Negatives are drawn evenly from the image's own grid, without repetition: never a positive or ignored one, none with
-    `CROWD_SHARE` of its area in a crowd, none of the cells that exist only in the padding of a canvas. Where the image has too
-    few, the rest stays unused.
+    Negatives are drawn evenly from the image's own grid, without repetition. None of them is positive or ignored, has
+    `CROWD_SHARE` of its area in a crowd, or belongs to a cell in the padding of the canvas. If the image has too few, the rest
+    of the sample stays unused.
 
     Args:
       grid: the anchors of the image.
@@ -44,10 +50,8 @@ def sample(
       count: A, the number of anchors.
       positive_fraction: largest share of positives.
       seed: integer [2]; the same seed draws the same anchors.
-
-    Returns:
-      names on the image's own grid.
     """
+    # 1. Positives: the usable ones in random order, as many as their share allows.
     positive, positive_box, ignored = matching
     usable = tf.where(positive_box >= 0)[:, 0]
     keys = tf.random.stateless_uniform(tf.shape(usable), seed, alg="philox")
@@ -55,6 +59,7 @@ def sample(
     chosen = tf.gather(usable, chosen)
     candidates, boxes = tf.gather(positive, chosen), tf.gather(positive_box, chosen)
 
+    # 2. Negatives, by rejection: names are drawn from the whole grid, and those that are no negatives are dropped.
     draws = tf.random.stateless_uniform(
         [DRAWS_PER_ANCHOR * count], seed + tf.constant([1, 0], seed.dtype), 0, grid.size, tf.int32, alg="philox"
     )
@@ -63,6 +68,7 @@ def sample(
     negative = ~(_among(positive, names) | _among(ignored, names) | in_crowd)
     names = tf.gather(names, tf.where(negative)[: count - tf.size(candidates), 0])
 
+    # 3. Positives, negatives, unused places.
     unused = [[0, count - tf.size(candidates) - tf.size(names)]]
     label = tf.concat([tf.ones_like(candidates), tf.zeros_like(names)], axis=0)
     return Sample(

@@ -37,12 +37,12 @@ def match(grid: ImageGrid, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.T
     kept = (value > 0) & (is_best | (value >= config.negative_iou))
     box, name, value, is_best = (tf.boolean_mask(v, kept) for v in (box, name, value, is_best))
 
-    # Group what is left by anchor.
+    # Group the pairs that are left by anchor.
     anchor = tf.unique(tf.sort(name)).y
     group, count = tf.searchsorted(anchor, name), tf.size(anchor)
     largest = tf.math.unsorted_segment_max(value, group, count)  # [anchors]
     positive = (largest >= config.positive_iou) | (tf.math.unsorted_segment_max(tf.cast(is_best, tf.int32), group, count) > 0)
-    # Of equals the first box.
+    # The box of the largest IoU; of equal ones the first.
     of_largest = tf.where(value == tf.gather(largest, group), box, tf.shape(boxes)[0])
     anchor_box = tf.math.unsorted_segment_min(of_largest, group, count)
     # An anchor that is best for a tiny box may overlap another box more, by less than negative_iou: not among the candidates.
@@ -122,7 +122,11 @@ class _Pairs:
 def _overlap(
     index: tf.Tensor, strides: tf.Tensor, cells: tuple[tf.Tensor, tf.Tensor], low: tf.Tensor, high: tf.Tensor
 ) -> tf.Tensor:
-    """Overlap of boxes low…high with the anchors of cells `index`, which around the origin begin and end at `cells`; pixels."""
+    """Overlap in pixels, along one axis, of boxes low…high with the anchors of cells `index`.
+
+    Args:
+      cells: where those anchors begin and end around the origin.
+    """
     centre = tf.cast(index, tf.float64) * strides
     return tf.maximum(tf.minimum(centre + cells[1], high) - tf.maximum(centre + cells[0], low), 0.0)
 
