@@ -98,3 +98,21 @@ def advice_on_padding(pool: Pool, config: Config) -> str | None:
         f"{canvases} {'canvases' if canvases > 1 else 'canvas'} do not fill batches of {batch_size}; a smaller "
         f"--batch_size{fewer} leaves less"
     )
+
+
+def advice_on_inference_size(config: Config) -> str | None:
+    """One line if images are seen at another size in training than afterwards; None otherwise."""
+    data, inference = config.data, config.inference
+    if data.jitter_canvas:
+        shortest, longest, edge = 1, data.jitter_canvas, data.jitter_canvas
+        best = edge
+    else:
+        shortest, longest, edge = min(data.short_edges), max(data.short_edges), data.max_edge
+        best = longest
+    if shortest <= inference.short_edge <= longest and inference.max_edge == edge:
+        return None
+    return (
+        f"images are trained with a short edge of {shortest} to {longest} and a long edge up to {edge}, but evaluation and "
+        f"exports resize them to {inference.short_edge} and {inference.max_edge}; --set inference.short_edge={best} --set "
+        f"inference.max_edge={edge} would fit"
+    )

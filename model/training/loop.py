@@ -19,8 +19,8 @@ import tensorflow as tf
 from model import model_dir as model_dirs
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
-from model.training.checkpoints import KEPT_CHECKPOINTS, Saver, find_origin, note_run
-from model.training.data_source import DataSource, advice_on_padding
+from model.training.checkpoints import KEPT_CHECKPOINTS, Origin, Saver, find_origin, note_run
+from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
 from model.training.feed import Feed
 from model.training.interrupt import Interrupt
 from model.training.learning_rate import learning_rate
@@ -31,7 +31,7 @@ from model.training.strategies import advice_on_missing_gpu, describe, num_worke
 from pipeline.command import Progress, UserError, reason_of, say
 from pipeline.files import only_writer, write_json
 from pipeline.loading.batches import check_compatible, training_pool
-from pipeline.loading.epoch_plan import NoImagesError
+from pipeline.loading.epoch_plan import NoImagesError, Pool
 from pipeline.loading.options import PLAIN, LoadingOptions
 from pipeline.loading.unreadable import Skipped
 from pipeline.random_draws import step_seed
@@ -84,7 +84,6 @@ def train(
         that is not finite, gradients that are not finite again and again.
       InterruptedTrainingError: after Ctrl-C, SIGTERM or SIGHUP.
     """
-    worker = worker_index(strategy)
     _check_batch_size(config, strategy)
     say(f"train: {describe(strategy, run.precision, config.train.global_batch_size)}")
     for remark in filter(None, (advice_on_missing_gpu(strategy, run.precision), *run.remarks)):
@@ -97,42 +96,58 @@ def train(
         say(f"train: {error}; nothing to do")
         return
     model_dirs.check_is_directory(run.model_dir)
-    with only_writer(run.model_dir, "training") if worker == 0 else contextlib.nullcontext():
+    with only_writer(run.model_dir, "training") if worker_index(strategy) == 0 else contextlib.nullcontext():
         origin = find_origin(run.model_dir, config, start, run.on_damaged_checkpoint)
-        for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if worker == 0 else ():
-            say(f"train: {run.model_dir} was made with other settings; {change}")
-        learner = Learner(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
-        first = origin.fill(learner, writes=worker == 0)
-        log = MetricsLog(run.model_dir, first) if worker == 0 else None
-        missing = validate is not None and log is not None and _evaluation_is_missing(log, run, first, config.train.steps)
-        if first >= config.train.steps and not missing:
-            say(f"train: {run.model_dir} has been trained for {first} of {config.train.steps} steps already; nothing to do")
-            return
-        note_run(run.model_dir, learner, run.precision, first, writes=worker == 0)
-        if worker == 0:
-            write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
-            say(f"train: {split} has {pool}")
-            for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):
-                say(f"train: {advice}")
-            if run.options.data_service:
-                say(f"train: {run.options.data_service} promises neither an order of batches nor exact resumption")
+        learner, first = _prepare(config, record_folder, run, strategy, origin)
         with Skipped(record_folder, split, lambda line: say(f"train: {line}")) as skipped:
             source = DataSource(record_folder, split, config, run.options, skipped)
-            with contextlib.ExitStack() as stack:
-                loop = _Loop(
-                    learner,
-                    source,
-                    run,
-                    validate,
-                    log,
-                    feed=stack.enter_context(Feed(source.batches(learner, first))),
-                    interrupt=stack.enter_context(Interrupt()),
-                    progress=stack.enter_context(Progress(config.train.steps, "train", "step", done=first)),
-                )
-                if missing:
-                    loop.evaluate(first)
-                loop.take_steps(first)
-    say(f"train: {config.train.steps} steps done{loop.result()}; model in {run.model_dir}")
+            _go_on(learner, source, pool, run, first, validate)
+
+
+def _prepare(
+    config: Config, record_folder: RecordFolder, run: Run, strategy: tf.distribute.Strategy, origin: Origin
+) -> tuple[Learner, int]:
+    """Makes the model directory and the learner, and gives it what it goes on from; returns also the number of steps done."""
+    writes = worker_index(strategy) == 0
+    for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if writes else ():
+        say(f"train: {run.model_dir} was made with other settings; {change}")
+    learner = Learner(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
+    return learner, origin.fill(learner, writes=writes)
+
+
+def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: int, validate: Validate | None) -> None:
+    """Takes the steps from `first` on, and makes up the evaluation of the step before if it was interrupted."""
+    config, total = learner.config, learner.config.train.steps
+    log = MetricsLog(run.model_dir, first) if worker_index(learner.strategy) == 0 else None
+    missing = validate is not None and log is not None and _evaluation_is_missing(log, run, first, total)
+    if first >= total and not missing:
+        say(f"train: {run.model_dir} has been trained for {first} of {total} steps already; nothing to do")
+        return
+    note_run(run.model_dir, learner, run.precision, first, writes=log is not None)
+    if log is not None:
+        write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
+        say(f"train: {source.split} has {pool}")
+        for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):
+            say(f"train: {advice}")
+        if run.options.data_service:
+            say(f"train: {run.options.data_service} promises neither an order of batches nor exact resumption")
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            stack.callback(log.close)
+        loop = _Loop(
+            learner,
+            source,
+            run,
+            validate,
+            log,
+            feed=stack.enter_context(Feed(source.batches(learner, first))),
+            interrupt=stack.enter_context(Interrupt()),
+            progress=stack.enter_context(Progress(total, "train", "step", done=first)),
+        )
+        if missing:
+            loop.evaluate(first)
+        loop.take_steps(first)
+    say(f"train: {total} steps done{loop.result()}; model in {run.model_dir}")
 
 
 def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:
@@ -141,24 +156,6 @@ def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:
             f"--batch_size={config.train.global_batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} "
             "replicas that share it"
         )
-
-
-def advice_on_inference_size(config: Config) -> str | None:
-    """One line if images are seen at another size in training than afterwards; None otherwise."""
-    data, inference = config.data, config.inference
-    if data.jitter_canvas:
-        shortest, longest, edge = 1, data.jitter_canvas, data.jitter_canvas
-        best = edge
-    else:
-        shortest, longest, edge = min(data.short_edges), max(data.short_edges), data.max_edge
-        best = longest
-    if shortest <= inference.short_edge <= longest and inference.max_edge == edge:
-        return None
-    return (
-        f"images are trained with a short edge of {shortest} to {longest} and a long edge up to {edge}, but evaluation and "
-        f"exports resize them to {inference.short_edge} and {inference.max_edge}; --set inference.short_edge={best} --set "
-        f"inference.max_edge={edge} would fit"
-    )
 
 
 def _evaluation_is_missing(log: MetricsLog, run: Run, done: int, total: int) -> bool:
@@ -210,6 +207,7 @@ class _Loop:
         self._saver = Saver(learner, run.model_dir, worker_index(learner.strategy), run.keep)
         self._interval = Interval()
         self._pending: _Step | None = None  # started, and not settled yet
+        self._is_saved = True  # whether no step has been started since the last checkpoint
         self._stop = False  # whether some worker was asked to stop
         self._skipped_in_a_row = self._skipped = self._settled = 0
         self._loss = ""
@@ -231,6 +229,7 @@ class _Loop:
             if self._stop or evaluation_due or done % self._run.save_every == 0:
                 self._settle_pending()
                 self._saver.save(done, required=self._stop or last)  # 5
+                self._is_saved = True
             if evaluation_due and (last or not self._stop):
                 self.evaluate(done)  # 6
             if self._stop and not last:  # 7
@@ -281,13 +280,14 @@ class _Loop:
         return True
 
     def _save_before_ending(self, step: int) -> None:
-        """Saves the steps before `step`, if there are any since the start; not among others, who take no part in it now."""
-        if self._pending is not None and self._alone:
+        """Saves the steps before `step`, unless they are saved; not among other workers, who take no part in it now."""
+        if self._alone and not self._is_saved:
             self._settle_pending()
             self._saver.save(step, required=False)
 
     def _start(self, step: int, batch: dict[str, Any]) -> _Step:
         """2. Hands a step to the device."""
+        self._is_saved = False
         with self._naming_lack_of_memory(step):
             metrics = self._learner.take_step(
                 batch,

@@ -30,6 +30,8 @@ from model.training.metrics_log import MetricsLog
 from model.training.step import Learner
 from model.training.strategies import advice_on_missing_gpu, make_strategy
 from pipeline.command import UserError
+from pipeline.loading.batches import training_pool
+from pipeline.loading.epoch_plan import planned_batches
 from pipeline.record_folder import RecordFolder, open_record_folder
 
 ROOT = Path(__file__).parents[3]
@@ -118,18 +120,22 @@ def test_lack_of_memory_is_one_line_with_ways_out(
     assert "OOM when allocating tensor" in str(told.value) and "\n" not in str(told.value)
 
 
-def test_a_data_error_saves_the_sound_weights_first(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_data_error_saves_the_sound_weights_first(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, step: int
+) -> None:
     shutil.copytree(record_folder.path, tmp_path / "records")
+    pool = training_pool(record_folder, "train", small_config.data)
+    planned = planned_batches(pool, global_batch_size=small_config.train.global_batch_size, seed=0, start_step=step)
+    row = max(next(planned)["rows"])  # not −1, which is padding
     (shard,) = (tmp_path / "records").glob("*.tfrecord-*")
-    image = record_folder.index("train")[8]  # of the third step
     with shard.open("r+b") as file:
-        file.seek(image["offset"] + 5000)
+        file.seek(record_folder.index("train")[row]["offset"] + 5000)
         file.write(bytes(16))
+    damaged = open_record_folder(tmp_path / "records")
     with pytest.raises(UserError, match="the record is damaged"):
-        train(
-            small_config, open_record_folder(tmp_path / "records"), "train", Run(tmp_path / "run"), make_strategy("one_device")
-        )
-    assert newest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoints" / "step-2")
+        train(small_config, damaged, "train", Run(tmp_path / "run"), make_strategy("one_device"))
+    assert newest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoints" / f"step-{step}")
 
 
 @pytest.mark.slow

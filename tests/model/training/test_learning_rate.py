@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 
 from model.config import R50_FPN, TINY, Config, TrainConfig
-from model.training.data_source import advice_on_padding
+from model.training.data_source import advice_on_inference_size, advice_on_padding
 from model.training.learning_rate import advice_on_batch_size, learning_rate
-from model.training.loop import advice_on_inference_size
 from pipeline.loading.batches import training_pool
 from pipeline.record_folder import RecordFolder
 
