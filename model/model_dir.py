@@ -173,7 +173,7 @@ def load_note(model_dir: Path) -> dict[str, Any] | None:
 
 
 def newest_checkpoint(model_dir: Path) -> str | None:
-    """The newest checkpoint's path, None where there is none yet.
+    """The newest checkpoint's path; None if there is none yet.
 
     A checkpoint is whole once its index is there; the file that says which is the newest comes last, and may be missing where a
     process was killed in between.

@@ -70,7 +70,7 @@ class BackboneFile:
         return dataclasses.replace(config, backbone=dataclasses.replace(backbone, **changes, frozen_stages=FROZEN_STAGES))
 
     def fill(self, model: KeypointRCNN) -> str:
-        """Gives the model's backbone its values. Returns what was done. Raises: UserError where they do not fit."""
+        """Gives the model's backbone its values. Returns what was done. Raises: UserError if they do not fit."""
         variables = {path: v for path, v in model.variables_by_path().items() if path.startswith("backbone.")}
         shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
         try:
@@ -96,7 +96,7 @@ class ModelDirectory:
         return self.model.config
 
     def fill(self, model: KeypointRCNN) -> str:
-        """Gives the model all values, but those of the heatmaps where the keypoints are others. As `BackboneFile.fill`."""
+        """Gives the model all values, except the heatmaps' if the keypoints are others. As `BackboneFile.fill`."""
         values: dict[str, NDArray[Any]] = {path: v.numpy() for path, v in self.model.variables_by_path().items()}
         anew: list[str] = []
         if model.skeleton.keypoints != self.model.skeleton.keypoints:  # limbs, twins and sigmas are not in the weights
@@ -124,9 +124,9 @@ def configuration(model_dir: Path, start: StartingPoint | None, preset: str | No
     Args:
       model_dir: its configuration is the one to go on with, unless training starts from somebody's weights: then those decide,
         also where a run that ended before its first checkpoint has left a configuration.
-      start: None where there is a checkpoint already.
+      start: None if there is a checkpoint already.
       preset: by name; by default the one of `model_dir`, or r50_fpn.
-      assignments: as `config_values.override` takes them; the last word.
+      assignments: as `config_overrides.override` takes them; they have the last word.
 
     Raises:
       UserError: no such preset or field; a backbone of another size than the preset's.

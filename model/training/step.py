@@ -85,7 +85,7 @@ class Learner:
     ) -> dict[str, tf.Tensor]:
         gradients, metrics = self.gradients(batch, seed)
         metrics |= self.optimizer.apply(gradients, rate)
-        # Workers must stop after the same step, or those that go on wait for ever: each learns here whether any was asked to.
+        # Workers must stop after the same step, or those that go on wait forever: each learns here whether any was asked to.
         context = tf.distribute.get_replica_context()
         metrics["stop"] = context.all_reduce(
             tf.distribute.ReduceOp.SUM, tf.identity(stop)
