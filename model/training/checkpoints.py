@@ -111,7 +111,7 @@ def note_run(model_dir: Path, learner: Learner, precision: str, done: int, *, wr
     for unit in ("replicas", "workers"):
         if before.get(unit, now[unit]) != now[unit]:
             say(
-                f"train: {before[unit]} {unit} until step {done}, {now[unit]} from here: the batches stay the same, but sums "
+                f"train: {unit}: {before[unit]} until step {done}, {now[unit]} from here; the batches stay the same, but sums "
                 "are rounded in another order, so the weights equal those of an uninterrupted run only nearly"
             )
     if writes:

@@ -38,6 +38,7 @@ from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
 
 SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
+EARLY_STEPS = 100  # in which a loss explodes that does so because of the learning rate or the weights it starts from
 MOST_SKIPPED_IN_A_ROW = 10  # steps whose gradient is not finite though the loss is not scaled up
 
 # Takes the model, the log, the step, and a function to call now and then, which raises if the training shall stop.
@@ -315,10 +316,12 @@ class _Loop:
             values = {name: float(value) for name, value in step.metrics.items()}
         for name in (*LOSSES, "loss"):
             if not math.isfinite(values[name]):
-                ids = [int(i) for part in step.image_ids for i in part.numpy()]
+                ids = [int(i) for part in step.image_ids for i in part.numpy() if i >= 0]
+                early = ", train longer with a low one (train.warmup_steps), start from published weights with --init,"
                 raise UserError(
                     f"step {step.number}: the loss {name} is {values[name]} on images {ids}; the weights of the last "
-                    f"checkpoint in {self._run.model_dir} are sound: lower --learning_rate or look at these images"
+                    f"checkpoint in {self._run.model_dir} are sound: lower --learning_rate"
+                    f"{early if step.number < EARLY_STEPS else ''} or look at these images"
                 )
         self._stop |= values.pop("stop") > 0
         self._interval.add(values)

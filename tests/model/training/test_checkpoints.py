@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import resource
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from model.config import Config
 from model.model_dir import newest_checkpoint
-from model.training.checkpoints import Saver, find_origin
+from model.training.checkpoints import RUN_FILE, Saver, find_origin, note_run
 from model.training.optimizer import FIRST_LOSS_SCALE, Sgd
 from pipeline.command import UserError
 
@@ -182,3 +183,20 @@ def test_only_the_newest_are_kept_with_their_checksums(tmp_path: Path) -> None:
     kept = {path.name.partition(".")[0] for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {"checkpoint", "step-3", "step-4"}
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.sha256")) == ["step-3.sha256", "step-4.sha256"]
+
+
+def test_what_changes_between_two_runs_is_noted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(replicas: int, precision: str, done: int) -> str:
+        strategy = SimpleNamespace(num_replicas_in_sync=replicas, cluster_resolver=None)
+        some_learner: Any = SimpleNamespace(strategy=strategy)
+        note_run(tmp_path, some_learner, precision, done, writes=True)
+        return capsys.readouterr().out
+
+    assert run(1, "float32", 0) == "" and run(1, "float32", 10) == ""
+    told = run(2, "mixed_bfloat16", 20)
+    assert "precision was float32 until step 20, and is mixed_bfloat16 from here" in told
+    assert "replicas: 1 until step 20, 2 from here; the batches stay the same" in told
+    assert json.loads((tmp_path / RUN_FILE).read_text())["replicas"] == 2
+    (tmp_path / RUN_FILE).write_text("[]")
+    with pytest.raises(UserError, match=r"run\.json: must hold a JSON object"):
+        run(2, "float32", 30)
