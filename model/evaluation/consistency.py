@@ -36,8 +36,8 @@ def check_keypoints(truth: GroundTruth, skeleton: Skeleton) -> None:
     theirs, ours = truth.category.get("keypoints") or (), skeleton.keypoints
     if len(theirs) != len(ours):
         raise UserError(
-            f"{truth.path}: its persons have {len(theirs)} keypoints, the model or the records {len(ours)} "
-            f"({', '.join(ours)}); they do not have the {len(ours)} keypoints of the model: give annotations of the same set"
+            f"{truth.path}: its annotations have {len(theirs)} keypoints, the model or the records {len(ours)} "
+            f"({', '.join(ours)}); give annotations of the same keypoint set"
         )
     plain = [plain_names([str(name) for name in names]) for names in (theirs, ours)]
     for place, (name, wanted) in enumerate(zip(theirs, ours, strict=True)):
