@@ -140,6 +140,8 @@ class KeypointHeadConfig:
     sampling_ratio: int = 2  # as the box head's
     convolutions: int = 8
     channels: int = 512
+    # What a heatmap is trained for: one place (cross entropy), or the places of a keypoint's mask (`keypoint_head.mask_loss`).
+    loss: Literal["softmax", "mask"] = "softmax"
 
     def __post_init__(self) -> None:
         _at_least(1, "keypoint_head", self, "rois", "resolution", "channels")

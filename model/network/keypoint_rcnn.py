@@ -172,7 +172,8 @@ class KeypointRCNN(tf.Module):
         # 3. The keypoint head's loss, over the positive RoIs of all images together.
         packed = pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
         heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"], training=True)
-        losses["keypoint"] = keypoint_head.keypoint_loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
+        loss = keypoint_head.mask_loss if self.config.keypoint_head.loss == "mask" else keypoint_head.keypoint_loss
+        losses["keypoint"] = loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
         watched = {
             "positive_rois": tf.reduce_sum(tf.cast(rois["label"] == 1, tf.float32)),
             "keypoint_rois": tf.reduce_sum(tf.cast(packed["used"], tf.float32)),
