@@ -171,10 +171,6 @@ def _check_flags() -> None:
         raise UserError("TF_CONFIG: this task is the evaluator; it needs --eval_split and --eval_annotations")
     if (FLAGS.eval_split is None) != (FLAGS.eval_annotations is None):
         raise UserError("--eval_split and --eval_annotations: give both or neither")
-    if FLAGS.preset and FLAGS.init and Path(FLAGS.init).is_dir():
-        raise UserError(
-            f"--init={FLAGS.init}: a model directory has a configuration of its own; leave --preset={FLAGS.preset} out"
-        )
     for name in ("steps", "batch_size", "learning_rate", "save_every", "keep", "cpu_devices"):
         if FLAGS[name].value is not None and not FLAGS[name].value > 0:
             raise UserError(f"--{name}={FLAGS[name].value}: must be above 0")
@@ -194,9 +190,16 @@ def _is_evaluator() -> bool:
 def _check_configuration() -> None:
     """Answers a wrong --preset or --set before TensorFlow loads, which takes seconds. Raises: UserError."""
     config = config_lib.preset(FLAGS.preset or "r50_fpn")
-    for folder in (FLAGS.init, FLAGS.model_dir):
-        if folder and (Path(folder) / "config.json").is_file():
-            config = config_lib.load(Path(folder) / "config.json")
+    if FLAGS.init and Path(FLAGS.init).is_dir():
+        own = config_lib.load_any(Path(FLAGS.init) / "config.json")
+        if isinstance(own, config_lib.Config):  # the old network's says nothing of training
+            if FLAGS.preset:
+                raise UserError(
+                    f"--init={FLAGS.init}: a model directory has a configuration of its own; leave --preset={FLAGS.preset} out"
+                )
+            config = own
+    if (Path(FLAGS.model_dir) / "config.json").is_file():
+        config = config_lib.load(Path(FLAGS.model_dir) / "config.json")
     config_overrides.override(config, FLAGS.set)
 
 

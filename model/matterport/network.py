@@ -203,10 +203,10 @@ class MaskRCNN(tf.Module):
         def at_their_places(values: tf.Tensor) -> tf.Tensor:
             """[B · n, ...] → [B, D, ...], zeros where nobody is."""
             inner = values.shape[1:]
-            values = tf.reshape(values, [tf.shape(seen)[0], looked_at, *inner])
             if not static_shapes:
+                values = tf.reshape(values, [tf.shape(seen)[0], looked_at, *inner])
                 values = tf.pad(values, [[0, 0], [0, most - looked_at], *[[0, 0]] * inner.rank])
-            values = tf.ensure_shape(values, [images.shape[0], most, *inner])
+            values = tf.reshape(values, [-1 if images.shape[0] is None else images.shape[0], most, *inner])
             return tf.where(tf.reshape(kept, [-1, most, *[1] * inner.rank]), values, tf.zeros([], values.dtype))
 
         heads = pyramid[:4]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from model import config as config_lib
 from model.config import BackboneConfig, Config
-from model.model_dir import load_model, load_note
+from model.matterport.network import MaskRCNN
+from model.matterport.starting_point import OldNetwork
+from model.model_dir import load_any, load_note
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import layout, names
 from model.weights.names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
@@ -115,7 +117,7 @@ class ModelDirectory:
         return f"starts from {self.path}{other}"
 
 
-StartingPoint = BackboneFile | ModelDirectory
+StartingPoint = BackboneFile | ModelDirectory | OldNetwork
 
 
 def configuration(model_dir: Path, start: StartingPoint | None, preset: str | None, assignments: Sequence[str]) -> Config:
@@ -148,7 +150,8 @@ def open_starting_point(path: str | Path) -> StartingPoint:
     """
     path = Path(path)
     if path.is_dir():
-        return ModelDirectory(path, load_model(path), load_note(path) or {"model_dir": path.name})
+        model, source = load_any(path), load_note(path) or {"model_dir": path.name}
+        return OldNetwork(path, model, source) if isinstance(model, MaskRCNN) else ModelDirectory(path, model, source)
     tensors = read_weights(path)
     try:
         family = names.recognise(tensors)
