@@ -32,6 +32,15 @@ def _at_least(least: int, section: str, part: Any, *fields: str) -> None:
                 raise UserError(f"{section}.{field}={number}: must be {least} or more")
 
 
+def _at_most(most: int, section: str, part: Any, *fields: str) -> None:
+    """Checks that fields of a section stay within what any network has: a damaged file may hold any number."""
+    for field in fields:
+        value = getattr(part, field)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and number > most:
+                raise UserError(f"{section}.{field}={number}: must be {most} or less")
+
+
 def _share(section: str, part: Any, *fields: str) -> None:
     """Checks fields of a section that lie between 0 and 1."""
     for field in fields:
@@ -61,6 +70,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "backbone", self, "blocks", "width", "expansion", "stem_width", "fpn_channels")
+        _at_most(200, "backbone", self, "blocks", "expansion")
+        _at_most(16_384, "backbone", self, "width", "stem_width", "fpn_channels")
         _at_least(0, "backbone", self, "norm_epsilon", "frozen_stages", "pixel_range", "pixel_mean", "pixel_std")
         for field, length, owner in (("blocks", 4, "stage C2…C5"), ("pixel_mean", 3, "colour"), ("pixel_std", 3, "colour")):
             values = list(getattr(self, field))
@@ -91,6 +102,7 @@ class RpnConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "rpn", self, "top_k_train", "top_k_test", "proposals_train", "proposals_test")
+        _at_most(1_000_000, "rpn", self, "top_k_train", "top_k_test", "proposals_train", "proposals_test")
         _at_least(0, "rpn", self, "min_size", "smooth_l1_beta")
         _share("rpn", self, "nms_threshold")
 
@@ -123,6 +135,8 @@ class BoxHeadConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "box_head", self, "rois", "resolution", "channels")
+        _at_most(100, "box_head", self, "resolution", "sampling_ratio", "convolutions")
+        _at_most(65_536, "box_head", self, "rois", "channels")
         _at_least(0, "box_head", self, "sampling_ratio", "convolutions", "smooth_l1_beta")
         _share("box_head", self, "positive_fraction", "positive_iou")
         if int(self.rois * self.positive_fraction) < 1:
@@ -145,6 +159,8 @@ class KeypointHeadConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "keypoint_head", self, "rois", "resolution", "channels")
+        _at_most(100, "keypoint_head", self, "resolution", "sampling_ratio", "convolutions")
+        _at_most(65_536, "keypoint_head", self, "rois", "channels")
         _at_least(0, "keypoint_head", self, "sampling_ratio", "convolutions")
 
 

@@ -188,6 +188,9 @@ def newest_checkpoint(model_dir: Path) -> str | None:
     except ValueError:  # of a file that is empty, or no text
         state = None
     path: str | None = state.model_checkpoint_path if state else None
+    named = [path, *state.all_model_checkpoint_paths] if state else []
+    if any(Path(name).parent.absolute() != folder.absolute() for name in named):  # saving removes the older ones of them
+        raise UserError(f"{state_file}: names checkpoints of another folder; restore it, or remove it")
     if path is not None and Path(f"{path}.index").exists():
         return path
     present = sorted((index.stem for index in folder.glob("*.index")), key=lambda name: (len(name), name))  # step-8, step-20
@@ -278,7 +281,13 @@ def load_model(model_dir: str | Path) -> KeypointRCNN:
     path = sound_checkpoint(model_dir)
     if path is None:
         raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
-    model = KeypointRCNN(config_lib.load(model_dir / "config.json"), load_skeleton(model_dir))
+    config = config_lib.load(model_dir / "config.json")
+    try:
+        model = KeypointRCNN(config, load_skeleton(model_dir))
+    except (MemoryError, OverflowError, TypeError, ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"{model_dir / 'config.json'}: no model of this can be built ({reason_of(error)}); restore it"
+        ) from None
     restore(checkpoint_of(model), path, partial=True)
     return model
 
@@ -318,5 +327,5 @@ def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False
         status.assert_existing_objects_matched()
         (status.expect_partial if partial else status.assert_consumed)()
     except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:  # IndexError: of a file that is cut short
-        reason = reason_of(error).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None

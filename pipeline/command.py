@@ -102,7 +102,7 @@ def shown(text: str) -> str:
     r"""A text that may hold names from data, as one line that a terminal shows and obeys nothing of.
 
     Control characters (newlines and terminal escapes among them), line separators, marks that turn the direction of writing and
-    lone surrogates (Python's form of names that are not UTF-8) are shown as Python writes them: `\\n`, `\\x1b`, `\\udcff`.
+    lone surrogates (Python's form of names that are not UTF-8) are shown as Python writes them: `\n`, `\x1b`, `\udcff`.
     """
     return _NOT_SHOWN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
@@ -138,13 +138,21 @@ def load_tensorflow() -> None:
         os.close(stderr)
 
 
-def reason_of(error: Exception) -> str:
-    """An error's message in one line, TensorFlow's without the place in the graph where it arose."""
+def reason_of(error: object) -> str:
+    """An error's message in one short line, without the path or the place in TensorFlow's graph.
+
+    Beam's errors of file systems hold others, the first of which speaks.
+    """
+    details = getattr(error, "exception_details", None)  # of Beam: location → error
+    if details:
+        return reason_of(next(iter(details.values())))
     message = getattr(error, "message", None)  # of tf.errors.OpError; TensorFlow itself is imported only after flags are parsed
-    if not isinstance(message, str):
-        return str(error)
-    lines = [line for line in message.splitlines() if line.strip() and "[[{{node" not in line]
-    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[-1]) if lines else type(error).__name__
+    text = message if isinstance(message, str) else getattr(error, "strerror", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "[[{{node" not in line]
+    if not lines:
+        return type(error).__name__
+    line = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[-1]) if isinstance(message, str) else lines[0]
+    return line[:300]
 
 
 def _parse_all(flag_values: flags.FlagValues) -> list[str]:

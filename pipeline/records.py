@@ -109,6 +109,10 @@ def features() -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(result)
 
 
+# What reading and parsing a record raises. TensorFlow's messages quote the record, and Python cannot decode every quotation.
+READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+
+
 def parse(serialized: tf.Tensor, keys: Collection[str] | None = None) -> dict[str, tf.Tensor | tf.RaggedTensor]:
     """A serialized record (scalar string) → its values by key: scalars, dense [P] or [P·K], ragged [V, None] int64.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import files
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 
 # Bytes of an image's file: no image is larger, and a damaged directory or a sparse file may announce any size.
 MAX_IMAGE_BYTES = 1 << 28
@@ -69,7 +69,7 @@ def check(location: str) -> None:
     try:
         exists(join(location, "pipeline.json"))
     except OSError as error:
-        raise UserError(f"{location}: cannot be reached ({reason(error)})") from None
+        raise UserError(f"{location}: cannot be reached ({reason_of(error)})") from None
 
 
 def _installed(module: str) -> bool:
@@ -79,13 +79,7 @@ def _installed(module: str) -> bool:
         return False
 
 
-def reason(error: object) -> str:
-    """An error of a disk or a store in one line, without the location."""
-    details = getattr(error, "exception_details", None)  # of Beam: {location: error}
-    if details:
-        return reason(next(iter(details.values())))
-    what = getattr(error, "strerror", None) or next(iter(getattr(error, "args", ())), error)
-    return " ".join(str(what).split())[:300] or type(error).__name__
+reason = reason_of
 
 
 @contextlib.contextmanager
@@ -96,7 +90,7 @@ def _errors_of(location: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise OSError(errno.EIO, reason(error), location) from error
+        raise OSError(errno.EIO, reason_of(error), location) from error
 
 
 def open_for_reading(location: str) -> BinaryIO:

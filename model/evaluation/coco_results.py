@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from model.evaluation.ground_truth import Person
 from model.inference.coco_format import Result
 from model.inference.image_names import ImageNames
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 from pipeline.files import iterate_list
 
 ROWS_AT_ONCE = 4096
@@ -177,6 +178,15 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Hotcoco refuses a few values that are otherwise sound, such as numbers beyond 64 bits."""
+    try:
+        yield
+    except (OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"the annotations or results cannot be evaluated ({reason_of(error)}); correct that value") from None
+
+
 class CocoFigures:
     """The figures of one kind over all images that were added; their order does not matter.
 
@@ -191,13 +201,20 @@ class CocoFigures:
         parameters = hotcoco.Params(kind)
         if kind == "keypoints":
             parameters.kpt_oks_sigmas = list(sigmas)
-        self._streaming = hotcoco.StreamingEval([dict(category)], kind, params=parameters)
+        known = {
+            "id": int(category["id"]),
+            "name": str(category.get("name")),
+            "keypoints": list(category.get("keypoints") or []),
+        }
+        with _refusals():
+            self._streaming = hotcoco.StreamingEval([known], kind, params=parameters)
 
     def add(self, image_ids: Sequence[int], persons: Sequence[Person], results: Sequence[Result]) -> None:
         """Matches the results of some images with all of their persons."""
-        self._streaming.update(
-            [{"id": image_id} for image_id in image_ids], [dict(person) for person in persons], list(results)
-        )
+        with _refusals():
+            self._streaming.update(
+                [{"id": image_id} for image_id in image_ids], [dict(person) for person in persons], list(results)
+            )
 
     def figures(self) -> dict[str, float]:
         """The figures by name, −1 where no person defines one. Nothing can be added afterwards."""

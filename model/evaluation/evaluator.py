@@ -193,7 +193,7 @@ def _chunks(record_folder: RecordFolder, split: str) -> Iterator[list[_RecordIma
                 _RecordImage(int(image_id), name.decode(errors="surrogateescape"), int(height), int(width), encoded)
                 for image_id, name, height, width, encoded in zip(*columns, strict=True)
             ]
-    except tf.errors.OpError as error:
+    except records.READ_ERRORS as error:
         raise UserError(
             f"{record_folder.path}: the split {split!r} is damaged ({reason_of(error)}); "
             f"python -m pipeline.inspect_records --data_dir={record_folder.path} --verify names the place"

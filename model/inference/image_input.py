@@ -7,7 +7,6 @@ turned before a model sees it. The pixels go on as a PNG, which changes none of 
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline import image
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 from pipeline.data_config import MAX_PIXELS, ResizeRule
 from pipeline.files import open_regular
 
@@ -100,12 +99,7 @@ def decoded(encoded: bytes, name: str) -> npt.NDArray[np.uint8]:
         pixels: npt.NDArray[np.uint8] = image.decode(tf.constant(encoded)).numpy()
         return pixels
     except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"{name}: cannot be decoded ({_reason(error)}); replace or remove it") from None
-
-
-def _reason(error: Any) -> str:
-    """The sentence of a TensorFlow error that a person can use."""
-    return re.sub(r"\s*\[Op:.*|\{\{.*?\}\}\s*", "", str(error.message)).splitlines()[0].strip()[:200]
+        raise UserError(f"{name}: cannot be decoded ({reason_of(error)}); replace or remove it") from None
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:

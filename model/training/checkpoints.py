@@ -155,9 +155,8 @@ class Saver:
         except tf.errors.UnavailableError:
             raise  # another worker has ended
         except (OSError, tf.errors.OpError) as error:
-            reason = error.strerror or str(error) if isinstance(error, OSError) else reason_of(error)
             self._sweep()
-            message = f"{self._folder}: the checkpoint of step {done} could not be written ({reason})"
+            message = f"{self._folder}: the checkpoint of step {done} could not be written ({reason_of(error)})"
             if required:
                 raise UserError(f"{message}; make room or put the folder right, then the same command goes on") from None
             say(f"train: {message}; training goes on, and the next save is another attempt")

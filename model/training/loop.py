@@ -36,6 +36,7 @@ from pipeline.loading.options import PLAIN, LoadingOptions
 from pipeline.loading.unreadable import Skipped
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
+from pipeline.records import READ_ERRORS
 
 SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
 EARLY_STEPS = 100  # in which a loss explodes that does so because of the learning rate or the weights it starts from
@@ -261,7 +262,7 @@ class _Loop:
         try:
             with self._interval.waiting():
                 batch = self._feed.take(lambda seconds: self._is_patient(step, seconds))
-        except (tf.errors.OpError, StopIteration) as error:
+        except (*READ_ERRORS, StopIteration) as error:
             if isinstance(error, tf.errors.UnavailableError) and not self._alone:
                 raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
             self._save_before_ending(step)

@@ -132,8 +132,7 @@ class MetricsLog:
         except (OSError, tf.errors.OpError) as error:
             self._lost += 1
             if self._lost == 1:
-                reason = error.strerror or str(error) if isinstance(error, OSError) else reason_of(error)
-                say(f"train: {self._path.parent}: the log cannot be written ({reason}); training goes on without")
+                say(f"train: {self._path.parent}: the log cannot be written ({reason_of(error)}); training goes on without")
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -22,6 +22,7 @@ from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
+from pipeline.records import READ_ERRORS
 from pipeline.skeleton import Skeleton
 
 NEGATIVE, PADDING_COLOURS = (255, 80, 80), ((44, 48, 54), (58, 63, 70))
@@ -107,7 +108,7 @@ def batch_sheet(
                     _tile(batch, place, step, variant, config, anchor_config, record_folder.skeleton)
                     for place, variant in enumerate(step.variants)
                 ]
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         raise reading_error(
             error,
             record_folder,

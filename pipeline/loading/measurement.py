@@ -21,6 +21,7 @@ from pipeline.loading.options import LoadingOptions, cache_bytes
 from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
+from pipeline.records import READ_ERRORS
 
 SEED = 0
 ROUNDS = 3  # of each part; the fastest counts, since other work on the machine only ever slows a part down
@@ -121,7 +122,7 @@ def measure(
     parts[BATCH] = batches
     try:
         wall, cpu, loaded = _timed(parts)
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         raise reading_error(
             error,
             record_folder,

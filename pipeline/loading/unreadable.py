@@ -38,7 +38,7 @@ def describe(record_folder: RecordFolder, split: str, image: np.void) -> str | N
     for wrong, step in steps:
         try:
             result = step()
-        except tf.errors.OpError as error:
+        except records.READ_ERRORS as error:
             return f"{path}, record at byte {offset}, image {image['image_id']}: {wrong} ({reason_of(error)})"
     return None
 
@@ -106,7 +106,7 @@ def describe_unreadable(
 
 
 def reading_error(
-    error: tf.errors.OpError,
+    error: tf.errors.OpError | UnicodeDecodeError,
     record_folder: RecordFolder,
     split: str,
     config: DataConfig,

@@ -106,3 +106,15 @@ def test_two_imports_into_one_directory(small_model: KeypointRCNN, tmp_path: Pat
         write_new(*new)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert newest_checkpoint(tmp_path / "model") is not None
+
+
+@pytest.mark.parametrize("line", ['model_checkpoint_path: "../../precious"', 'all_model_checkpoint_paths: "/precious"'])
+def test_a_list_of_checkpoints_that_leads_out_is_refused(tmp_path: Path, line: str) -> None:
+    """Saving removes the oldest of the list."""
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(a=tf.Variable(1.0)), str(tmp_path / "checkpoints"), 2)
+    manager.save()
+    assert newest_checkpoint(tmp_path) == manager.latest_checkpoint
+    with (tmp_path / "checkpoints" / "checkpoint").open("a") as state:
+        state.write(f"{line}\n")
+    with pytest.raises(UserError, match="names checkpoints of another folder"):
+        newest_checkpoint(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from pipeline.command import Progress, duration, run, say, shown
+from pipeline.command import Progress, duration, reason_of, run, say, shown
 
 HOSTILE = "a\n\x1b[31mb\r\x00\u202egpj.exe\u2028\udcff.jpg"
 ESCAPED = r"a\n\x1b[31mb\r\x00\u202egpj.exe\u2028\udcff.jpg"
@@ -124,3 +124,38 @@ def test_names_are_printed_in_one_way() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                     assert name in PRINTING, f"{name}:{node.lineno}: command.say escapes names"
+
+
+class OfBeamError(OSError):
+    """As `apache_beam.io.filesystem.BeamIOError` is made."""
+
+    def __init__(self, message: str, exception_details: dict[str, Exception]) -> None:
+        super().__init__(message)
+        self.exception_details = exception_details
+
+
+class OfTensorFlowError(Exception):
+    def __init__(self, message: str) -> None:
+        super().__init__(None, None, message)
+        self.message = message
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "No space left on device"),
+        (OSError("no number"), "no number"),
+        (ValueError("one\n  two"), "one"),
+        (ValueError(), "ValueError"),
+        (OfBeamError("match failed", {"gs://a": OSError(2, "No such file", "gs://a")}), "No such file"),
+        (OfTensorFlowError("{{function_node x}} Input is empty. [Op:DecodePng] name: "), "Input is empty."),
+        (
+            OfTensorFlowError("2 root errors\n(0) INVALID: corrupted record\n\t [[{{node Read}}]]"),
+            "(0) INVALID: corrupted record",
+        ),
+        (ValueError("x" * 1000), "x" * 300),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 50 else type(value).__name__,
+)
+def test_the_reason_of_an_error_is_one_line(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
