@@ -75,14 +75,14 @@ def check_flip(flip: bool, record_folder: RecordFolder) -> None:
 
 
 def batch_config(flag_values: flags.FlagValues, record_folder: RecordFolder, **changes: Any) -> BatchConfig:
-    """What training would make of records: their own short edges and matching, but for what the flags change.
+    """What training would make of records: their own short edges and matching, except what the flags change.
 
     Args:
-      flag_values: with the flags of `define`.
-      changes: to fields of `DataConfig`, by further flags of a command; None: none.
+      flag_values: flags that `define` defined.
+      changes: values of further fields of `DataConfig`, from other flags of a command; None changes nothing.
 
     Raises:
-      UserError: a value that is none.
+      UserError: a flag holds no value of its field's type.
     """
     own = DataConfig(anchors="online")  # of records that hold no matching
     if record_folder.short_edges:

@@ -131,7 +131,7 @@ def load_tensorflow() -> None:
             os.dup2(nowhere.fileno(), 2)
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+        tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
         tf.get_logger().setLevel("ERROR")  # that of Python, which has a level of its own
     finally:
         os.dup2(stderr, 2)
@@ -191,7 +191,7 @@ def _missing_flags(flag_values: flags.FlagValues, message: str) -> list[str]:
 
 
 def _check_empty(flag_values: flags.FlagValues) -> None:
-    """Refuses --output_dir=$OUT where the shell knows no OUT: a path without characters is the current folder."""
+    """Refuses --output_dir=$OUT if the shell knows no OUT: a path without characters is the current folder."""
     for name in flag_values:
         flag = flag_values[name]
         if flag.present and flag.value == "" and flag.default is None:

@@ -94,7 +94,7 @@ def _from_json(kind: type[Any], value: Mapping[str, Any], where: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, where: str = "config") -> Any:
-    """`value`, as it came from JSON, as the type `hint`; ValueError where it does not fit."""
+    """`value`, as it came from JSON, as the type `hint`. Raises: ValueError if it does not fit."""
     if dataclasses.is_dataclass(hint):
         return _from_json(typing.cast(type[Any], hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

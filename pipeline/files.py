@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written under another name, brought to the disk, then renamed."""
+"""Files of a disk that are whole or absent, folders that one process writes to, and JSON whose damage is told in one line.
+
+A file is written under another name, brought to the disk, then renamed. What is read may come from strangers.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,10 @@ def publish(written: Path, final: Path) -> None:
 def write_file(path: Path, content: bytes | str) -> None:
     """Writes a small file whole or not at all; an older one of the same name stays until then.
 
-    Several may write it at once, in threads or on machines that share the disk: the last one stands.
+    Threads, or machines that share the disk, may write it at once: the last one stands.
 
     Raises:
-      OSError: it cannot be written; of `path`, whatever the other name was.
+      OSError: the file cannot be written. The error names `path`, not the temporary file.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -242,7 +245,7 @@ def iterate_list(path: str | Path) -> Iterator[Any]:
 
 
 def _next(text: str, place: int) -> int:
-    """The first place from `place` on that holds no white space; the end of the text where there is none."""
+    """The first place from `place` on that holds no white space; the end of the text if there is no such place."""
     found = NO_SPACE.search(text, place)
     return found.start() if found else len(text)
 

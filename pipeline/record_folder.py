@@ -1,4 +1,4 @@
-"""A folder of records: its metadata, its shards, and an index of every record, for whoever reads it.
+"""A folder of records: its metadata, its shards, and an index of every record.
 
     data = open_record_folder("data/coco")
     data.skeleton.num_keypoints, data.splits, data.shards("train"), data.index("train")["height"]
@@ -31,7 +31,7 @@ FRAME_BYTES = RECORD_HEADER_BYTES + RECORD_FOOTER_BYTES
 
 METADATA_FILE = "pipeline.json"
 FORMAT_VERSION = 1
-NAME = r"[a-z][a-z0-9_]*"  # of a data set or a split
+NAME = r"[a-z][a-z0-9_]*"  # of records or of a split
 _REMEDY = "copy it again or convert anew"
 
 INDEX_DTYPE = np.dtype(
@@ -55,7 +55,7 @@ class RecordFolder:
 
     Attributes:
       path: where it lies.
-      name: of the data set, the first part of the shards' names.
+      name: of the records, the first part of the shards' names.
       anchors, short_edges, max_edge: for which the anchors of the records were matched; every short edge plain and flipped.
       skeleton: the keypoint set.
       category_id: of the persons in the JSON.
@@ -168,7 +168,9 @@ def open_record_folder(data_dir: str | Path) -> RecordFolder:
     path = folder / METADATA_FILE
     if not path.exists():
         reason = "no such folder" if not folder.is_dir() else f"no {METADATA_FILE} in it"
-        raise UserError(f"data set {folder}: {reason}; python -m pipeline.make_tfrecords makes one (and finishes one begun)")
+        raise UserError(
+            f"record folder {folder}: {reason}; python -m pipeline.make_tfrecords makes one (and finishes one begun)"
+        )
     try:
         with open_regular(path, JSON_LIMIT) as file:
             content = file.read()
@@ -178,7 +180,7 @@ def open_record_folder(data_dir: str | Path) -> RecordFolder:
 
 
 def parse_record_folder(folder: str | Path, metadata: bytes) -> RecordFolder:
-    """A data set by the content of its `pipeline.json`.
+    """A record folder by the content of its `pipeline.json`.
 
     Raises:
       UserError: the metadata is damaged or of another format.

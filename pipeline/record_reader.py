@@ -126,10 +126,10 @@ def decode_record(payload: bytes, num_keypoints: int) -> Record:
 
 
 def pixel_keypoints(record: Record, skeleton: Skeleton, height: int, width: int, *, flipped: bool) -> NDArray[np.float32]:
-    """Keypoints in pixels of the image resized to height × width, left and right exchanged where it is flipped.
+    """Keypoints in pixels of the image resized to height × width, left and right exchanged if it is flipped.
 
     Returns:
-      float32 [P, K, 3], zeros where not labelled.
+      float32 [P, K, 3], zeros if not labelled.
     """
     points = record.keypoints * np.array([width, height, 1], np.float32)
     if flipped:

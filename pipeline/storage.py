@@ -150,7 +150,7 @@ def exists(location: str) -> bool:
 
 
 def size(location: str) -> int | None:
-    """Bytes of a file, None where there is none."""
+    """Bytes of a file; None if the file is missing."""
     if not is_url(location):
         try:
             return Path(location).stat().st_size
@@ -163,7 +163,7 @@ def size(location: str) -> int | None:
 
 
 def listing(folder: str, prefix: str = "", *, limit: int | None = None) -> dict[str, int]:
-    """The files of a folder whose names begin so, and their bytes, sorted by name; at most so many."""
+    """The files of a folder whose names begin so, and their bytes, sorted by name; at most `limit` of them."""
     if not is_url(folder):
         paths = itertools.islice((path for path in Path(folder).glob(f"{prefix}*") if path.is_file()), limit)
         return dict(sorted((path.name, path.stat().st_size) for path in paths))

@@ -1,4 +1,8 @@
-"""Re-reads a folder of records against its metadata: `pipeline.json`, TFDS's files, shards, index, and every record."""
+"""Re-reads a folder of records against its metadata: `pipeline.json`, TFDS's files, shards, index, and every record.
+
+`verify` looks at the files, one after the other. `check_record` finds whatever can be wrong with one record, from the record
+itself and its row of the index.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ class Fault:
 
     Attributes:
       file: in which it is.
-      offset: of the record in it, in bytes from its beginning; None where the file as a whole is meant.
+      offset: of the record in it, in bytes from its beginning; None if the file as a whole is meant.
     """
 
     file: Path
@@ -49,7 +53,7 @@ def verify(record_folder: RecordFolder, split: str, advance: Callable[[int], Non
     """Looks for faults of one split, in the order of the files.
 
     Args:
-      split: one that the data set has.
+      split: one that the folder has.
       advance: called with 1 for each record.
     """
     info = record_folder.splits[split]
@@ -180,9 +184,6 @@ def _totals(record_folder: RecordFolder, split: str, index: NDArray[np.void], to
             yield Fault(
                 record_folder.path / METADATA_FILE, None, f"{key} {summary[key]} in split {split!r}, its records have {value}"
             )
-
-
-# Everything that can be wrong with one record, found out from the record itself and its row of the index.
 
 
 def check_record(payload: bytes, row: np.void, record_folder: RecordFolder) -> tuple[list[str], Counter[str]]:
