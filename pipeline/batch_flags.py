@@ -9,7 +9,7 @@ from absl import flags
 
 from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
-from pipeline.command import UserError
+from pipeline.command import UserError, say
 from pipeline.data_config import DataConfig
 from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import sides_without_twin
@@ -71,7 +71,7 @@ def check_flip(flip: bool, record_folder: RecordFolder) -> None:
             f"that mirrored images would have wrong labels; {way_out}"
         )
     if alone:
-        print(f"{', '.join(alone)}: no mirror twin, so that mirrored images have wrong labels there; {way_out}")
+        say(f"{', '.join(alone)}: no mirror twin, so that mirrored images have wrong labels there; {way_out}")
 
 
 def batch_config(flag_values: flags.FlagValues, record_folder: RecordFolder, **changes: Any) -> BatchConfig:

@@ -147,12 +147,14 @@ def reason_of(error: object) -> str:
     if details:
         return reason_of(next(iter(details.values())))
     message = getattr(error, "message", None)  # of tf.errors.OpError; TensorFlow itself is imported only after flags are parsed
-    text = message if isinstance(message, str) else getattr(error, "strerror", None) or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "[[{{node" not in line]
-    if not lines:
-        return type(error).__name__
-    line = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[-1]) if isinstance(message, str) else lines[0]
-    return line[:300]
+    if isinstance(message, str):
+        lines = [line for line in message.splitlines() if line.strip() and "[[{{node" not in line]
+        text = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[-1]) if lines else ""
+    else:
+        first = next(iter(getattr(error, "args", ())), "")  # of a store's client the sentence, before codes and the like
+        is_sentence = isinstance(first, str) and not isinstance(error, KeyError | UnicodeError)
+        text = getattr(error, "strerror", None) or (first if is_sentence else str(error))
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _parse_all(flag_values: flags.FlagValues) -> list[str]:

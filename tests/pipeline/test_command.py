@@ -145,7 +145,9 @@ class OfTensorFlowError(Exception):
     [
         (OSError(28, "No space left on device", "/a/b"), "No space left on device"),
         (OSError("no number"), "no number"),
-        (ValueError("one\n  two"), "one"),
+        (ValueError("one\n  two"), "one two"),
+        (RuntimeError("no parts", 400), "no parts"),
+        (KeyError("key"), "'key'"),
         (ValueError(), "ValueError"),
         (OfBeamError("match failed", {"gs://a": OSError(2, "No such file", "gs://a")}), "No such file"),
         (OfTensorFlowError("{{function_node x}} Input is empty. [Op:DecodePng] name: "), "Input is empty."),
