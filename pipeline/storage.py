@@ -23,6 +23,8 @@ from pipeline.command import UserError, reason_of
 
 # Bytes of an image's file: no image is larger, and a damaged directory or a sparse file may announce any size.
 MAX_IMAGE_BYTES = 1 << 28
+# Bytes of what a conversion notes for itself: of millions of images less. What is no regular file is refused with it, too.
+MAX_NOTE_BYTES = 1 << 32
 # Bytes that a jump in an object fetches: more than most images have.
 _BYTES_PER_JUMP = 1 << 18
 # Scheme → module of the client that Beam needs for it, and the extra of apache-beam that installs it.

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
-from pipeline import image, records
+from pipeline import image, records, storage
 from pipeline.command import UserError, reason_of
 from pipeline.files import JSON_LIMIT, open_regular
 from pipeline.image import PNG_SIGNATURE
@@ -119,7 +119,11 @@ def _metadata(record_folder: RecordFolder, split: str) -> Iterator[Fault]:
     if split not in builder.info.splits or builder.info.splits[split].shard_lengths != lengths:
         yield Fault(record_folder.path / "dataset_info.json", None, f"not the records of split {split!r} in {METADATA_FILE}")
     errors = record_folder.path / f"errors-{split}.jsonl"
-    lines = len(errors.read_bytes().splitlines()) if errors.exists() else 0
+    try:
+        lines = len(storage.read(str(errors), storage.MAX_NOTE_BYTES).splitlines()) if errors.exists() else 0
+    except OSError as error:
+        yield Fault(errors, None, f"cannot be read ({reason_of(error)})")
+        return
     if lines != info["summary"]["images_skipped"]:
         yield Fault(errors, None, f"{lines} lines, {METADATA_FILE} counts {info['summary']['images_skipped']}")
 

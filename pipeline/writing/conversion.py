@@ -371,7 +371,7 @@ def _open_work_folder(output: str, split: str, arguments: Mapping[str, Any], ove
     names = {arguments["dataset_name"]}
     if storage.exists(noted):
         try:
-            begun = dict(json.loads(storage.read(noted)))
+            begun = dict(json.loads(storage.read(noted, storage.MAX_NOTE_BYTES)))
         except (ValueError, TypeError):
             begun = {}  # damaged since
         try:

@@ -36,7 +36,7 @@ def joined_metadata(output: str, split: str, shared: Mapping[str, Any], overwrit
     path = storage.join(output, METADATA_FILE)
     if not storage.exists(path):
         return {**shared, "splits": {}}
-    content = storage.read(path)
+    content = storage.read(path, storage.MAX_NOTE_BYTES)
     parse_record_folder(output, content)  # (says what is wrong, if something is)
     metadata: dict[str, Any] = json.loads(content)
     for name, info in metadata["splits"].items():
@@ -198,7 +198,7 @@ class ConversionResult:
 def skipped_by_reason(output: str, split: str) -> dict[str, int]:
     """Counts the lines of errors-<split>.jsonl by their reason with N for every number, the most frequent first."""
     try:
-        lines = storage.read(storage.join(output, f"errors-{split}.jsonl")).splitlines()
+        lines = storage.read(storage.join(output, f"errors-{split}.jsonl"), storage.MAX_NOTE_BYTES).splitlines()
     except FileNotFoundError:
         return {}
     reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", _reason(line)) for line in lines)

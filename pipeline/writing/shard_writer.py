@@ -259,7 +259,7 @@ def _read_noted(location: str) -> list[LocatedImage]:
             raise TypeError("no list of images")
         return [(_entry(**noted["entry"]), _member(noted["member"])) for noted in value]
 
-    return parsed_json(storage.read(location), f"{location}: is damaged", parse, remedy="start again")
+    return parsed_json(storage.read(location, storage.MAX_NOTE_BYTES), f"{location}: is damaged", parse, remedy="start again")
 
 
 def _entry(persons: list[dict[str, Any]], **fields: Any) -> CocoImage:
@@ -290,7 +290,7 @@ def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict
     for number in numbers:
         if f"facts-{number:05d}.json" in noted and settings.shard_file(number) in shards:
             try:
-                facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number)))
+                facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number), storage.MAX_NOTE_BYTES))
                 sound = _is_sound(facts, settings.shard_file(number), shards[settings.shard_file(number)])
                 sound = sound and all(image["turned"] == settings.rules.turn_ambiguous for image in facts["ambiguous"])
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
