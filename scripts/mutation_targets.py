@@ -147,7 +147,9 @@ def _change_one(root: dict[str, Any], rng: random.Random) -> None:
     elif kind == 2 and isinstance(parent, dict) and parent is not root:
         parent[rng.choice(("", "x", "id", "a\nb"))] = parent.pop(key)
     elif kind == 3 and isinstance(parent.get(key) if isinstance(parent, dict) else parent[key], int | float):
-        parent[key] = rng.choice((-parent[key], parent[key] * 1e6, parent[key] + 1, str(parent[key]), float(parent[key]) + 0.5))
+        with contextlib.suppress(OverflowError):  # of an integer beyond any float
+            number = parent[key]
+            parent[key] = rng.choice((-number, number * 1e6, number + 1, str(number), float(number) + 0.5))
     elif kind == 4:
         parent[key] = [copy.deepcopy(parent[key]) if key in parent or isinstance(parent, list) else None]
     else:
