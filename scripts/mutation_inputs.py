@@ -76,6 +76,7 @@ def _images_and_records(folder: Path) -> None:
     facts = shard | {
         "index": [list(row)[1:] for row in rows[rows["shard"] == 0].tolist()],
         "errors": [],
+        "ambiguous": [],
         "counts": {"persons": 1},
     }
     (work / "facts-00000.json").write_text(json.dumps(facts))
