@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 from pipeline.skeleton import Skeleton, read_category
 
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a record can hold
@@ -163,7 +163,7 @@ def load(path: str | Path) -> dict[str, Any]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: compressed with gzip and damaged ({error}); fetch or copy the file again") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({storage.reason(error)}); give a COCO person_keypoints_*.json") from None
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); give a COCO person_keypoints_*.json") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); fetch or copy the file again") from None
     if not isinstance(content, dict):

@@ -81,9 +81,6 @@ def _installed(module: str) -> bool:
         return False
 
 
-reason = reason_of
-
-
 @contextlib.contextmanager
 def _errors_of(location: str) -> Iterator[None]:
     """Makes an OSError of whatever a store's client raises; each has errors of its own."""

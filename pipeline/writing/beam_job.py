@@ -104,10 +104,8 @@ def run_job(settings: ShardSettings, numbers: Sequence[int], options: PipelineOp
         except Exception as error:
             if thread.is_alive():
                 threading.Thread(target=_end_with_main_thread, daemon=True).start()
-            with tempfile.NamedTemporaryFile("w", prefix="make_tfrecords-failure-", suffix=".txt", delete=False) as file:
-                traceback.print_exception(error, file=file)
             again = "started again, the same command goes on"
-            raise UserError(f"the Beam job failed: {_last_line(error)}; {file.name} has all of it; {again}") from error
+            raise UserError(f"the Beam job failed: {_last_line(error)}; {_noted(error)}; {again}") from error
 
 
 def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: PipelineOptions) -> None:
@@ -148,6 +146,16 @@ def _write_on_worker(settings: ShardSettings, options: dict[str, Any], number: i
     """Shard number → nothing: what a shard holds lies in its facts file, where a restart finds it too."""
     FileSystems.set_options(PipelineOptions.from_dictionary(options))  # not every engine does so on its workers
     write_shard(settings, number)
+
+
+def _noted(error: Exception) -> str:
+    """Where the traceback lies."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="make_tfrecords-failure-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"the rest of it could not be written to {tempfile.gettempdir()}"
+    return f"{file.name} has all of it"
 
 
 def _finish(outcome: Future[None], error: BaseException | None) -> None:

@@ -28,7 +28,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import storage
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoData, CocoImage, read_coco
-from pipeline.command import Progress, UserError
+from pipeline.command import Progress, UserError, reason_of
 from pipeline.data_config import MAX_PIXELS
 from pipeline.files import only_writer
 from pipeline.record_folder import FORMAT_VERSION, NAME
@@ -49,6 +49,7 @@ from pipeline.writing.metadata import (
 )
 from pipeline.writing.shard_writer import (
     ShardSettings,
+    StoppedError,
     finished_shards,
     image_message,
     noted_images,
@@ -149,9 +150,7 @@ def convert(
     try:
         storage.make_folder(output)
     except OSError as error:
-        raise UserError(
-            f"{output}: cannot be a folder of records ({storage.reason(error)}); name another --output_dir"
-        ) from None
+        raise UserError(f"{output}: cannot be a folder of records ({reason_of(error)}); name another --output_dir") from None
     with contextlib.nullcontext() if storage.is_url(output) else only_writer(output, "conversion"):  # stores have no locks
         metadata = joined_metadata(output, split, _shared_metadata(config, coco), overwrite)
         existing = metadata["splits"].get(split)
@@ -275,7 +274,7 @@ def _write_shards(settings: ShardSettings, split: str, entries: Sequence[CocoIma
         storage.write(settings.images_path(number), noted_images(shard))
     del located, missing  # workers have them; for all of COCO they are large
     start_run(settings)
-    todo = sum(sizes.values())
+    todo, failure = sum(sizes.values()), None
     try:
         with (
             quiet_workers(options),
@@ -286,8 +285,10 @@ def _write_shards(settings: ShardSettings, split: str, entries: Sequence[CocoIma
         ):
             run_job(settings, list(sizes), options)
     except UserError as error:
-        stop_run(settings, str(error))  # tells those still at work, if nobody met an error of his own
-    reason = stop_reason(settings)
+        failure = str(error)
+        with contextlib.suppress(StoppedError):
+            stop_run(settings, failure)  # tells those still at work, if nobody met an error of his own
+    reason = stop_reason(settings) or failure
     if reason is not None:
         raise KeyboardInterrupt if reason == CTRL_C else UserError(reason)
     return todo
@@ -302,7 +303,8 @@ def _stop_on_ctrl_c(settings: ShardSettings) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, previous)  # a second one ends at once
-        stop_run(settings, CTRL_C)
+        with contextlib.suppress(StoppedError):
+            stop_run(settings, CTRL_C)
 
     previous = signal.signal(signal.SIGINT, handle)
     try:

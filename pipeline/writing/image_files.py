@@ -25,7 +25,7 @@ from typing import BinaryIO
 from pipeline import storage
 from pipeline.annotation_file import plain_name
 from pipeline.coco import CocoImage
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 from pipeline.image import stored_orientation, swaps_sides
 from pipeline.storage import MAX_IMAGE_BYTES
 from pipeline.writing.checked_image import ImageError, stored_size
@@ -148,8 +148,8 @@ class _Reader:
             return ImageError("not a file")
         except OSError as error:
             if error.errno in _PASSING_ERRORS:
-                raise UnreadableError(f"{entry.file_name} in {self._images}: {storage.reason(error)}") from None
-            return ImageError(f"cannot be read ({storage.reason(error)})")
+                raise UnreadableError(f"{entry.file_name} in {self._images}: {reason_of(error)}") from None
+            return ImageError(f"cannot be read ({reason_of(error)})")
         except ValueError as error:
             return ImageError(str(error))
         return content or ImageError("the file is empty")
@@ -167,7 +167,7 @@ class _Reader:
             try:
                 self._of_thread.archive = self._archives.enter_context(storage.open_for_reading(self._images))
             except OSError as error:
-                raise UnreadableError(f"{self._images}: {storage.reason(error)}") from None
+                raise UnreadableError(f"{self._images}: {reason_of(error)}") from None
         archive: BinaryIO = self._of_thread.archive
         return archive
 
@@ -240,7 +240,7 @@ def find_members(location: str, file_names: Iterable[str]) -> dict[str, ZipMembe
                                 found[name].append(info)
                         break
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UserError(f"{location}: not a whole zip file ({storage.reason(error)}); fetch or copy it again") from None
+        raise UserError(f"{location}: not a whole zip file ({reason_of(error)}); fetch or copy it again") from None
     return {name: _member(plain, found[plain]) for name, plain in names.items()}
 
 

@@ -50,6 +50,10 @@ class MachineError(Exception):
         super().__init__(f"{what}; give places that every worker sees, such as a network disk or gs://")
 
 
+class StoppedError(Exception):
+    """Why a run was stopped, if the disk cannot take it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardSettings:
     """What all shards of a split have in common.
@@ -101,11 +105,18 @@ def start_run(settings: ShardSettings) -> None:
 
 
 def stop_run(settings: ShardSettings, reason: str) -> None:
-    """Tells all workers of the run to stop; the first reason stands."""
-    if stop_reason(settings) is None:
-        with contextlib.suppress(OSError):  # a full disk cannot even take the reason
+    """Tells all workers of the run to stop; the first reason stands.
+
+    Raises:
+      StoppedError: the reason cannot be noted, since the disk is full. The run is stopped nevertheless.
+    """
+    try:
+        if stop_reason(settings) is None:
             storage.write(storage.join(settings.work, f"stop-{settings.run}"), shown(reason))
-    storage.remove(settings.work, [f"run-{settings.run}"])
+    except OSError:
+        raise StoppedError(reason) from None
+    finally:
+        storage.remove(settings.work, [f"run-{settings.run}"])
 
 
 def stop_reason(settings: ShardSettings) -> str | None:
@@ -151,8 +162,8 @@ def write_shard(settings: ShardSettings, number: int) -> None:
     except UserError as error:
         stop_run(settings, str(error))
     except (OSError, tf.errors.OpError) as error:
-        why = error.message if isinstance(error, tf.errors.OpError) else storage.reason(error)
-        stop_run(settings, f"{settings.shard_path(number)}: cannot be written ({why}); make room and start again")
+        why = f"cannot be written ({reason_of(error)}); make room and start again"
+        stop_run(settings, f"{settings.shard_path(number)}: {why}")
 
 
 @contextlib.contextmanager

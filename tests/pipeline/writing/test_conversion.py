@@ -390,6 +390,35 @@ def test_a_full_disk_is_named_and_nothing_half_written_has_a_final_name(
         run("other")
 
 
+@pytest.mark.parametrize("writes", [*range(0, 24, 3)])
+def test_a_disk_that_fills_and_stays_full_is_named_and_costs_nothing(
+    run: Convert, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Whatever file the disk has no room for: images, records, facts, the reason why, index, metadata, summary."""
+    calls = 0
+
+    def full(written: Path, final: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > writes:
+            raise OSError(28, "No space left on device", str(final))
+        published(written, final)
+
+    published = files.publish
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.files.publish", full)
+        try:
+            run()
+        except UserError as error:
+            assert "No space left on device" in str(error) and str(tmp_path / "out") in str(error)
+        except OSError as error:  # which a command tells with its path
+            assert error.strerror == "No space left on device" and error.filename.startswith(str(tmp_path / "out"))
+        else:
+            assert calls <= writes
+    run()
+    assert content_of(tmp_path / "out") == content_of(finished)
+
+
 def test_a_file_system_that_takes_no_more_is_named(run: Convert, source: Path, finished: Path, tmp_path: Path) -> None:
     """A limit of the system, which TensorFlow's writer meets in the middle of a shard."""
     code = (
