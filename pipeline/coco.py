@@ -213,7 +213,7 @@ def _measured(
 
 
 def _fit(annotations: Sequence[Annotation], height: int, width: int) -> bool:
-    """Whether all boxes and labelled points lie within an image, but for a pixel."""
+    """Whether all boxes and labelled points lie within an image; one pixel beyond its edge is allowed."""
     for annotation in annotations:
         x, y, w, h = annotation.bbox
         if x + w > width + 1 or y + h > height + 1 or (annotation.keypoints[:, :2] > (width + 1, height + 1)).any():

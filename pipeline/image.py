@@ -107,7 +107,7 @@ def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, rule: ResizeRu
         return pillow_resize(image, height, width)
     size = tf.stack([height, width])
     if rule == "torchvision":
-        # Normalised before the resize or after: the weights sum to one, so it comes to the same but for the last bits.
+        # Normalising before the resize or after it gives the same values up to rounding, since the weights sum to one.
         return tf.image.resize(tf.cast(image, tf.float32), size)
     # For the same reason, half added to the small source instead of the large result rounds it just as well; and the kernel is
     # much faster on floats than on bytes.
@@ -115,7 +115,7 @@ def resize(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor, rule: ResizeRu
 
 
 def flip(image: tf.Tensor) -> tf.Tensor:
-    """Left becomes right; [h, w, 3]. Before `resize`, where there is less to move."""
+    """Exchanges left and right; [h, w, 3]. Called before `resize`, while there are fewer pixels to move."""
     return tf.reverse(image, axis=[1])
 
 

@@ -29,7 +29,7 @@ class Field:
 
     Attributes:
       shape: of the values: "[]" is a scalar, "[V, …]" a ragged list of lists, stored as TFDS stores it under two keys.
-      unit: and the frame, of places; "" where there is none.
+      unit: of places, with their frame; "" if the value is no place.
     """
 
     key: str

@@ -30,7 +30,7 @@ def named_sides(names: Sequence[str]) -> tuple[Side, ...]:
 
 
 def mirror_twins(names: Sequence[str]) -> tuple[int, ...]:
-    """For each name the index of the one that is the same but for its side; its own index if there is none, or several."""
+    """For each name the index of the same name with the other side; its own index if none or several have that name."""
     keys = [" ".join(words) for words in _words_of(names)]
     places = {key: k for k, key in enumerate(keys)}
     times = Counter(keys)
@@ -56,7 +56,7 @@ def _side(words: Sequence[str]) -> Side:
 
 
 def _words_of(names: Sequence[str]) -> list[list[str]]:
-    """The words of each name in small letters; those that tell a side are "left" or "right"."""
+    """The words of each name in small letters; a word that tells a side becomes "left" or "right"."""
     found = [[_SIDE_WORDS.get(word, word) for word in _split(name)] for name in names]
     glued = {"".join(words) for words in found if _side(words) == "middle"}
     return [words if _side(words) != "middle" else _unglued("".join(words), glued) or words for words in found]

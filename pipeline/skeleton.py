@@ -181,7 +181,7 @@ def _sigmas(names: tuple[str, ...], sigmas: Sequence[float] | None) -> tuple[tup
 
 
 def _limbs(given: object, names: tuple[str, ...]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """Limbs counted from 0, and a line on those that are left out."""
+    """Limbs, counted from 0, and a line on the limbs that are left out."""
     if given is None:
         return (), []
     if not isinstance(given, list | tuple):

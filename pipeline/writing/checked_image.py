@@ -186,7 +186,13 @@ def _decoded(content: bytes, image_format: Literal["jpeg", "png"], ratio: int = 
 
 
 def _shrunk(pixels: npt.NDArray[np.uint8], height: int, width: int, most: int) -> npt.NDArray[np.uint8]:
-    """Pixels of an image that had height × width, made smaller in its proportions until there are at most so many."""
+    """Makes an image smaller in its proportions.
+
+    Args:
+      pixels: uint8 [h, w, 3], perhaps decoded at a fraction of the size in the header.
+      height, width: in the header.
+      most: number of pixels that the result has at most.
+    """
     scale = (most / (height * width)) ** 0.5
     size = (max(1, int(width * scale)), max(1, int(height * scale)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

@@ -72,7 +72,7 @@ class ConversionConfig:
       num_shards: by default a function of the number of images alone.
       short_edges, max_edge: the sizes at which training will see the images; each plain and flipped. Without a short edge
         the records hold no anchors.
-      limit: takes only so many images, in the order of the records; 0 takes all.
+      limit: number of images to take, in the order of the records; 0 takes all.
       category, keypoints, flip_pairs, sigmas: as for `annotation_file.read_annotation_file`.
       max_pixels: of an image that is decoded; what has more is an error.
       shrink_larger_than: images of more pixels are made that small, with their annotations; 0 leaves all as they are.

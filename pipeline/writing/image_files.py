@@ -30,7 +30,7 @@ from pipeline.image import stored_orientation, swaps_sides
 from pipeline.storage import MAX_IMAGE_BYTES
 from pipeline.writing.checked_image import ImageError, stored_size
 
-# An object store answers after some 50 ms and an image takes 3 ms of work: so many requests are under way at once.
+# Requests to an object store that are under way at once: each is answered after some 50 ms, an image takes 3 ms of work.
 REQUESTS_AT_ONCE = 24
 
 # Errors of a disk, a network or this process, which may be gone at the next attempt. To leave an image out for them would be
@@ -201,7 +201,7 @@ class ZipMember:
 
     Attributes:
       offset: of its local header, in bytes.
-      stored_bytes: that it takes in the zip.
+      stored_bytes: length of the compressed file in the zip.
       content_bytes, crc32: of the file itself.
       deflated: else stored as it is.
     """
@@ -249,7 +249,7 @@ def _member_names(info: zipfile.ZipInfo) -> Iterable[str]:
     yield plain_name(info.filename)
     if not info.flag_bits & _UTF8 and not info.filename.isascii():
         raw = info.filename.encode("cp437", errors="replace")
-        for encoding in ("utf-8", "cp1252", "cp850"):
+        for encoding in ("utf-8", "cp1252", "cp850", "gbk", "shift_jis"):
             with contextlib.suppress(UnicodeDecodeError):
                 yield plain_name(raw.decode(encoding))
 

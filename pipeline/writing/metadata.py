@@ -28,7 +28,7 @@ def joined_metadata(output: str, split: str, shared: Mapping[str, Any], overwrit
     Args:
       split: that will be added or replaced.
       shared: what the split has in common with all others of the folder.
-      overwrite: other values of `shared` are no obstacle where there is no other split.
+      overwrite: lets other values of `shared` pass if the folder has no other split.
 
     Raises:
       UserError: `shared` is not what the other splits have.

@@ -132,7 +132,7 @@ def _shall_go_on(settings: ShardSettings) -> bool:
 
 
 def write_shard(settings: ShardSettings, number: int) -> None:
-    """Writes one shard and its facts. On a failure nothing has the final name, and the run is told to stop.
+    """Writes one shard and its facts. On a failure nothing has the final name, and the run stops.
 
     Raises:
       MachineError: this machine does not see the output folder or the images.
