@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from export import client_notes
 from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, Answer
@@ -18,6 +15,7 @@ from export.saved_model import versions
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.drawing import draw_people, drawn_people
+from pipeline.image_writer import encode
 from pipeline.inspection import html_page
 from pipeline.skeleton import Skeleton
 
@@ -114,6 +112,5 @@ def _drawn(asked: Questions, number: int, answer: Answer, skeleton: Skeleton) ->
     keep = answer["scores"][0] >= client_notes.SCORE
     names = ("boxes", "scores", "keypoints", "keypoint_scores")
     people = drawn_people(*(answer[name][0][keep] for name in names))
-    content = io.BytesIO()
-    Image.fromarray(draw_people(asked.images[number], people, skeleton)).save(content, "JPEG", quality=JPEG_QUALITY)
-    return html_page.jpeg_source(content.getvalue())
+    drawn = draw_people(asked.images[number], people, skeleton)
+    return html_page.jpeg_source(encode(drawn, "jpeg", quality=JPEG_QUALITY))

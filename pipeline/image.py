@@ -6,14 +6,12 @@ family's rule has them so; the model normalises them, and reorders the channels 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from PIL import Image
 
 from pipeline.data_config import ResizeRule
 from pipeline.pillow_resize import pillow_resize
@@ -145,22 +143,6 @@ def covered(image_size: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tens
     rows = tf.expand_dims(tf.range(height), 0) < image_size[:, :1]  # [B, H]
     columns = tf.expand_dims(tf.range(width), 0) < image_size[:, 1:]  # [B, W]
     return tf.expand_dims(tf.expand_dims(rows, 2) & tf.expand_dims(columns, 1), 3)
-
-
-def encode(pixels: npt.NDArray[np.uint8], image_format: Literal["jpeg", "png"], quality: int = 95) -> bytes:
-    """Writes pixels as a file, without any metadata.
-
-    Args:
-      pixels: uint8 [h, w, 3].
-      quality: of a JPEG, up to 95; colours are not subsampled.
-    """
-    file = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if image_format == "png":
-        image.save(file, "PNG")
-    else:
-        image.save(file, "JPEG", quality=quality, subsampling=0)
-    return file.getvalue()
 
 
 # The rotation that a file stores beside its pixels (EXIF orientation). A viewer applies it; a decoder does not.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.drawing import Drawn, draw_people, drawn_people
+from pipeline.image_writer import encode
 from pipeline.skeleton import Skeleton
 
 Floats = npt.NDArray[np.float64]
@@ -141,9 +142,7 @@ def _enlarged(people: Drawn) -> Drawn:
 
 
 def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG", quality=82)
-    return content.getvalue()
+    return encode(pixels, "jpeg", quality=82)
 
 
 def caption(example: Example) -> str:

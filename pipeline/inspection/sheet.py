@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.command import UserError, shown
 from pipeline.files import write_file
+from pipeline.image_writer import encode
 
 Colour = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
@@ -177,13 +177,8 @@ def _shares(colour: Colour) -> tuple[float, float, float]:
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:
     """Writes a sheet as PNG or JPEG, as the name says, whole or not at all."""
-    encoded = io.BytesIO()
-    if path.suffix.lower() == ".png":
-        sheet.save(encoded, "PNG", optimize=True)
-    else:
-        sheet.save(encoded, "JPEG", quality=90)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, encoded.getvalue())
+    write_file(path, encode(np.asarray(sheet), "png" if path.suffix.lower() == ".png" else "jpeg", quality=90))
 
 
 def check_suffix(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.drawing import BOX, draw_boxes, sides
+from pipeline.image_writer import encode
 from pipeline.inspection import distributions
 from pipeline.inspection.contact_sheet import image_of
 from pipeline.inspection.html_page import Tile, jpeg_source, render
@@ -143,6 +143,4 @@ def _crop(record: Record, box: WorstBox) -> bytes:
     square = (left, top, left + side, top + side)
     crop = image_of(record).transform((CROP, CROP), Image.Transform.EXTENT, square, Image.Resampling.BICUBIC)
     place = (corners - [left, top, left, top]) * CROP / side
-    encoded = io.BytesIO()
-    Image.fromarray(draw_boxes(np.asarray(crop), place[None], BOX, 1.0, 2)).save(encoded, "JPEG", quality=85)
-    return encoded.getvalue()
+    return encode(draw_boxes(np.asarray(crop), place[None], BOX, 1.0, 2), "jpeg", quality=85)

@@ -23,6 +23,7 @@ from pipeline import image
 from pipeline.coco import CocoImage
 from pipeline.command import reason_of
 from pipeline.data_config import MAX_PIXELS
+from pipeline.image_writer import encode
 
 JPEG_END = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a scan: of what comes after it; FF 00 is data, D0…D7 restart it
@@ -103,7 +104,7 @@ def check_image(content: bytes, entry: CocoImage, rules: ImageRules = ImageRules
     if turned:
         pixels = image.upright(pixels, orientation)
     entry = _scaled(entry, *pixels.shape[:2])
-    return CheckedImage(entry, image.encode(pixels, image_format), image_format, turned, shrunk, ambiguous, upright)
+    return CheckedImage(entry, encode(pixels, image_format), image_format, turned, shrunk, ambiguous, upright)
 
 
 def stored_size(content: bytes) -> tuple[Literal["jpeg", "png"], int, int]:
