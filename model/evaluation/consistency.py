@@ -15,7 +15,7 @@ import numpy as np
 
 from model.evaluation.coco_results import ResultTable
 from model.evaluation.ground_truth import GroundTruth
-from model.inference.image_names import plain_name
+from pipeline.annotation_file import plain_name
 from pipeline.coco import read_coco
 from pipeline.command import UserError
 from pipeline.record_folder import METADATA_FILE, RecordFolder

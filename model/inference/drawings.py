@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from model.inference.image_names import plain_name
+from pipeline.annotation_file import plain_name
 from pipeline.files import write_file
 
 _MARK = "people drawn by model.predict"

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from pipeline.annotation_file import plain_name
 from pipeline.command import UserError
 from pipeline.files import read_json
 
 LARGEST_ID = 2**53  # up to which every reader of JSON keeps whole numbers as they are
-
-
-def plain_name(file_name: str) -> str:
-    """A file name in the one form in which names are compared: slashes, no leading `./`, composed characters (NFC)."""
-    name = unicodedata.normalize("NFC", file_name.replace("\\", "/"))
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
-    return name
 
 
 def _last_part(file_name: str) -> str:
