@@ -198,17 +198,18 @@ def _last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet_workers(options: PipelineOptions) -> Iterator[None]:
-    """Keeps what worker processes say of themselves off the terminal, in a file that is deleted if all goes well.
+    """Keeps what decoders and worker processes write to standard error off the terminal, in a file that is deleted at the end.
 
-    Their standard error is this process's file descriptor 2, so this process gets another one meanwhile.
+    The decoders' libraries print a line for each damaged image; an image that cannot be used is told by this project itself.
+    Standard error of both is this process's file descriptor 2, so this process gets another one meanwhile. If the job fails in
+    worker processes, the file stays, and the error names it.
     """
-    if options.view_as(DirectOptions).direct_running_mode != "multi_processing":
-        yield
-        return
+    in_processes = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
     descriptor, name = tempfile.mkstemp(prefix="make_tfrecords-workers-", suffix=".log")
     sys.stderr.flush()
     terminal = os.dup(2)
     stderr = sys.stderr
+    keep = False
     with os.fdopen(terminal, "w", buffering=1, closefd=False) as replacement:
         os.dup2(descriptor, 2)
         if stderr is sys.__stderr__:
@@ -216,11 +217,14 @@ def quiet_workers(options: PipelineOptions) -> Iterator[None]:
         try:
             yield
         except UserError as error:
+            if not in_processes:
+                raise
+            keep = True
             raise UserError(f"{error} (what the workers said: {name})") from error
-        else:
-            Path(name).unlink()
         finally:
             sys.stderr = stderr
             os.dup2(terminal, 2)
             os.close(terminal)
             os.close(descriptor)
+            if not keep:
+                Path(name).unlink()

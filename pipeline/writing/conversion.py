@@ -142,7 +142,8 @@ def convert(
     storage.check(str(annotations))
     storage.check(output)
     check_images(images)
-    coco = _read(annotations, images, config)
+    with quiet_workers(options):
+        coco = _read(annotations, images, config)
     entries = in_record_order(coco.images)[: config.limit or None]
     num_shards = config.num_shards or max(1, round(len(entries) / IMAGES_PER_SHARD))
     arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}

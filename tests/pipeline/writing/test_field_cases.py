@@ -531,6 +531,19 @@ def test_what_the_conversion_takes_training_decodes(kind: str) -> None:
     assert refused > 100
 
 
+def test_decoders_write_nothing_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bogus = bytearray(encoded(TALL))
+    bogus[bogus.index(b"\xff\xc4") + 5] = 255  # more codes of one bit than there can be: libjpeg prints a line
+    data_set(tmp_path, {"a.jpg": bytes(bogus), "b.jpg": encoded(TALL), "c.jpg": encoded(TALL)[:-40] + b"\xff\xd9"}, {})
+    capfd.readouterr()
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        image.decode(tf.constant(bytes(bogus)))
+    assert "Bogus Huffman table" in capfd.readouterr().err
+    result, _ = convert_all(tmp_path, on_error="skip")
+    assert result.summary["images_skipped"] == 1
+    assert capfd.readouterr().err == ""
+
+
 def test_a_split_of_which_nothing_is_left_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
