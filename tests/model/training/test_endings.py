@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -243,3 +244,35 @@ def test_a_missing_gpu_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch, 
     assert advice is not None and re.match(
         r"no GPU was found \(.+\); training runs on the CPU, .* --precision=mixed_float16$", advice
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_is_told_by_the_other_within_a_minute(
+    record_folder: RecordFolder, small_config: Config, tmp_path: Path, victim: int
+) -> None:
+    """Also if it is the first, which saves and evaluates, and whose process the others register with."""
+    prepare_model_dir(tmp_path / "run", small_config, record_folder.skeleton)
+    with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
+        addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
+    command = [sys.executable, "-m", "model.train", f"--data_dir={record_folder.path}", f"--model_dir={tmp_path / 'run'}"]
+    command += ["--strategy=multi_worker", "--steps=100000"]
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for index in range(2):
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            output = stack.enter_context((tmp_path / f"worker-{index}.txt").open("w"))
+            worker = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | {"TF_CONFIG": json.dumps(task)}, stdout=output, stderr=subprocess.STDOUT
+            )
+            stack.callback(worker.kill)
+            workers.append(worker)
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert all(worker.poll() is None for worker in workers)
+            time.sleep(0.2)
+        workers[victim].kill()
+        status = workers[1 - victim].wait(timeout=60)
+    told = (tmp_path / f"worker-{1 - victim}.txt").read_text()
+    (error,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert status == 1 and f"worker {1 - victim}: another worker has ended or cannot be reached" in error
+    assert "Traceback" not in told
