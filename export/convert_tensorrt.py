@@ -7,6 +7,7 @@ nvcr.io/nvidia/tensorflow (24.xx-tf2-py3), or `pip install 'tensorflow[and-cuda]
 TensorFlow 2.21 wrote load there. `--check` says whether this machine can do it.
 
 The result answers the signatures serving_default (JPEG or PNG files) and serve_images (pixels uint8 [1, height, width, 3]).
+Unlike the SavedModel's, its serving_default checks no header and applies no stored rotation: send it images that you trust.
 It was never run on a GPU by its authors: see assets/tensorrt.json for what was built and compared on yours.
 """
 
@@ -17,6 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
+SIGNATURE = "serve_one_image"  # of what is converted: no loop over images lies around the network
 CONTAINER = "a container nvcr.io/nvidia/tensorflow (24.xx-tf2-py3) has it; ONNX and trtexec are the way without TF-TRT"
 
 
@@ -112,7 +114,7 @@ def _convert(options: argparse.Namespace, source: Path, target: Path) -> str | N
     engine = target.with_name(target.name + ".engine")
     parameters = {
         "input_saved_model_dir": str(source),
-        "input_saved_model_signature_key": "serve_one_image",
+        "input_saved_model_signature_key": SIGNATURE,
         "precision_mode": options.precision,
         "max_workspace_size_bytes": options.workspace_bytes,
         "minimum_segment_size": options.minimum_segment_size,
@@ -133,7 +135,7 @@ def _convert(options: argparse.Namespace, source: Path, target: Path) -> str | N
         converter.save(str(engine), save_gpu_specific_engines=True)
         own = tf.saved_model.load(str(source))
         module = _Wrapper(tf, source, engine, config)
-        share, worst = _agreement(own.signatures["serve_images"], module.engine.signatures["serve_images"], images)
+        share, worst = _agreement(own.signatures["serve_images"], module.engine.signatures[SIGNATURE], images)
         if options.precision == "FP32" and share < 0.98:
             return f"the engines give {share:.3f} of the SavedModel's boxes within 0.5 px (largest difference {worst:.2f} px)"
         signatures = {"serving_default": module.serving_default, "serve_images": module.serve_images}
@@ -188,15 +190,15 @@ def _Wrapper(tf, source: Path, engine: Path, config: dict):  # type: ignore[no-u
             super().__init__()
             self.engine = tf.saved_model.load(str(engine))
 
-        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")], autograph=False)
+        @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8, name="images")], autograph=False)
         def serve_images(self, images):  # type: ignore[no-untyped-def]
-            return self.engine.signatures["serve_images"](images=images)
+            return self.engine.signatures[SIGNATURE](images=images)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
         def serving_default(self, image_bytes):  # type: ignore[no-untyped-def]
             spec = {
                 name: tf.TensorSpec(t.shape[1:], t.dtype)
-                for name, t in self.engine.signatures["serve_images"].structured_outputs.items()
+                for name, t in self.engine.signatures[SIGNATURE].structured_outputs.items()
             }
             return tf.map_fn(self._one, image_bytes, fn_output_signature=spec, parallel_iterations=1)
 
@@ -209,7 +211,7 @@ def _Wrapper(tf, source: Path, engine: Path, config: dict):  # type: ignore[no-u
             resized = tf.maximum(tf.cast(size * factor + 0.5, tf.int32), 1)
             antialias = config["data"]["resize"] == "detectron2"
             small = tf.image.resize(tf.cast(pixels, tf.float32), resized, antialias=antialias)
-            found = self.engine.signatures["serve_images"](images=tf.expand_dims(tf.cast(small + 0.5, tf.uint8), 0))
+            found = self.engine.signatures[SIGNATURE](images=tf.expand_dims(tf.cast(small + 0.5, tf.uint8), 0))
             scale = (size / tf.cast(resized, tf.float32))[::-1]
             offset = config["data"]["keypoint_offset"]
             found["boxes"] *= tf.concat([scale, scale], 0)
