@@ -138,6 +138,11 @@ def load_tensorflow() -> None:
         os.close(stderr)
 
 
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 image", "2,500 images"."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+
+
 def reason_of(error: object) -> str:
     """An error's message in one short line, without the path or the place in TensorFlow's graph.
 

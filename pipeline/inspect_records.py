@@ -118,7 +118,7 @@ def _draw_records(record_folder: RecordFolder) -> None:
     variant = contact_sheet.Variant(FLAGS.flipped, short_edge)
     drawn = contact_sheet.contact_sheet(record_folder, split, rows, variant, width=SHEET_WIDTH, row_height=ROW_HEIGHT)
     sheet.write_sheet(drawn, output)
-    command.say(f"written: {output} ({len(rows)} images)")
+    command.say(f"written: {output} ({command.counted(len(rows), 'image')})")
 
 
 def _draw_batches(record_folder: RecordFolder) -> None:
@@ -142,7 +142,11 @@ def _draw_batches(record_folder: RecordFolder) -> None:
         anchor_config=config.anchors,
     )
     sheet.write_sheet(drawn, output)
-    command.say(f"written: {output} ({len(steps)} batches on {len({step.canvas for step in steps})} canvases)")
+    canvases = len({step.canvas for step in steps})
+    command.say(
+        f"written: {output} ({command.counted(len(steps), 'batch', 'batches')} "
+        f"on {command.counted(canvases, 'canvas', 'canvases')})"
+    )
 
 
 def _write_statistics(record_folder: RecordFolder) -> None:
@@ -158,7 +162,7 @@ def _write_statistics(record_folder: RecordFolder) -> None:
         statistics = collect(record_folder, split, progress.advance)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_file(output, statistics_page(record_folder, split, statistics))
-    command.say(f"written: {output} ({statistics.images:,} images)")
+    command.say(f"written: {output} ({command.counted(statistics.images, 'image')})")
 
 
 def _verify(record_folder: RecordFolder) -> None:
@@ -177,13 +181,15 @@ def _verify(record_folder: RecordFolder) -> None:
             command.say(f"{file}: {number - FAULTS_SHOWN} more faults")
     if found:
         raise command.UserError(
-            f"{record_folder.path}: {found.total()} faults in {len(found)} files; copy those again, or convert anew "
+            f"{record_folder.path}: {command.counted(found.total(), 'fault')} "
+            f"in {command.counted(len(found), 'file')}; copy those again, or convert anew "
             "(python -m pipeline.make_tfrecords --overwrite)"
         )
     for split in splits:
         shards = record_folder.splits[split]["shards"]
         command.say(
-            f"split {split!r}: {record_folder.splits[split]['images']:,} records in {len(shards)} shards, "
+            f"split {split!r}: {command.counted(record_folder.splits[split]['images'], 'record')} "
+            f"in {command.counted(len(shards), 'shard')}, "
             f"{sum(shard['bytes'] for shard in shards) / 1e6:,.1f} MB: all as they were written"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.command import shown
+from pipeline.command import counted, shown
 
 _LEGEND = (
     "AP is average precision, AR average recall, from 0 to 1: means over the thresholds 0.50, 0.55, …, 0.95 of OKS (keypoints)",
@@ -19,8 +19,10 @@ def table(figures: Mapping[str, Any]) -> str:
     counts, what = figures["counts"], str(figures.get("category", "person"))
     singular, plural = ("person", "people") if what == "person" else (f"annotated {what!r}", f"{what!r}")
     lines = [
-        f"{counts['images']} images, {counts['persons']} {singular}{'s' if singular == 'person' else ''}, "
-        f"{counts['persons_with_keypoints']} with keypoints, {counts['crowds']} crowds; {counts['results']} {plural} found",
+        f"{counted(counts['images'], 'image')}, "
+        f"{counted(counts['persons'], singular, singular + ('s' if singular == 'person' else ''))}, "
+        f"{counts['persons_with_keypoints']} with keypoints, {counted(counts['crowds'], 'crowd')}; "
+        f"{counts['results']} {plural} found",
         *(f"note: {note}" for note in figures.get("notes", ())),
         "",
     ]
@@ -67,5 +69,5 @@ def _twins(figures: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "compared: found with both joints labelled; first, second: how often that joint lies nearer the other's truth.",
-        f"{swapped['pairs']} pairs swapped back{gain}",
+        f"{counted(swapped['pairs'], 'pair')} swapped back{gain}",
     ]

@@ -21,7 +21,7 @@ from model.inference.people import People
 from model.inference.predictor import Predictor
 from model.inference.unfinished import Done, Unfinished
 from pipeline import image
-from pipeline.command import Progress, UserError, reason_of, shown
+from pipeline.command import Progress, UserError, counted, reason_of, shown
 from pipeline.files import only_writer, write_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -177,11 +177,11 @@ class _Work:
     def notes(self) -> list[str]:
         notes = []
         if self.reused:
-            notes.append(f"{self.reused} images were done by an earlier run")
+            notes.append(f"{counted(self.reused, 'image')} done by an earlier run")
         if self._stored:
-            notes.append(f"{self._stored} images are annotated as stored, not as a viewer shows them: so are their answers")
+            notes.append(f"{counted(self._stored, 'image')} annotated as stored, not as a viewer shows it: answered likewise")
         if self._undrawn:
-            notes.append(f"{self._undrawn} images have names that are too long for a drawing: not drawn")
+            notes.append(f"{counted(self._undrawn, 'image')} not drawn, whose name is too long for a drawing")
         return notes
 
     def run(self, images: Sequence[NumberedImage], unfinished: Unfinished) -> None:

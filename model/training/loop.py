@@ -28,7 +28,7 @@ from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.starting_point import StartingPoint
 from model.training.step import Learner
 from model.training.strategies import advice_on_missing_gpu, describe, num_workers, worker_index
-from pipeline.command import Progress, UserError, reason_of, say
+from pipeline.command import Progress, UserError, counted, reason_of, say
 from pipeline.files import only_writer, write_json
 from pipeline.loading.batches import check_compatible, training_pool
 from pipeline.loading.epoch_plan import NoImagesError, Pool
@@ -149,7 +149,7 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
         if missing:
             loop.evaluate(first)
         loop.take_steps(first)
-    say(f"train: {total} steps done{loop.result()}; model in {run.model_dir}")
+    say(f"train: {counted(total, 'step')} done{loop.result()}; model in {run.model_dir}")
 
 
 def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline import data_config
-from pipeline.command import UserError
+from pipeline.command import UserError, counted
 from pipeline.data_config import ResizeRule
 from pipeline.loading import canvases
 
@@ -60,7 +60,7 @@ class Pool:
     def __str__(self) -> str:
         without = f" ({self.left_out} without labelled persons left out)" if self.left_out else ""
         dropped = f", {self.dropped_boxes} boxes more than images may have left out" if self.dropped_boxes else ""
-        return f"{len(self.rows)} images{without}{dropped}, {self.canvases}"
+        return f"{counted(len(self.rows), 'image')}{without}{dropped}, {self.canvases}"
 
 
 @dataclasses.dataclass(frozen=True)

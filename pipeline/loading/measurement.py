@@ -11,7 +11,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from pipeline.anchors import AnchorConfig
-from pipeline.command import Progress
+from pipeline.command import Progress, counted
 from pipeline.data_config import DataConfig
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
@@ -39,7 +39,8 @@ def describe(record_folder: RecordFolder, split: str, config: DataConfig, *, bat
     records_bytes, decoded_bytes = cache_bytes(images, "records"), cache_bytes(images, "decoded")
     return [
         f"{split} has {pool}",
-        f"an epoch has {len(first.canvas)} batches of {batch_size}, filled up with {filled:.1%} padding images",
+        f"an epoch has {counted(len(first.canvas), 'batch', 'batches')} of {batch_size}, "
+        f"filled up with {filled:.1%} padding images",
         f"--cache=records takes {records_bytes / 1e6:,.1f} MB of memory, --cache=decoded {decoded_bytes / 1e6:,.1f} MB",
     ]
 

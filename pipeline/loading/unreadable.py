@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline import records
-from pipeline.command import UserError, reason_of
+from pipeline.command import UserError, counted, reason_of
 from pipeline.data_config import DataConfig
 from pipeline.loading import reader
 from pipeline.loading.batches import training_pool
@@ -88,7 +88,7 @@ class Skipped:
 
     def __exit__(self, *exception: object) -> None:
         if self._known:
-            self._report(f"{len(self._known)} images could not be read; they were skipped {self._times} times")
+            self._report(f"{counted(len(self._known), 'image')} could not be read, and skipped {counted(self._times, 'time')}")
 
 
 def describe_unreadable(

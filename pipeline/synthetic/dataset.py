@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import Progress, UserError
+from pipeline.command import Progress, UserError, counted
 from pipeline.synthetic.poses import PERSON_CATEGORY
 from pipeline.synthetic.rendering import MAX_SIDE, MIN_SIDE, render_image
 
@@ -65,9 +65,9 @@ class Summary:
 
     def __str__(self) -> str:
         return (
-            f"{self.images} images ({self.empty_images} with nobody), {self.persons} persons "
-            f"({self.persons_with_keypoints} with keypoints), {self.keypoints} labelled keypoints "
-            f"({self.hidden_keypoints} hidden), {self.crowds} crowds"
+            f"{counted(self.images, 'image')} ({self.empty_images} with nobody), {counted(self.persons, 'person')} "
+            f"({self.persons_with_keypoints} with keypoints), {counted(self.keypoints, 'labelled keypoint')} "
+            f"({self.hidden_keypoints} hidden), {counted(self.crowds, 'crowd')}"
         )
 
 

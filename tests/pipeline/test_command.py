@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from pipeline.command import Progress, duration, reason_of, run, say, shown
+from pipeline.command import Progress, counted, duration, reason_of, run, say, shown
 
 HOSTILE = "a\n\x1b[31mb\r\x00\u202egpj.exe\u2028\udcff.jpg"
 ESCAPED = r"a\n\x1b[31mb\r\x00\u202egpj.exe\u2028\udcff.jpg"
@@ -161,3 +161,11 @@ class OfTensorFlowError(Exception):
 )
 def test_the_reason_of_an_error_is_one_line(error: Exception, reason: str) -> None:
     assert reason_of(error) == reason
+
+
+@pytest.mark.parametrize(
+    ("count", "nouns", "text"),
+    [(1, ("image",), "1 image"), (0, ("image",), "0 images"), (2500, ("batch", "batches"), "2,500 batches")],
+)
+def test_a_number_stands_with_its_noun(count: int, nouns: tuple[str, ...], text: str) -> None:
+    assert counted(count, *nouns) == text

@@ -182,7 +182,7 @@ def test_one_bad_file_is_named_and_the_others_are_done(tmp_path: Path, monkeypat
     assert len(summary.unreadable) == 5 and "giant.jpg: cannot be read (1099511627776 bytes long" in told
     assert "pipe.jpg: cannot be read (a FIFO" in told and "/dev/zero: cannot be read (a device" in told
     assert "empty.jpg: not a JPEG or PNG image (0 bytes)" in told and "removed.jpg: cannot be read (No such file" in told
-    assert "1 images have names that are too long for a drawing" in summary_text(summary)
+    assert "1 image not drawn, whose name is too long for a drawing" in summary_text(summary)
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_images_annotated_as_stored_are_answered_as_stored(tmp_path: Path) -> No
     for size, width in (((40, 60), 60), ((60, 40), 40), (None, 40)):
         summary = predict_files(PREDICTOR, [NumberedImage(path, "a.png", 3, size)], tmp_path / "out")
         assert Image.open(tmp_path / "out" / "pictures" / "a.png").width == width
-        assert ("1 images are annotated as stored" in summary_text(summary)) == (size == (40, 60))
+        assert ("1 image annotated as stored" in summary_text(summary)) == (size == (40, 60))
 
 
 def test_the_photograph_of_a_phone(shared_data: Path, tmp_path: Path) -> None:

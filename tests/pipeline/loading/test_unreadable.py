@@ -227,7 +227,7 @@ def test_each_is_named_once_and_counted_every_time(damaged: tuple[RecordFolder, 
             skipped.see(np.array(ids))
     named, counted = lines
     assert named.startswith("skipped ") and f"image {VICTIM}: the image is damaged" in named
-    assert counted == "1 images could not be read; they were skipped 2 times"
+    assert counted == "1 image could not be read, and skipped 2 times"
 
 
 def test_too_many_are_fatal(small_record_folder: RecordFolder) -> None:
