@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.asking import Runtime
+from export.tflite_quantized import Kind
 from pipeline.command import UserError
 
 ALL = "all"
@@ -30,7 +31,7 @@ class Format:
     ending: str
     runtime: Runtime
     exact: bool
-    quantised: str | None = None
+    quantised: Kind | None = None
 
 
 FORMATS: Mapping[str, Format] = {

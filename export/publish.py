@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from export import client_notes, model_card, onnx_model, report_page, saved_model, tflite
-from export.examination import Ap, Bars, Examined, Questions, ap_of, examine, measure_ap, open_split, questions, time_them
+from export.examination import Ap, Bars, Examined, ap_of, examine, measure_ap, open_split, questions, time_them
 from export.formats import ALL, FORMATS, Artifact, chosen, sha256_of
 from export.tflite import Pixels
 from export.tflite_quantized import MissingError, quantize
@@ -103,8 +103,9 @@ def export_model(
         raise UserError(f"--name={name}: must be the plain name of a folder")
     if (eval_data_dir is None) != (eval_annotations is None):
         raise UserError("--eval_data_dir and --eval_annotations: give both for AP, or neither")
-    if "saved_model" in wanted or "tf_trt" in wanted:
-        saved_model.choose_version(output_dir / name, version)
+    in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
+    if in_versions:
+        saved_model.choose_version(output_dir / name, version)  # before the work
     source = _open_source(model_dir)
     model = source.module.model
     height, width = tflite.default_size(model.config)
@@ -115,13 +116,24 @@ def export_model(
     split = None
     if eval_data_dir is not None and eval_annotations is not None:
         split = open_split(eval_data_dir, eval_split, eval_annotations)
-    _check_other_model(output_dir, name, source.weights, overwrite)
 
-    with only_writer(output_dir, "export"), saved_model.temporary_folder(output_dir, name) as temporary:
-        number = saved_model.choose_version(output_dir / name, version)
+    with (
+        saved_model.disk_errors_named(output_dir),
+        only_writer(output_dir, "export"),
+        saved_model.temporary_folder(output_dir, name) as temporary,
+    ):
+        _check_other_model(output_dir, name, source.weights, overwrite)
+        number = saved_model.choose_version(output_dir / name, version) if in_versions else 0
         asked = questions(source.module, images)
-        options = {"height": height, "width": width, "static_shapes": tflite_static_shapes}
-        found, missing = _make(source, wanted, output_dir, name, number, options, ranges, asked, bars, temporary, report)
+        making = _Making(source, output_dir, name, number, height, width, tflite_static_shapes, ranges, temporary, report)
+        found: list[Examined] = []
+        for artifact in making.artifacts(wanted):
+            found.append(examine(artifact, asked, bars, model.skeleton, temporary))
+            report(_checked(found[-1]))
+        missing = making.missing
+        if not found:
+            reasons = "; ".join(f"{FORMATS[kind].title} {reason}" for kind, reason in missing.items())
+            raise UserError(f"--formats={','.join(formats)}: nothing can be made here: {reasons}")
         time_them(found, images[0])
         own: Ap | None = None
         if split is not None:
@@ -132,9 +144,7 @@ def export_model(
         card = model_card.card(found, own, split.name if split else None, model, source.weights, name)
         written = _give_names(found, output_dir, pages, card)  # from here on only names are given
     for kind in (kind for kind in wanted if kind in missing and ALL not in formats):
-        raise UserError(
-            f"--formats={kind}: cannot be made here: {missing[kind]}" + ("; the others are written" if found else "")
-        )
+        raise UserError(f"--formats={kind}: cannot be made here: {missing[kind]}; the others are written")
     return written
 
 
@@ -183,110 +193,104 @@ def _images(where: str | Path | None, flag: str, height: int, width: int, limit:
     return [letterbox(one, height, width)[0] for one in encoded.as_numpy_iterator()]
 
 
-def _make(
-    source: Source,
-    wanted: Sequence[str],
-    output_dir: Path,
-    name: str,
-    number: int,
-    options: Mapping[str, Any],
-    ranges: Sequence[Pixels],
-    asked: Questions,
-    bars: Bars,
-    temporary: Path,
-    report: Report,
-) -> tuple[list[Examined], dict[str, str]]:
-    """Makes and examines each format: those that could be made, and why the others could not."""
-    found: list[Examined] = []
-    missing: dict[str, str] = {}
-    for artifact in _artifacts(source, wanted, output_dir, name, number, options, ranges, temporary, missing, report):
-        title = artifact.format.title
-        one = examine(artifact, asked, bars, source.module.model.skeleton, temporary)
-        found.append(one)
-        equal, alike = one.comparison.equal, one.comparison.alike
-        if not equal.total:
-            said = "the model finds nobody on the images of the check (--check_images takes better ones)"
-        elif artifact.format.exact:
-            said = f"{equal.matched} of {equal.total} detections are the model's"
-        else:
-            said = f"{alike.matched} of {alike.total} detections have IoU and OKS of 0.9 or more with the model's"
-        report(f"{title}: checked, {said}; {artifact.bytes() / 2**20:.1f} MiB")
-    for kind, reason in missing.items():
-        report(f"{FORMATS[kind].title}: not made: {reason}")
-    return found, missing
+@dataclasses.dataclass(frozen=True)
+class _Making:
+    """What all artifacts of an export are made with.
+
+    Attributes:
+      output_dir, name, version: where they will be published, and under which names.
+      height, width, static_shapes: of the TFLite files.
+      ranges: images for int8, of the TFLite files' size.
+      temporary: a folder to write to.
+      missing: the formats that could not be made, and why; filled while they are made.
+    """
+
+    source: Source
+    output_dir: Path
+    name: str
+    version: int
+    height: int
+    width: int
+    static_shapes: bool
+    ranges: Sequence[Pixels]
+    temporary: Path
+    report: Report
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def artifacts(self, wanted: Sequence[str]) -> Iterator[Artifact]:
+        """Makes one format after the other; those that this machine cannot make go to `missing`."""
+        floats: bytes | None = None  # the TFLite file that the smaller ones are made of
+        for kind in wanted:
+            form = FORMATS[kind]
+            path = self.temporary / f"{self.name}{form.ending or '.' + kind}"
+            final = self.output_dir / f"{self.name}{form.ending}"
+            try:
+                if kind == "saved_model":
+                    self.report("SavedModel: tracing and saving")
+                    saved_model.write_saved_model(self.source.module, path, self.source.weights, self.name)
+                    yield Artifact(kind, path, final / str(self.version))
+                elif form.runtime == "tflite":
+                    floats = self._float_tflite() if floats is None else floats
+                    content = floats
+                    if form.quantised is not None:
+                        self.report(f"{form.title}: quantising")
+                        content = quantize(floats, form.quantised, self.ranges, tflite.SIGNATURE)
+                    path.write_bytes(content)
+                    sidecar = self._sidecar(path, final)
+                    write_json(path.with_suffix(".json"), sidecar)
+                    yield Artifact(kind, path, final, sidecar)
+                elif kind == "onnx":
+                    self.report("ONNX: converting (a large model takes minutes, and r50_fpn up to 9 GB of memory)")
+                    path.write_bytes(onnx_model.convert(self.source.module, self.source.notes))
+                    yield Artifact(kind, path, final)
+                else:
+                    self._tensorrt(path)
+                    yield Artifact(kind, path, final / str(self.version + ("saved_model" in wanted)))
+            except MissingError as reason:
+                self.missing[kind] = str(reason)
+                self.report(f"{form.title}: not made: {reason}")
+
+    def _float_tflite(self) -> bytes:
+        self.report(f"TFLite: converting for images of {self.height}×{self.width}")
+        model = self.source.module.model
+        content = tflite.convert(model, self.height, self.width, self.temporary, static_shapes=self.static_shapes)
+        tflite.check_file(content, model)
+        return content
+
+    def _sidecar(self, path: Path, final: Path) -> dict[str, Any]:
+        return {
+            "signature": tflite.SIGNATURE,
+            "file": final.name,
+            "sha256": sha256_of(path),
+            **client_notes.letterbox_notes(self.height, self.width),
+            **self.source.notes,
+        }
+
+    def _tensorrt(self, path: Path) -> None:
+        """Calls the converter, a program of its own. Raises: MissingError, if it refuses."""
+        program = Path(__file__).with_name("convert_tensorrt.py")
+        self.report("TF-TRT: asking export/convert_tensorrt.py")
+        ended = subprocess.run([sys.executable, str(program), "--check"], capture_output=True, text=True)
+        if ended.returncode == 0:
+            plain = self.temporary / "for_tensorrt"
+            saved_model.write_saved_model(self.source.module, plain, self.source.weights, self.name)
+            arguments = [f"--saved_model={plain}", f"--output_dir={path}"]
+            ended = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True)
+        if ended.returncode:
+            said = ended.stderr.strip().splitlines() or ["it ended without a word"]
+            raise MissingError(said[-1].removeprefix("error: "))
 
 
-def _artifacts(
-    source: Source,
-    wanted: Sequence[str],
-    output_dir: Path,
-    name: str,
-    number: int,
-    options: Mapping[str, Any],
-    ranges: Sequence[Pixels],
-    temporary: Path,
-    missing: dict[str, str],
-    report: Report,
-) -> Iterator[Artifact]:
-    """Makes one format after the other; those that this machine cannot make go to `missing`."""
-    module, notes = source.module, source.notes
-    size = f"{options['height']}×{options['width']}"
-    floats: bytes | None = None
-    for kind in wanted:
-        form = FORMATS[kind]
-        path = temporary / f"{name}{form.ending or '.' + kind}"
-        final = output_dir / f"{name}{form.ending}"
-        try:
-            if kind == "saved_model":
-                report("SavedModel: tracing and saving")
-                saved_model.write_saved_model(module, path, source.weights, name)
-                yield Artifact(kind, path, final / str(number))
-            elif form.runtime == "tflite":
-                if floats is None:
-                    report(f"TFLite: converting for images of {size}")
-                    floats = tflite.convert(module.model, *_size(options), temporary, static_shapes=options["static_shapes"])
-                    tflite.check_file(floats, module.model)
-                content = floats
-                if form.quantised is not None:
-                    report(f"{form.title}: quantising")
-                    content = quantize(floats, form.quantised, ranges, tflite.SIGNATURE)  # type: ignore[arg-type]
-                path.write_bytes(content)
-                sidecar = {
-                    "signature": tflite.SIGNATURE,
-                    "file": final.name,
-                    "sha256": sha256_of(path),
-                    **client_notes.letterbox_notes(*_size(options)),
-                    **notes,
-                }
-                write_json(path.with_suffix(".json"), sidecar)
-                yield Artifact(kind, path, final, sidecar)
-            elif kind == "onnx":
-                report("ONNX: converting (a large model takes minutes, and up to 9 GB of memory for r50_fpn)")
-                path.write_bytes(onnx_model.convert(module, notes))
-                yield Artifact(kind, path, final)
-            else:
-                yield _tensorrt(source, path, final / str(number + ("saved_model" in wanted)), temporary, report)
-        except MissingError as reason:
-            missing[kind] = str(reason)
-
-
-def _size(options: Mapping[str, Any]) -> tuple[int, int]:
-    return options["height"], options["width"]
-
-
-def _tensorrt(source: Source, path: Path, final: Path, temporary: Path, report: Report) -> Artifact:
-    """Calls the converter, a program of its own. Raises: MissingError, if it refuses."""
-    program = Path(__file__).with_name("convert_tensorrt.py")
-    report("TF-TRT: asking export/convert_tensorrt.py")
-    refused = subprocess.run([sys.executable, str(program), "--check"], capture_output=True, text=True)
-    if refused.returncode == 0:
-        plain = temporary / "for_tensorrt"
-        saved_model.write_saved_model(source.module, plain, source.weights, path.name)
-        arguments = [f"--saved_model={plain}", f"--output_dir={path}"]
-        refused = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True)
-    if refused.returncode:
-        raise MissingError((refused.stderr.strip().splitlines() or ["it ended without a word"])[-1].removeprefix("error: "))
-    return Artifact("tf_trt", path, final)
+def _checked(one: Examined) -> str:
+    """What a comparison found, in a line."""
+    artifact, equal, alike = one.artifact, one.comparison.equal, one.comparison.alike
+    if not equal.total:
+        found = "the model finds nobody on the images of the check (--check_images takes better ones)"
+    elif artifact.format.exact:
+        found = f"{equal.matched} of {equal.total} detections are the model's"
+    else:
+        found = f"{alike.matched} of {alike.total} detections have IoU and OKS of 0.9 or more with the model's"
+    return f"{artifact.format.title}: checked, {found}; {artifact.bytes() / 2**20:.1f} MiB"
 
 
 def _give_names(found: Sequence[Examined], output_dir: Path, pages: Mapping[str, str], card: str) -> dict[str, Path]:

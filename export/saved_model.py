@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.inference.serving import ServingModule
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 from pipeline.files import write_json
 
 SIGNATURES = ("serving_default", "serving_tolerant", "serve_images", "serve_one_image")
@@ -113,6 +115,26 @@ def _field(number: int, content: bytes) -> bytes:
     while size > 127:
         length, size = length + bytes([size & 127 | 128]), size >> 7
     return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+@contextlib.contextmanager
+def disk_errors_named(folder: Path) -> Iterator[None]:
+    """Names the folder in errors of the disk: TensorFlow has kinds of its own for them, NumPy and a full disk name no file.
+
+    Raises:
+      UserError: TensorFlow cannot write. OSError: Python cannot, with the folder as its file if it names none.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        reason = reason_of(error)
+        if not re.search(r"space|too large|denied|read-only|quota|i/o error|no such file", reason, re.IGNORECASE):
+            raise  # (of another cause)
+        raise UserError(f"{folder}: cannot be written ({reason}); make room, or name another folder") from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.ENOSPC, error.strerror or str(error), str(folder)) from error
 
 
 @contextlib.contextmanager
