@@ -122,3 +122,25 @@ def test_packing_takes_from_all_images_alike_and_counts_what_is_left_out():
     full = pack_positives(rois, keypoints, 3)
     assert full["used"].numpy().all() and float(full["overflow"]) == 1
     assert full["boxes"].numpy()[:, 0].tolist() == [0, 16, 8]  # first of each, then the second of the first
+
+
+@pytest.mark.parametrize("loss", ["softmax", "mask"])
+def test_either_keypoint_loss_falls_on_one_batch(small_config, skeleton, batch, loss):
+    config = dataclasses.replace(small_config, keypoint_head=dataclasses.replace(small_config.keypoint_head, loss=loss))
+    model = KeypointRCNN(config, skeleton)
+    variables = [variable.value for variable in model.keypoint_head.trainable_variables]
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            total, count = model.losses(batch, tf.constant(3))[0]["keypoint"]
+            value = total / count
+        for variable, gradient in zip(variables, tape.gradient(value, variables), strict=True):
+            variable.assign_sub(0.05 * gradient)
+        return value
+
+    values = [float(step()) for _ in range(12)]
+    assert np.isfinite(values).all()
+    assert values[-1] < values[0] - 0.01
+    found = model.detect(batch["image"], batch["image_size"])
+    assert all(np.isfinite(value).all() for value in found.values())
