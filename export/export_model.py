@@ -15,8 +15,8 @@ from pipeline import command
 FORMATS = ("saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_int8_all", "onnx", "tf_trt")
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "A model directory.", flag_values=FLAGS)
-flags.DEFINE_string("output_dir", None, "The folder to write to, for the export of one model.", flag_values=FLAGS)
+flags.DEFINE_string("model", None, "A model directory. Required.", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", None, "The folder to write to, for the export of one model. Required.", flag_values=FLAGS)
 flags.DEFINE_string("name", "keypoint_rcnn", "The name of the exported model.", flag_values=FLAGS)
 flags.DEFINE_integer("version", None, "The version of the SavedModel; by default the next free number.", flag_values=FLAGS)
 flags.DEFINE_list(
@@ -32,7 +32,9 @@ flags.DEFINE_integer(
     "The height of the images for the TFLite files, a multiple of 32; by default the configuration's short edge.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("tflite_width", None, "The width of them; by default 4/3 of the short edge.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "tflite_width", None, "The width of the images for the TFLite files; by default 4/3 of the short edge.", flag_values=FLAGS
+)
 flags.DEFINE_bool(
     "tflite_static_shapes",
     False,
@@ -52,8 +54,8 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("eval_data_dir", None, "A record folder on which each artifact's AP is measured.", flag_values=FLAGS)
-flags.DEFINE_string("eval_split", "val", "The split of it.", flag_values=FLAGS)
-flags.DEFINE_string("eval_annotations", None, "The COCO JSON that the split was made of.", flag_values=FLAGS)
+flags.DEFINE_string("eval_split", "val", "The split of --eval_data_dir.", flag_values=FLAGS)
+flags.DEFINE_string("eval_annotations", None, "The COCO JSON that --eval_split was converted from.", flag_values=FLAGS)
 flags.DEFINE_float(
     "min_equal",
     0.98,

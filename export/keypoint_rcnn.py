@@ -22,7 +22,7 @@ COMMANDS = {
     "predict": ("model.predict", "finds people in images"),
     "import": ("model.import_weights", "makes a model of published weights"),
     "doctor": ("model.doctor", "says what this machine can do for training"),
-    "export": ("export.export_model", "writes a SavedModel and TFLite files"),
+    "export": ("export.export_model", "writes SavedModel, TFLite and ONNX files"),
 }
 
 

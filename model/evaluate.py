@@ -27,7 +27,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of records: the images that --model looks at, or that --results are limited to.",
+    "Folder of records. It gives the images that --model looks at, or that --results are limited to.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("split", "val", "Name of the split of the records.", flag_values=FLAGS)
@@ -43,7 +43,7 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "sigmas",
     None,
-    "OKS sigma of each keypoint, or one for all; default: those of the records, else COCO's by name, and 1/K within COCO's "
+    "OKS sigma of each keypoint, or one for all. By default those of the records, else COCO's by name, and 1/K within COCO's "
     "range for other keypoints.",
     flag_values=FLAGS,
 )
@@ -57,10 +57,10 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "legacy_decoding",
     False,
-    "Round as the original does, as in model.predict; for the old network of --source=matterport only.",
+    "Rounds as the original does, as in model.predict; for the network of --source=matterport only.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("output_dir", None, "Folder for evaluation-SPLIT.json; default: none is written.", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", None, "Folder for evaluation-SPLIT.json. By default none is written.", flag_values=FLAGS)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 
 

@@ -35,7 +35,7 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "score_threshold",
     None,
-    "Least score of a person: who has less is left out. Default: 0.5, or the model's own inference.score_threshold if higher.",
+    "Least score of a person who is kept. By default 0.5, or the model's own inference.score_threshold if that is higher.",
     0,
     1,
     flag_values=FLAGS,
@@ -50,33 +50,33 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "draw",
     True,
-    "Whether to draw the people; --nodraw writes only predictions.json, and removes older drawings.",
+    "Draws the people; --nodraw writes only predictions.json, and removes older drawings.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
     "short_edge",
     None,
-    "Pixels of the shorter side after resizing; model directories only; default: the model's.",
+    "Pixels of the shorter side after resizing; for model directories only. By default the model's.",
     1,
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
     "max_edge",
     None,
-    "Most pixels of the longer side after resizing; model directories only; default: the model's.",
+    "Most pixels of the longer side after resizing; for model directories only. By default the model's.",
     1,
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "legacy_decoding",
     False,
-    "Whether boxes and keypoints are whole pixels as the original gives them; the network of --source=matterport only.",
+    "Rounds boxes and keypoints to whole pixels as the original does; for the network of --source=matterport only.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "masks",
     False,
-    "Whether predictions.json has each person's mask (segmentation, run lengths); the network of --source=matterport only.",
+    "Adds each person's mask to predictions.json (segmentation, run lengths); for the network of --source=matterport only.",
     flag_values=FLAGS,
 )
 flags.mark_flags_as_required(["model", "input", "output_dir"], flag_values=FLAGS)

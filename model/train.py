@@ -25,13 +25,13 @@ from pipeline import batch_flags, command, config_overrides
 from pipeline.command import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of records that pipeline.make_tfrecords wrote (required).", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", None, "Folder of records that pipeline.make_tfrecords wrote. Required.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Split to train on.", flag_values=FLAGS)
 flags.DEFINE_string(
     "model_dir",
     None,
-    "Directory that the model is written to: configuration, checkpoints, logs (required). If it holds a checkpoint, training "
-    "goes on from it.",
+    "Directory that the model is written to: configuration, checkpoints, logs. If it holds a checkpoint, training goes on from "
+    "it. Required.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -83,7 +83,7 @@ flags.DEFINE_enum(
     "on_damaged_checkpoint",
     "previous",
     ["previous", "fail"],
-    "What a newest checkpoint leads to whose files are not as they were saved: the training names it and goes on from the one "
+    "What happens if the newest checkpoint's files are not as they were saved: the training names it and goes on from the one "
     "before, or names it and stops.",
     flag_values=FLAGS,
 )
@@ -96,7 +96,7 @@ flags.DEFINE_enum(
     "on_error",
     "fail",
     ["fail", "skip"],
-    "What a record or image that cannot be read leads to: the training names it and stops, or names it and goes on without it "
+    "What happens if a record or image cannot be read: the training names it and stops, or names it and goes on without it "
     "(loading is then 10 to 20 % slower).",
     flag_values=FLAGS,
 )
@@ -221,7 +221,7 @@ def _with_flags(config: Config) -> Config:
 
 
 def _remarks(begun_with: Config, config: Config, has_checkpoint: bool) -> tuple[str, ...]:
-    """What somebody may have overlooked who gives these flags."""
+    """Lines on what these flags do that somebody may have overlooked."""
     remarks = []
     if FLAGS.init and has_checkpoint:
         remarks.append(f"--init={FLAGS.init} is passed over, because {FLAGS.model_dir} holds a checkpoint to go on from")

@@ -54,13 +54,13 @@ def define(flag_values: flags.FlagValues) -> None:
 def check_flip(flip: bool, record_folder: RecordFolder) -> None:
     """Refuses to mirror images whose keypoints tell sides without mirror twins: half of the labels would be wrong.
 
-    A keypoint set without any side, such as a hand's, may be mirrored. A line is printed if only some keypoints lack a twin.
+    A keypoint set without any side, such as a hand's, may be mirrored. If only some keypoints lack a twin, a line is printed.
 
     Args:
       flip: whether half of the images are mirrored.
 
     Raises:
-      UserError: they are, the names of keypoints tell sides, and no keypoint has a twin.
+      UserError: images are mirrored, the names of keypoints tell sides, and no keypoint has a twin.
     """
     skeleton = record_folder.skeleton
     alone = sides_without_twin(skeleton.keypoints, skeleton.flip) if flip else []

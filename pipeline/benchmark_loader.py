@@ -15,19 +15,22 @@ from pipeline.command import UserError
 from pipeline.record_folder import open_record_folder
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of records.", flag_values=FLAGS)
-flags.DEFINE_string("split", "train", "Split to load.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 16, "Images in a batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("data_dir", None, "The record folder. Required.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "The split to load.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "The number of images in a batch.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
-    "short_edges", [], "Short edges in pixels, of which each image draws one; by default the records' own.", flag_values=FLAGS
+    "short_edges",
+    [],
+    "The short edges in pixels, of which each image draws one. By default the records' own.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "num_canvases", None, "Number of canvases, the sizes that batches have; by default 6.", lower_bound=1, flag_values=FLAGS
+    "num_canvases", None, "The number of canvases, the sizes that batches have. By default 6.", lower_bound=1, flag_values=FLAGS
 )
 batch_flags.define(FLAGS)
 flags.DEFINE_bool("benchmark", False, "Loads batches as training does, and measures the time of each stage.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "num_images", 500, "With --benchmark: images that each of its parts loads.", lower_bound=1, flag_values=FLAGS
+    "num_images", 500, "With --benchmark: the number of images that each of its parts loads.", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_enum(
     "cache",

@@ -12,7 +12,8 @@ of the image upright. If they fit both ways (half turns, mirrors, squares), it i
 the annotations mean images upright than that they do not; such images are listed in ambiguous-SPLIT.jsonl.
 
 An object whose box has no area, but that has labelled points, gets a box around them, which reaches beyond the outermost points
-by a tenth of their extent and by 16 pixels at least. Whatever is put right, made, guessed or left out is counted and told.
+by a tenth of their extent and by 16 pixels at least. The command counts and prints what it puts right, makes, guesses or leaves
+out.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "annotations",
     None,
-    "Names the COCO keypoint file, such as person_keypoints_train2017.json, which may be compressed with gzip: a path or a URL "
-    "(gs://, s3://), like --images and --output_dir. Required.",
+    "Names the COCO keypoint file, such as person_keypoints_train2017.json; gzip is read, too. It is a path or a URL (gs://, "
+    "s3://), like --images and --output_dir. Required.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -85,8 +86,8 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "shrink_larger_than",
     0,
-    "Makes images of more pixels (width times height) than this smaller, with their annotations, until they have at most as "
-    "many, such as 4000000; JPEGs of up to 64 times --max_pixels can be read then. 0 leaves all images as they are.",
+    "Shrinks images of more pixels (width times height) than this to this number at most, such as 4000000, with their "
+    "annotations; JPEGs of up to 64 times --max_pixels can be read then. 0 leaves all images as they are.",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(

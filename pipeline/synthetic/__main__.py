@@ -1,7 +1,7 @@
 """Renders articulated people as a COCO keypoint data set: JPEG images and a person_keypoints JSON.
 
 People of many sizes, poses, skin and clothing tones stand, walk, sit, bend and lie over varied backgrounds with limb-like
-clutter; some are hidden in part, cut by the frame, in a crowd, too far away for keypoints. Left limbs are of warm colours,
+clutter; some are hidden in part, cut by the frame, in a crowd, or too far away for keypoints. Left limbs are of warm colours,
 right ones of cold colours, so train with data.flip=false. The same arguments give the same bytes, and the first N images
 do not depend on how many follow.
 
@@ -20,14 +20,20 @@ from absl import flags
 from pipeline import command
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output_dir", None, "folder for annotations/ and <split>/; made if missing", flag_values=FLAGS)
-flags.DEFINE_integer("num_images", None, "number of images", flag_values=FLAGS)
-flags.DEFINE_integer("seed", None, "images are a function of seed, split and their number", flag_values=FLAGS)
-flags.DEFINE_string("split", "train", "name of the split; different splits have different images", flag_values=FLAGS)
-flags.DEFINE_integer("width", 320, "width of all images in pixels", flag_values=FLAGS)
-flags.DEFINE_integer("height", 240, "height of all images in pixels", flag_values=FLAGS)
-flags.DEFINE_integer("num_workers", None, "processes that render; by default one for each core", flag_values=FLAGS)
-flags.DEFINE_boolean("overwrite", False, "replace the split if it is there with other arguments", flag_values=FLAGS)
+flags.DEFINE_string(
+    "output_dir", None, "The folder for annotations/ and <split>/; made if missing. Required.", flag_values=FLAGS
+)
+flags.DEFINE_integer("num_images", None, "The number of images. Required.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "seed", None, "The seed: an image is a function of seed, split and its number. Required.", flag_values=FLAGS
+)
+flags.DEFINE_string("split", "train", "The name of the split; different splits have different images.", flag_values=FLAGS)
+flags.DEFINE_integer("width", 320, "The width of all images in pixels.", flag_values=FLAGS)
+flags.DEFINE_integer("height", 240, "The height of all images in pixels.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_workers", None, "The number of processes that render. By default one for each core.", flag_values=FLAGS
+)
+flags.DEFINE_boolean("overwrite", False, "Replaces the split if it was rendered with other arguments.", flag_values=FLAGS)
 flags.mark_flags_as_required(["output_dir", "num_images", "seed"], flag_values=FLAGS)
 
 
@@ -39,7 +45,7 @@ def main(rest: list[str]) -> None:
     workers = FLAGS.num_workers if FLAGS.num_workers is not None else len(os.sched_getaffinity(0))
     summary = dataset.write_dataset(FLAGS.output_dir, arguments, num_workers=workers, overwrite=FLAGS.overwrite)
     command.say(f"{'found finished, rendered with the same arguments' if summary.reused else 'rendered'}: {summary}")
-    command.say(f"  images     {summary.images}{os.sep}")
+    command.say(f"  images       {summary.images}{os.sep}")
     command.say(f"  annotations  {summary.annotations}")
 
 
