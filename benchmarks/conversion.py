@@ -31,7 +31,7 @@ flags.DEFINE_integer("num_images", 20000, "Images to convert.", lower_bound=1, f
 flags.DEFINE_integer("repeats", 3, "How often each way runs.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("work_dir", "benchmark_data", "Folder for images, which stay, and records.", flag_values=FLAGS)
 
-# Of COCO's 2017 training images with persons: so many annotations an image.
+# Those of COCO's 2017 training images with persons.
 ANNOTATIONS_PER_IMAGE = 262465 / 64115
 
 

@@ -1,6 +1,6 @@
 r"""Images per second and core of this loader beside the bare operations, torchvision's way and that of tf-models-official.
 
-On real photographs, as many as have a person with a labelled keypoint, at short edge 800 and long edge 1333 at most.
+The images are photographs with a labelled keypoint, resized to a short edge of 800 and a long edge of 1333 at most.
 
   KEYPOINT_SHARED=../shared python -m benchmarks.loader --cores=1
 """

@@ -101,7 +101,7 @@ def main(way: str, data_dir: str, batch_size: int) -> None:
     batches = iter(ways[way](open_record_folder(data_dir), batch_size))
 
     def images(count: int) -> int:
-        """Takes batches until so many images have come; those that only fill up a batch do not count."""
+        """Takes batches until `count` images have come; those that only fill up a batch do not count."""
         done = 0
         while done < count:
             batch = next(batches)

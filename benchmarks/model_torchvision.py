@@ -47,7 +47,7 @@ def keypoint_rcnn(norm: Callable[..., nn.Module], score_threshold: float, short_
 
 
 def make_weights(folder: Path, persons: int) -> None:
-    """Random weights whose activations are of ordinary size, and the score above which they find so many persons."""
+    """Random weights whose activations are of ordinary size, and the score above which they find `persons` people."""
     torch.manual_seed(0)
     images, _ = case(folder)
     model = keypoint_rcnn(nn.BatchNorm2d, 0.0, min(images[0].shape[1:]))

@@ -25,7 +25,7 @@ from pipeline import data_config, image
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
-ROUNDS = 7  # of timing; the median of so many runs, each artifact once a round
+ROUNDS = 7  # of timing, in each of which every artifact runs once; the median counts
 Run = Callable[[Pixels], Any]
 
 

@@ -164,7 +164,7 @@ def _open_source(model_dir: str | Path) -> Source:
 
 
 def _check_other_model(output_dir: Path, name: str, weights: Mapping[str, Any], overwrite: bool) -> None:
-    """Raises: UserError, if the folder holds the export of another model, or one by another name."""
+    """Raises: UserError, if the folder holds the export of another model, or of this model by another name."""
     path = output_dir / f"{REPORT}.json"
     if overwrite or not path.exists():
         return

@@ -27,7 +27,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of records. It gives the images that --model looks at, or that --results are limited to.",
+    "Record folder. It gives the images that --model looks at, or that --results are limited to.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("split", "val", "Name of the split of the records.", flag_values=FLAGS)

@@ -173,9 +173,9 @@ def load_note(model_dir: Path) -> dict[str, Any] | None:
 
 
 def newest_checkpoint(model_dir: Path) -> str | None:
-    """The newest checkpoint's path; None if there is none yet.
+    """The newest checkpoint's path; None before the first one.
 
-    A checkpoint is whole once its index is there; the file that says which is the newest comes last, and may be missing where a
+    A checkpoint is whole once its index is there; the file that says which is the newest comes last, and may be missing if a
     process was killed in between.
 
     Raises:

@@ -25,7 +25,7 @@ from pipeline import batch_flags, command, config_overrides
 from pipeline.command import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of records that pipeline.make_tfrecords wrote. Required.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", None, "Record folder that pipeline.make_tfrecords wrote. Required.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "Split to train on.", flag_values=FLAGS)
 flags.DEFINE_string(
     "model_dir",

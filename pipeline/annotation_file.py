@@ -27,8 +27,8 @@ from pipeline.skeleton import Skeleton, read_category
 
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a record can hold
 ALL_CATEGORIES = "all"  # joins all categories that have keypoints
-# A box that is made around labelled points reaches beyond the outermost by this share of their extent's longer side, and by so
-# many pixels at least: a lone point gets a box of 32×32, the size of the smallest anchors.
+# A box that is made around labelled points reaches beyond the outermost by MARGIN_SHARE of their extent's longer side, and by
+# MARGIN_PIXELS at least: a lone point gets a box of 32×32, the size of the smallest anchors.
 MARGIN_SHARE, MARGIN_PIXELS = 0.1, 16.0
 
 Box = tuple[float, float, float, float]

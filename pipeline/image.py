@@ -164,7 +164,7 @@ def stored_orientation(content: bytes) -> int:
       content: the file, or its first 64 kB.
 
     Returns:
-      1…8 as EXIF has them, for `upright`; 1 (upright already) if there is none, or none that can be read.
+      1…8 as EXIF has them, for `upright`; 1 (upright already) if the file holds no orientation that can be read.
     """
     content = content[:_EXIF_SEARCHED]
     blocks = _exif_of_png(content) if content.startswith(PNG_SIGNATURE) else _exif_of_jpeg(content)

@@ -1,4 +1,4 @@
-r"""Looks at a folder of records: draws them or the batches that training makes of them, counts, or checks every byte.
+r"""Looks at a record folder: draws them or the batches that training makes of them, counts, or checks every byte.
 
 Examples:
   python -m pipeline.inspect_records --data_dir=records --split=train --output=sheet.png

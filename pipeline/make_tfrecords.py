@@ -41,7 +41,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "output_dir", None, "Names the folder of records; a second split joins the first there. Required.", flag_values=FLAGS
+    "output_dir", None, "Names the record folder; a second split joins the first there. Required.", flag_values=FLAGS
 )
 flags.DEFINE_string("split", "train", "Names the split.", flag_values=FLAGS)
 flags.DEFINE_string(

@@ -1,7 +1,7 @@
-"""A folder of records: its metadata, its shards, and an index of every record.
+"""A record folder: its metadata, its shards, and an index of every record.
 
-    data = open_record_folder("data/coco")
-    data.skeleton.num_keypoints, data.splits, data.shards("train"), data.index("train")["height"]
+    folder = open_record_folder("data/coco")
+    folder.skeleton.num_keypoints, folder.splits, folder.shards("train"), folder.index("train")["height"]
 
 `pipeline.json` is written last, so a folder without it is not whole. The folder may come from strangers: opening it checks the
 names, types and sizes that `pipeline.json` holds, and reading an index checks it against its checksum and the shards. A folder
@@ -51,7 +51,7 @@ INDEX_DTYPE = np.dtype(
 
 @dataclasses.dataclass(frozen=True)
 class RecordFolder:
-    """An opened folder of records.
+    """An opened record folder.
 
     Attributes:
       path: where it lies.

@@ -89,7 +89,7 @@ FIELDS: tuple[Field, ...] = (
 
 
 def ragged_keys(key: str) -> tuple[str, str]:
-    """Under which keys TFDS stores a ragged list of lists: all values, and the lengths of the lists."""
+    """The two keys under which TFDS stores a ragged list of lists: all values, and the lengths of the lists."""
     return f"{key}/ragged_flat_values", f"{key}/ragged_row_lengths_0"
 
 
@@ -119,7 +119,7 @@ def parse(serialized: tf.Tensor, keys: Collection[str] | None = None) -> dict[st
     Lists of names of anchors stay differences: `names_from_differences` undoes them for the one variant that is wanted.
 
     Args:
-      keys: that are wanted, of `FIELDS`; by default all.
+      keys: the keys of `FIELDS` that are wanted; by default all.
     """
     dtypes = {"bytes": tf.string, "float": tf.float32, "int64": tf.int64}
     spec: dict[str, Any] = {}
@@ -187,7 +187,7 @@ def match_objects(
       size: height and width of the image.
 
     Returns:
-      one for each variant; `positive_box` counts all objects of the record, though crowds are never matched.
+      One matching for each variant. `positive_box` is an index into all objects of the record, though crowds are never matched.
     """
     if not short_edges:
         return []
@@ -209,9 +209,9 @@ def encode(
     """Serializes one record.
 
     Args:
-      image: its cleaned annotations.
-      image_bytes: the encoded image, of `image`'s height and width when decoded.
-      image_format: of `image_bytes`.
+      entry: the image's cleaned annotations.
+      image_bytes: the encoded image, which has `entry`'s height and width when decoded.
+      image_format: the format of `image_bytes`.
       category: the name of the persons' category.
       matchings: as `match_image` gives them, one for each variant.
     """

@@ -106,7 +106,7 @@ def ground_truth_of(path: str | Path, skeleton: Skeleton) -> GroundTruth:
 
 
 def _fields(annotation: Annotation, height: int | None, width: int | None) -> dict[str, Any]:
-    """The rest of a person in COCO's terms: as in the JSON, but for a box that is made around points as the conversion does."""
+    """The rest of a person in COCO's terms, as in the JSON; a box without area is made around points, as a conversion does."""
     (x0, y0, x1, y1), made = annotation.box(height, width)
     box = [x0, y0, x1 - x0, y1 - y0] if made else list(annotation.bbox)
     area = annotation.area

@@ -214,7 +214,7 @@ def stored_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
 def _attempt(function: Callable[[], Any], otherwise: Any) -> Any:
     """What `function` gives, or `otherwise`, of the same structure, if an operation in it fails.
 
-    A graph has no exceptions; a data set that leaves out what fails is the one construct of TensorFlow that goes on.
+    A graph has no exceptions; a tf.data.Dataset that leaves out what fails is the one construct of TensorFlow that goes on.
     """
     tried = tf.data.Dataset.from_tensors(0).map(lambda _: function(), num_parallel_calls=None)
     tried = tried.ignore_errors(log_warning=False).concatenate(tf.data.Dataset.from_tensors(otherwise))

@@ -26,8 +26,8 @@ class Origin:
 
     Attributes:
       model_dir: of the training.
-      checkpoint: the newest checkpoint of `model_dir`, None if there is none.
-      start: what `--init` names; it counts only if there is no checkpoint.
+      checkpoint: the newest checkpoint of `model_dir`; None if it has no checkpoint.
+      start: what `--init` names; it counts only without a checkpoint.
     """
 
     model_dir: Path

@@ -38,8 +38,8 @@ from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
 from pipeline.records import READ_ERRORS
 
-SECONDS_OF_PATIENCE = 60  # between two lines that say that there is no data
-EARLY_STEPS = 100  # in which a loss explodes that does so because of the learning rate or the weights it starts from
+SECONDS_OF_PATIENCE = 60  # between two lines that say that training waits for data
+EARLY_STEPS = 100  # a loss that explodes within them does so because of the learning rate or the initial weights
 MOST_SKIPPED_IN_A_ROW = 10  # steps whose gradient is not finite though the loss is not scaled up
 
 # Takes the model, the log, the step, and a function to call now and then, which raises if the training shall stop.
@@ -78,7 +78,7 @@ def train(
       record_folder, split: records to train on.
       run: where and how.
       strategy: of tf.distribute.
-      validate: called by the first worker every `run.evaluate_every` steps and last.
+      validate: called by the first worker every `run.evaluate_every` steps and after the last.
       start: what to start from if there is no checkpoint yet; by default random weights.
 
     Raises:
@@ -94,7 +94,7 @@ def train(
     check_compatible(record_folder, config.anchors, config.data, record_folder.skeleton)
     try:
         pool = training_pool(record_folder, split, config.data)
-    except NoImagesError as error:  # an ordinary case: a pipeline that converts what there is may have found nothing
+    except NoImagesError as error:  # an ordinary case: an automated conversion may find no image
         say(f"train: {error}; nothing to do")
         return
     model_dirs.check_is_directory(run.model_dir)
@@ -109,7 +109,7 @@ def train(
 def _prepare(
     config: Config, record_folder: RecordFolder, run: Run, strategy: tf.distribute.Strategy, origin: Origin
 ) -> tuple[Learner, int]:
-    """Makes the model directory and the learner, and gives it what it goes on from; returns also the number of steps done."""
+    """Makes the model directory and the learner, which gets what it goes on from. Returns the learner and the steps done."""
     writes = worker_index(strategy) == 0
     for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if writes else ():
         say(f"train: {run.model_dir} was made with other settings; {change}")
@@ -118,7 +118,7 @@ def _prepare(
 
 
 def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: int, validate: Validate | None) -> None:
-    """Takes the steps from `first` on, and makes up the evaluation of the step before if it was interrupted."""
+    """Makes up the evaluation of the step before `first` if it was interrupted, then takes the steps from `first` on."""
     config, total = learner.config, learner.config.train.steps
     log = MetricsLog(run.model_dir, first) if worker_index(learner.strategy) == 0 else None
     missing = validate is not None and log is not None and _evaluation_is_missing(log, run, first, total)
@@ -179,7 +179,7 @@ class _Step:
 class _Loop:
     """Takes the steps of a run. One step, in this order:
 
-    1. Wait for its batch. While there is none, the device still works on the step before.
+    1. Wait for its batch. Meanwhile the device works on the step before.
     2. Start it. The device takes it over, and Python goes on at once.
     3. Settle the step before, whose metrics are read now because the device has its next work already. A loss that is not
        finite ends the training before anything of it is saved. The metrics also say whether any worker was asked to stop:
@@ -241,7 +241,7 @@ class _Loop:
                 )
 
     def result(self) -> str:
-        """What the steps came to, for the last line.
+        """The last loss and the number of skipped steps, for the last line.
 
         Raises:
           UserError: none of them changed a weight.
@@ -256,8 +256,8 @@ class _Loop:
         """1. The batch of `step`.
 
         Raises:
-          InterruptedTrainingError: asked to stop while there was none.
-          UserError: the batch cannot be made; names its first image that cannot be read. The steps before are saved.
+          InterruptedTrainingError: training was asked to stop before the batch came.
+          UserError: the batch cannot be made. It names the first image that cannot be read. The steps before are saved.
         """
         try:
             with self._interval.waiting():
@@ -391,6 +391,6 @@ class _Loop:
 
 
 def _allocation(error: tf.errors.OpError) -> str:
-    """What could not be allocated where, out of an error of 22 lines."""
+    """What could not be allocated and where, from an error of 22 lines."""
     found = re.search(r"OOM when allocating tensor with shape\[[\d,]*\] and type (\w+) on (\S+)", error.message)
     return f"{found.group(0).partition(' by ')[0]}" if found else reason_of(error)[:200]

@@ -1,6 +1,6 @@
 """The compiled training step: a model and its optimizer under a strategy of tf.distribute.
 
-The class is called `Learner`, for what it holds; `loop.py` calls its one step again and again.
+`Learner` holds them; `loop.py` calls its step again and again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ class Learner:
     ) -> None:
         self.config, self.strategy = config, strategy
         with strategy.scope():
-            self.model = KeypointRCNN(
-                config, skeleton, precision=precision, seed=config.train.seed % 2**32
-            )  # Keras takes 32 bits
+            seed = config.train.seed % 2**32  # Keras takes 32 bits
+            self.model = KeypointRCNN(config, skeleton, precision=precision, seed=seed)
             self._trainable = self.model.variables_by_path(trainable_only=True)
             self.optimizer = Sgd(
                 self._trainable,
@@ -51,13 +50,13 @@ class Learner:
         @tf.function(reduce_retracing=True)
         def take_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
             per_replica = strategy.run(replica_step, args=(batch, rate, seed, stop))
-            # Every value has been reduced over the replicas already: any one's will do.
+            # Every value has been reduced over the replicas already, so all replicas hold the same.
             return {name: strategy.experimental_local_results(value)[0] for name, value in per_replica.items()}
 
         self.take_step: Callable[..., dict[str, tf.Tensor]] = take_step
 
     def gradients(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-        """In replica context: this replica's share of the global batch's gradient, of the scaled loss, and reduced metrics.
+        """In replica context: the replica's share of the gradient of the global batch's scaled loss, and the reduced metrics.
 
         Each loss is Σ sum / Σ count with both sums over the *global* batch, so the gradients of all replicas add up to those of
         one replica that sees everything.
@@ -87,7 +86,6 @@ class Learner:
         metrics |= self.optimizer.apply(gradients, rate)
         # Workers must stop after the same step, or those that go on wait forever: each learns here whether any was asked to.
         context = tf.distribute.get_replica_context()
-        metrics["stop"] = context.all_reduce(
-            tf.distribute.ReduceOp.SUM, tf.identity(stop)
-        )  # one on each device, to be added up
+        own = tf.identity(stop)  # one on each device, to be added up
+        metrics["stop"] = context.all_reduce(tf.distribute.ReduceOp.SUM, own)
         return metrics

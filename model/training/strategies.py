@@ -66,7 +66,7 @@ def device_name(device: str) -> str:
 
 
 def advice_on_missing_gpu(strategy: tf.distribute.Strategy, precision: str) -> str | None:
-    """One line if the run is asked for what only GPUs give, and there is none; None otherwise."""
+    """One line if no GPU was found and the run is asked for what only GPUs give; None otherwise."""
     if tf.config.list_physical_devices("GPU"):
         return None
     asked = ["--strategy=mirrored"] if type(strategy) is tf.distribute.MirroredStrategy else []

@@ -1,4 +1,4 @@
-"""Re-reads a folder of records against its metadata: `pipeline.json`, TFDS's files, shards, index, and every record.
+"""Re-reads a record folder against its metadata: `pipeline.json`, TFDS's files, shards, index, and every record.
 
 `verify` looks at the files, one after the other. `check_record` finds whatever can be wrong with one record, from the record
 itself and its row of the index.

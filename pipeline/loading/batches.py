@@ -103,12 +103,12 @@ def training_batches(
     """Batches from `start_step` on; each worker gets its slice of the global batch.
 
     Args:
-      seed: of the order, the draws and the sampled anchors.
+      seed: the seed of the order, the draws and the sampled anchors.
       start_step: the first batch's step, 0 at the beginning of training. Starting late costs nothing.
-      num_steps: number of batches; None: without end.
+      num_steps: the number of batches; None: without end.
       input_workers, worker_index: number of workers that share a global batch, and which of them this is.
       anchors: the model's; None: the records' own. Others need `config.anchors` = "online".
-      options: how the batches are loaded, which changes nothing in them.
+      options: how the batches are loaded. It changes nothing in them.
 
     Returns:
       dicts with leading dimension global_batch_size / input_workers. All dimensions are static except the canvas's H and W,

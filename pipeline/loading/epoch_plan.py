@@ -28,7 +28,7 @@ Keys = npt.NDArray[np.uint64]
 # "variants", int32 [B]; "key", int64, of the epoch's draws.
 PlannedBatch = dict[str, Any]
 
-BATCHES_AT_ONCE = 64  # that the graph asks Python for: each question costs some 0.2 ms
+BATCHES_AT_ONCE = 64  # that the graph asks Python for at a time: each request costs some 0.2 ms
 
 
 class NoImagesError(UserError):
@@ -59,7 +59,7 @@ class Pool:
 
     def __str__(self) -> str:
         without = f" ({self.left_out} without labelled persons left out)" if self.left_out else ""
-        dropped = f", {self.dropped_boxes} boxes more than images may have left out" if self.dropped_boxes else ""
+        dropped = f", {self.dropped_boxes} boxes beyond data.max_boxes left out" if self.dropped_boxes else ""
         return f"{counted(len(self.rows), 'image')}{without}{dropped}, {self.canvases}"
 
 

@@ -111,7 +111,7 @@ def write_dataset(output_dir: str | Path, arguments: Arguments, *, num_workers: 
 
 
 def _find_finished(annotations: Path, image_folder: Path, arguments: Arguments, overwrite: bool) -> dict[str, Any] | None:
-    """The finished data set with these arguments; None where it is to be rendered. Refuses what must not be replaced."""
+    """The finished data set with these arguments; None if it is to be rendered. Refuses what must not be replaced."""
     for path in (annotations.parent.parent, annotations.parent, image_folder):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: must be a folder or not exist; choose another --output_dir")

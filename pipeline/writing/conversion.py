@@ -1,6 +1,6 @@
-"""COCO JSON and images → a folder of records: plan the shards, let Beam write them, then write the metadata.
+"""COCO JSON and images → a record folder: plan the shards, let Beam write them, then write the metadata.
 
-The order is what makes it safe to interrupt. A work folder notes the arguments; each shard appears whole under its final name;
+This order makes it safe to interrupt. A work folder notes the arguments; each shard appears whole under its final name;
 `pipeline.json`, without which nobody reads the folder, comes last; then the work folder goes. Started again, the same
 conversion goes on where it was, and ends with the same bytes.
 """
@@ -61,7 +61,7 @@ from pipeline.writing.shard_writer import (
 IMAGES_PER_SHARD = 512  # about 75 MB
 LARGEST_IMAGE = 2**31 - 1  # pixels: TensorFlow's decoders read no more
 CTRL_C = "Ctrl-C"
-SECONDS_BETWEEN_COUNTS = 0.5  # of the images done; of the shards done in an object store, where it takes a request, 10
+SECONDS_BETWEEN_COUNTS = 0.5  # of the images done; 20 times as long in an object store, where each count is a request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +74,8 @@ class ConversionConfig:
         the records hold no anchors.
       limit: number of images to take, in the order of the records; 0 takes all.
       category, keypoints, flip_pairs, sigmas: as for `annotation_file.read_annotation_file`.
-      max_pixels: of an image that is decoded; what has more is an error.
-      shrink_larger_than: images of more pixels are made that small, with their annotations; 0 leaves all as they are.
+      max_pixels: the most pixels of an image that is decoded; an image of more is an error.
+      shrink_larger_than: images of more pixels are shrunk to this number, with their annotations; 0 leaves all as they are.
     """
 
     dataset_name: str = "coco_person_keypoints"
@@ -125,11 +125,11 @@ def convert(
     Args:
       annotations: a COCO keypoint file; a path or a URL, like the next two.
       images: the folder that the file names are relative to, or a zip file that holds it.
-      output_dir: the data set; other splits in it stay as they are.
-      split: its name.
-      on_error: "skip" leaves images out that cannot be used, and lists them in errors-<split>.jsonl.
+      output_dir: the record folder; other splits in it stay as they are.
+      split: the name of the split.
+      on_error: "skip" leaves out images that cannot be used, and lists them in errors-<split>.jsonl.
       overwrite: replaces an existing split of other arguments.
-      beam_flags: of Beam's runners.
+      beam_flags: flags of Beam's runners.
 
     Raises:
       UserError: a wrong argument or input; an image that cannot be used; no room on the disk.

@@ -3,12 +3,12 @@
 This is the work that a Beam worker does. Workers share the output folder with the main process, and talk to it through small
 files in the work folder of the split, so that no image travels through Beam and a restart knows what is finished:
 
-    images-00003    the images of the shard (JSON), from the main process
-    records-00003-*   the shard while it is being written; of each attempt, since an engine may make two at once
+    images-00003      the images of the shard (JSON), from the main process
+    records-00003-*   the shard while it is being written; one for each attempt, since an engine may make two at once
     progress-00003    one byte for each image done; not in an object store, which cannot append
     facts-00003.json  what the finished shard holds; written before the shard gets its final name
-    run-*             there as long as the workers of this run of the main process shall go on
-    stop-*            why they shall not, from whoever met it first
+    run-*             exists as long as the workers of this run of the main process shall go on
+    stop-*            why they shall stop, from the process that found the reason first
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MachineError(Exception):
 
 
 class StoppedError(Exception):
-    """Why a run was stopped, if the disk cannot take it."""
+    """Carries why a run was stopped if the disk is too full to note it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ShardSettings:
 
     Attributes:
       images: where the images lie: a folder or a zip, as a path or a URL.
-      output: the folder of the data set, as a path or a URL.
+      output: the record folder, as a path or a URL.
       prefix: of the shards' names, <dataset_name>-<split>.
       work: the work folder of the split, beside the shards.
       run: a name that no other run of the main process has.
@@ -120,7 +120,7 @@ def stop_run(settings: ShardSettings, reason: str) -> None:
 
 
 def stop_reason(settings: ShardSettings) -> str | None:
-    """Why the run was told to stop, None where it was not."""
+    """Why the run was told to stop; None if it was not."""
     try:
         return storage.read(storage.join(settings.work, f"stop-{settings.run}")).decode()
     except FileNotFoundError:
