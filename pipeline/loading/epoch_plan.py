@@ -59,7 +59,8 @@ class Pool:
 
     def __str__(self) -> str:
         without = f" ({self.left_out} without labelled persons left out)" if self.left_out else ""
-        dropped = f", {self.dropped_boxes} boxes beyond data.max_boxes left out" if self.dropped_boxes else ""
+        boxes = counted(self.dropped_boxes, "box", "boxes")
+        dropped = f", {boxes} beyond data.max_boxes left out" if self.dropped_boxes else ""
         return f"{counted(len(self.rows), 'image')}{without}{dropped}, {self.canvases}"
 
 

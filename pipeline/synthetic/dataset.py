@@ -150,9 +150,6 @@ def _recorded(arguments: Arguments) -> dict[str, Any]:
     return {**dataclasses.asdict(arguments), "version": VERSION}
 
 
-# ---- rendering -------------------------------------------------------------------------------------------------------
-
-
 def _render_all(folder: Path, arguments: Arguments, num_workers: int) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -77,8 +77,6 @@ class Figure:
     pose: Pose
 
 
-# ---- shapes ----------------------------------------------------------------------------------------------------------
-
 _ARC = np.linspace(-math.pi / 2, math.pi / 2, 6)
 _CIRCLE = np.linspace(0, 2 * math.pi, 18, endpoint=False)
 

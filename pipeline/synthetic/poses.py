@@ -139,8 +139,6 @@ def random_pose(rng: np.random.Generator, *, calm: bool = False, yaw: float | No
     return Pose(body, {name: view @ point for name, point in points.items()}, view @ torso, view @ head, kind)
 
 
-# ---- how bodies are held ---------------------------------------------------------------------------------------------
-
 _KIND_TABLE = {
     "stand": 0.30,
     "wide": 0.12,
@@ -231,9 +229,6 @@ def _random_roll(rng: np.random.Generator, kind: str, calm: bool) -> float:
     if calm or share < 0.92:
         return float(rng.normal(0, 6))
     return float(side * (rng.uniform(14, 60) if share < 0.98 else rng.uniform(60, 180)))
-
-
-# ---- geometry --------------------------------------------------------------------------------------------------------
 
 
 def _turn_x(degrees: float) -> Floats:

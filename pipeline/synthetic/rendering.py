@@ -81,9 +81,6 @@ def annotate(layers: Sequence[Layer], width: int, height: int) -> tuple[list[Lay
     return kept, tuple(_annotate(layer, labels, number) for number, layer in enumerate(kept) if layer.kind != "object")
 
 
-# ---- who stands where ------------------------------------------------------------------------------------------------
-
-
 def _random_layers(rng: np.random.Generator, width: int, height: int) -> list[Layer]:
     """From the farthest to the nearest: crowds and far people, then the others by size, objects before some of them."""
     if rng.random() < 0.06:
@@ -174,9 +171,6 @@ def _random_crowd(rng: np.random.Generator, width: int, height: int, taken: list
     return Layer(tuple(figures), "crowd")
 
 
-# ---- painting --------------------------------------------------------------------------------------------------------
-
-
 def _paint(draw: ImageDraw.ImageDraw, layer: Layer) -> None:
     for polygon, color in layer.polygons:
         fill(draw, polygon, color)
@@ -258,9 +252,6 @@ def _photograph(rng: np.random.Generator, image: Image.Image) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=int(rng.integers(82, 96)))
     return stream.getvalue()
-
-
-# ---- annotations -----------------------------------------------------------------------------------------------------
 
 
 def _annotate(layer: Layer, labels: NDArray[np.int32], number: int) -> dict[str, Any]:

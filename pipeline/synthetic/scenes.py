@@ -49,9 +49,6 @@ def _rod(
     fill(draw, capsules(start[None], end[None], radii[:1], radii[1:])[0], color)
 
 
-# ---- backgrounds -----------------------------------------------------------------------------------------------------
-
-
 def _noise(
     rng: np.random.Generator, width: int, height: int, cell: float, amplitude: float, channels: int
 ) -> NDArray[np.float32]:
@@ -155,9 +152,6 @@ def _books(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, heig
         x += w
 
 
-# ---- clutter ---------------------------------------------------------------------------------------------------------
-
-
 def _body_color(rng: np.random.Generator) -> Color:
     kind = rng.random()
     if kind < 0.35:
@@ -250,9 +244,6 @@ def random_background(rng: np.random.Generator, width: int, height: int) -> Imag
         if rng.random() < share:
             painter(draw, rng, width, height)
     return image
-
-
-# ---- objects in front of people --------------------------------------------------------------------------------------
 
 
 def random_obstacle(rng: np.random.Generator, box: tuple[float, float, float, float]) -> list[tuple[Floats, Color]]:
