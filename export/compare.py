@@ -153,7 +153,7 @@ def _alike(reference: Answer, other: Answer, sigmas: Sequence[float] | None) -> 
 
 
 def _iou(box: Floats, boxes: Floats) -> Floats:
-    """Of a box [4] and boxes [n, 4]: [n]."""
+    """The IoU of a box [4] with each of boxes [n, 4]: [n]."""
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = np.prod(np.maximum(sides, 0), axis=1)
     union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - shared

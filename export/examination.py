@@ -133,7 +133,7 @@ def time_them(found: Sequence[Examined], pixels: Pixels) -> None:
 
 
 def threads() -> int:
-    """Of every runtime while it is timed."""
+    """The number of threads that every runtime has while it is timed."""
     return os.cpu_count() or 1
 
 

@@ -74,7 +74,7 @@ class Artifact:
         return sum(file.stat().st_size for file in self.files())
 
     def sha256(self) -> str:
-        """Of the file; of a folder, that of the lines `<sha256>  <name>` of its files, sorted by name."""
+        """The sha256 of the file; for a folder, that of the lines `<sha256>  <name>` of its files, sorted by name."""
         if self.path.is_file():
             return sha256_of(self.path)
         lines = [f"{sha256_of(file)}  {file.relative_to(self.path).as_posix()}\n" for file in self.files()]

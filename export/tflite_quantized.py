@@ -40,7 +40,7 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
 
     Raises:
       MissingError: ai-edge-quantizer is not installed.
-      ConversionError: it fails.
+      ConversionError: the quantizer fails.
     """
     try:
         from ai_edge_quantizer import algorithm_manager, qtyping, quantizer

@@ -281,8 +281,8 @@ def to_json(config: AnyConfig) -> dict[str, Any]:
 
 
 def from_json(value: Mapping[str, Any]) -> Config:
-    """Inverse of `to_json`. A field that is missing, as an earlier version did not know it, has its default, which is what that
-    version did. Raises: UserError for a field that is unknown or of another type.
+    """Inverse of `to_json`. A missing field, which an earlier version did not know, has its default: that is what this version
+    did. Raises: UserError for a field that is unknown or of another type.
     """
     return config_overrides.from_json(Config, value)
 

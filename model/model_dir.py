@@ -156,12 +156,12 @@ def _differences(old: Config, new: Config) -> list[tuple[str, str, object, objec
 
 
 def load_skeleton(model_dir: Path) -> Skeleton:
-    """Of a model directory, or of a SavedModel's assets. Raises: UserError if `skeleton.json` is missing or holds none."""
+    """The keypoint set of a model directory or of a SavedModel's assets. Raises: UserError if `skeleton.json` is not sound."""
     return checked_json(model_dir / "skeleton.json", "not a keypoint set", Skeleton.from_json, remedy=_RESTORE)
 
 
 def load_note(model_dir: Path) -> dict[str, Any] | None:
-    """What `weights.json` says of the weights that the model began with; None if they were nobody's.
+    """What `weights.json` says of the weights that the model began with; None if it began with random ones.
 
     Raises:
       UserError: the file is damaged.

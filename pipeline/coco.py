@@ -86,7 +86,7 @@ class CocoData:
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
-        """Of the content, whatever its order in the JSON."""
+        """The sha256 of the content, which does not depend on its order in the JSON."""
         digest = hashlib.sha256(json.dumps([self.category_id, self.skeleton.to_json()]).encode())
         for p in self.images:
             if p.without_size:

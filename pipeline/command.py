@@ -175,7 +175,7 @@ def _parse_all(flag_values: flags.FlagValues) -> list[str]:
 
 
 def _likely_meant(name: str, known: Sequence[str]) -> str | None:
-    """The flag that somebody means who gives one that does not exist: a slip, an initialism, or what other tools call it."""
+    """The known flag that an unknown one most likely means: it is a slip, initials, or the name in other tools."""
     normal = name.lower().replace("-", "_")
     others = [flag for flag in (normal, *NAMES_ELSEWHERE.get(normal, ())) if flag in known]
     initials = [flag for flag in known if "".join(word[0] for word in flag.split("_")) == normal]
@@ -250,7 +250,7 @@ class Progress:
             self._print_line(now)
 
     def _fitting_notes(self) -> str:
-        """As many of the notes as the terminal's width leaves room for, beside a short bar and the figures."""
+        """The first notes, for which the terminal's width leaves room beside a short bar and the figures."""
         bar = self._bar.format_dict | {"postfix": "", "ncols": None, "bar_format": "{l_bar}{r_bar}"}
         room = shutil.get_terminal_size().columns - len(tqdm.format_meter(**bar)) - self.NARROWEST_BAR
         fitting = ""

@@ -55,7 +55,7 @@ def resized_size_tf(
 
     Args:
       height, width: pixels, integer tensors of one shape.
-      short_edge: pixels that the shorter side shall have.
+      short_edge: pixels that the shorter side is resized to.
       max_edge: pixels that the longer side may have; it wins over `short_edge`.
       rule: the model's family.
 

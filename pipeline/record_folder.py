@@ -136,7 +136,7 @@ def lacking_keys(
     keys: Collection[str] = ("images", "index", "shards", "summary"),
     shard_keys: Collection[str] = ("file", "records", "bytes", "sha256"),
 ) -> list[str]:
-    """What `pipeline.json` should say of a split and its shards, and does not."""
+    """The keys of a split and its shards that `pipeline.json` lacks."""
     lacking = sorted(set(keys) - set(info))
     return lacking + [key for shard in info.get("shards", ()) for key in sorted(set(shard_keys) - set(shard))]
 

@@ -96,8 +96,8 @@ def open_for_reading(location: str) -> BinaryIO:
     """Opens a file that can seek.
 
     Raises:
-      FileNotFoundError: it is not there.
-      OSError: it cannot be read.
+      FileNotFoundError: the file is missing.
+      OSError: the file cannot be read.
     """
     if not is_url(location):
         return Path(location).open("rb")

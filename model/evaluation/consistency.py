@@ -95,7 +95,7 @@ def check_file_name(truth: GroundTruth, image_id: int, file_name: str) -> None:
     """Refuses annotations that give an image of the records another file name.
 
     Raises:
-      UserError: they do.
+      UserError: the names differ.
     """
     entry = truth.images.get(image_id)
     if entry is not None and entry.file_name is not None and plain_name(entry.file_name) != plain_name(file_name):

@@ -206,7 +206,7 @@ def evaluate_results(
     skeleton: Skeleton | None = None,
     image_ids: Sequence[int] | None = None,
 ) -> Figures:
-    """The same of results, without a model.
+    """Compares results with the annotations, without a model.
 
     Args:
       annotations: COCO JSON.

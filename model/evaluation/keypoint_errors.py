@@ -103,8 +103,9 @@ class KeypointErrors:
         return order
 
     def joints(self) -> dict[str, dict[str, Any]]:
-        """By name: how many are `labelled`, how many of them in persons `found`; of those `mean_error`, `median_error` and the
-        share `hit`, whose own similarity is `HIT_SIMILARITY` or more. None if nothing was found.
+        """The figures of each joint by its name: how many are `labelled`, and how many of these belong to persons that were
+        `found`; of the latter `mean_error`, `median_error`, and the share `hit`, whose own similarity is `HIT_SIMILARITY` or
+        more. The last three are None if nothing was found.
         """
         errors = np.array(self._errors, np.float64).reshape(-1, self._skeleton.num_keypoints)
         table: dict[str, dict[str, Any]] = {}
@@ -119,8 +120,9 @@ class KeypointErrors:
         return table
 
     def twins(self) -> list[dict[str, Any]]:
-        """By pair of mirror twins `joints`: in how many found persons both are labelled (`compared`); in how many of those the
-        first, the second lies nearer the other's truth (`confused`, [2]); their `share`; and how many were `swapped_back`.
+        """The figures of each pair of mirror twins `joints`: in how many found persons both are labelled (`compared`); in how
+        many of those the first, and the second, lies nearer the other's truth (`confused`, [2]); their `share`; and how many
+        were `swapped_back`.
         """
         names = self._skeleton.keypoints
         return [

@@ -86,7 +86,7 @@ def canvases(
     Args:
       image_bytes: string [N].
       status, size, orientation: from `headers`.
-      resized: int32 [N, 2], height and width that each shall have on its canvas.
+      resized: int32 [N, 2], height and width that each is resized to on its canvas.
       canvas: int32 [2], height and width of all canvases.
       rule: how the model's family resizes.
 

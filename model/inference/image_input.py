@@ -63,7 +63,7 @@ def without_rotation(encoded: bytes, name: str, *, as_stored: bool = False) -> b
     """The file itself if it stores no rotation, else its pixels as a PNG: as a viewer shows them, or `as_stored`.
 
     Raises:
-      UserError: it stores a rotation and cannot be decoded.
+      UserError: the file stores a rotation and cannot be decoded.
     """
     orientation = image.stored_orientation(encoded)
     if orientation == 1:

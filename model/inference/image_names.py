@@ -30,7 +30,7 @@ class ImageEntry:
 
     @staticmethod
     def from_json(image: Mapping[str, Any]) -> ImageEntry:
-        """Of an entry of the JSON's `images`; what is of another type counts as not said."""
+        """Reads an entry of the JSON's `images`; a value of another type counts as not said."""
         name, height, width = image.get("file_name"), image.get("height"), image.get("width")
         return ImageEntry(
             name if isinstance(name, str) and name else None,

@@ -81,7 +81,7 @@ def proposals(config: RpnConfig, scores: tf.Tensor, deltas: tf.Tensor, anchor_bo
 
 
 def roi_level(boxes: tf.Tensor, side: int) -> tf.Tensor:
-    """Of which level normalised boxes [..., 4] are pooled: int32 [...], 2…5. Those without an area are pooled from P2."""
+    """The level from which normalised boxes [..., 4] are pooled: int32 [...], 2…5. Boxes without an area are pooled from P2."""
     height, width = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     level = 4.0 + tf.round(tf.math.log(tf.sqrt(height * width) / (CANONICAL_SIZE / side)) / np.float32(np.log(2.0)))
     return tf.cast(tf.clip_by_value(level, 2.0, 5.0), tf.int32)  # of an empty box the logarithm is minus infinity

@@ -262,6 +262,6 @@ def enlarged(maps: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _image_index(boxes: tf.Tensor) -> tf.Tensor:
-    """For boxes [B, N, 4] that are flattened, the image of each: int32 [B · N]."""
+    """The image of each box after boxes [B, N, 4] are flattened: int32 [B · N]."""
     batch, number = (boxes.shape[axis] if boxes.shape[axis] is not None else tf.shape(boxes)[axis] for axis in (0, 1))
     return tf.repeat(tf.range(batch), number)

@@ -51,7 +51,7 @@ def average_adaptively(flat: tf.Tensor, rois: Rois, resolution: int) -> tf.Tenso
     bins = tf.range(resolution, dtype=tf.float32)  # [S]
 
     def neighbours(chunk: tf.Tensor, sample: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """Of one sample of each bin: places, and weights in the average; [Q, S, S] each."""
+        """The places of one sample of each bin, and their weights in the average; [Q, S, S] each."""
         along_x, along_y = (tf.maximum(samples[chunk, :, axis], 1) for axis in (0, 1))  # [Q]
         x, y = (
             bins + tf.expand_dims((tf.cast(which, tf.float32) + 0.5) / tf.cast(count, tf.float32), 1)

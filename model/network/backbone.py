@@ -72,7 +72,7 @@ def fpn(config: BackboneConfig, stage_channels: Sequence[int], policy: keras.DTy
 
     Returns:
       A model from [C2, …, C5] to [P2, …, P6], `config.fpn_channels` wide, of strides 4…64. An image's sides must be multiples
-      of 32. Where the backbone is trained from random weights (norm "group") the pyramid is normalised likewise.
+      of 32. Where the backbone is trained from random weights (norm "group") the pyramid is normalised, too.
     """
     xavier = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
     stages = [keras.Input([None, None, channels], name=f"c{level + 2}") for level, channels in enumerate(stage_channels)]

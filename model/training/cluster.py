@@ -51,7 +51,7 @@ class Cluster:
 
     @property
     def addresses(self) -> list[str]:
-        """Of all tasks that train, the chief's first."""
+        """The addresses of all tasks that train, the chief's first."""
         return [address for job in TRAINING_JOBS for address in self.jobs.get(job, ())]
 
     @property

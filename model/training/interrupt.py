@@ -51,7 +51,7 @@ class Interrupt:
         say(self._line)
 
     def error(self, message: str) -> InterruptedTrainingError:
-        """What to raise when the work has been put away."""
+        """The error to raise once the work is saved."""
         return InterruptedTrainingError(message, self._number)
 
     def __exit__(self, *exception: object) -> None:

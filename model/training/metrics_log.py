@@ -47,7 +47,7 @@ class Interval:
                 self._sums[name] = self._sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """By name. `gradient_norm` is NaN if every step was skipped."""
+        """The means of the interval by name. `gradient_norm` is NaN if every step was skipped."""
         seconds = time.monotonic() - self._start
         means = {name: total / self.steps for name, total in self._sums.items()}
         finite = self.steps - self.skipped

@@ -59,7 +59,7 @@ def backbone_architecture(tensors: Tensors, *, channels_last: bool = False) -> A
 
 
 def architecture(tensors: Tensors) -> Architecture:
-    """As `backbone_architecture`, of a whole Keypoint R-CNN in PyTorch's layout."""
+    """The sizes of a whole Keypoint R-CNN in PyTorch's layout, as `backbone_architecture` reads those of a backbone."""
     convolutions = _count(tensors, "keypoint.conv{}/kernel")
     if convolutions > MOST_BLOCKS:
         raise RefusedError(f"its keypoint head has {convolutions} convolutions; {MOST_BLOCKS} are the most that is read")

@@ -22,7 +22,7 @@ class Published:
     Attributes:
       url: where it is downloaded.
       sha256, md5: the beginning of the digest, from the file's name or its publisher; empty if neither says it.
-      licence: as its publisher states it for this file; None if he states none.
+      licence: as its publisher states it for this file; None if nothing is stated.
       norm_epsilon: of its batch norms.
     """
 
@@ -76,7 +76,7 @@ BACKBONES = (
 
 @dataclasses.dataclass(frozen=True)
 class Digests:
-    """Of a whole file, in hexadecimal digits."""
+    """The digests of a whole file, in hexadecimal digits."""
 
     sha256: str
     md5: str

@@ -97,7 +97,7 @@ def _tiles(statistics: RecordStatistics) -> list[Tile]:
 
 
 def _pair_row(statistics: RecordStatistics, skeleton: Skeleton, pair: tuple[int, int]) -> list[str]:
-    """Of a pair of twins: its name, how often each and both are labelled, and how often the left one is further right."""
+    """A row on a pair of twins: its name, how often each and both are labelled, how often the left one is further right."""
     counts = [statistics.visibility[k, 1:].sum() for k in pair]
     both, crossed = statistics.crossed[pair[0]]
     share = f"{crossed / both:.0%}" if both else "–"

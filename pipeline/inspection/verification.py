@@ -92,7 +92,7 @@ def verify(record_folder: RecordFolder, split: str, advance: Callable[[int], Non
 
 
 def _metadata(record_folder: RecordFolder, split: str) -> Iterator[Fault]:
-    """What TFDS reads, and files that should not or should be there."""
+    """Checks what TFDS reads, and looks for files that are missing or do not belong to the split."""
     info = record_folder.splits[split]
     listed = {shard["file"] for shard in info["shards"]}
     for path in sorted(record_folder.path.glob(f"{record_folder.name}-{split}.tfrecord-*")):

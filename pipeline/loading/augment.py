@@ -135,7 +135,7 @@ def crop_boxes(boxes: tf.Tensor, corner: tf.Tensor, size: tf.Tensor) -> tf.Tenso
 
 
 def crop_keypoints(keypoints: tf.Tensor, corner: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Keypoints [N, K, 3] likewise; those outside of the window become unlabelled: all zeros."""
+    """Keypoints [N, K, 3] in pixels of the window; those outside of it become unlabelled: all zeros."""
     corner, size = tf.cast(corner[::-1], tf.float32), tf.cast(size[::-1], tf.float32)  # x, y
     points = keypoints[..., :2] - corner
     inside = tf.reduce_all((points >= 0) & (points <= size), axis=-1, keepdims=True)

@@ -76,7 +76,7 @@ class ImageGrid:
 
 
 def _ends(shape: tf.Tensor, config: AnchorConfig) -> tf.Tensor:
-    """Of each level the name after its last anchor, int32 [L]."""
+    """The name after the last anchor of each level, int32 [L]."""
     return tf.cumsum(shape[:, 0] * shape[:, 1] * config.anchors_per_cell)
 
 

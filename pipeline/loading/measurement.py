@@ -165,7 +165,7 @@ def _timed(parts: dict[str, tf.data.Dataset]) -> tuple[dict[str, float], dict[st
 
 
 def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | None:
-    """Of one image of the first batch, by the clock."""
+    """The seconds by the clock that the colour jitter takes for an image of the first batch; None without jitter."""
     if not any((config.brightness, config.contrast, config.saturation, config.hue)):
         return None
     batch, seed = next(iter(batches.take(1))), tf.constant(step_seed(SEED, 0), tf.int32)

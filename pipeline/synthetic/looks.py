@@ -57,7 +57,7 @@ def random_color(
 
 
 def limb_color(rng: np.random.Generator, side: str, *, dark: bool) -> Color:
-    """Of half a limb of a suit: orange-red to yellow on the left, green-blue to violet on the right."""
+    """The colour of half a limb of a suit: orange-red to yellow on the left, green-blue to violet on the right."""
     hue = rng.uniform(-0.03, 0.14) if side == "left" else rng.uniform(0.45, 0.72)
     red, green, blue = colorsys.hsv_to_rgb(
         hue % 1.0, rng.uniform(0.55, 1.0), rng.uniform(0.3, 0.55) if dark else rng.uniform(0.7, 1.0)

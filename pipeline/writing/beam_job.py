@@ -124,7 +124,7 @@ def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: Pipe
 def _services_on_loopback() -> Iterator[None]:
     """Lets only this machine reach the services that Beam starts in this process, for worker processes beside it.
 
-    Beam binds them on every interface and asks nobody who he is, and one of them hands out any file that this user can read.
+    Beam binds them on every interface without authentication, and one of them hands out any file that this user can read.
     The workers reach them as `localhost`.
     """
     make_server = grpc.server

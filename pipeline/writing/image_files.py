@@ -46,7 +46,7 @@ def check_images(images: str) -> None:
     """Refuses what is neither a folder of images nor a zip.
 
     Raises:
-      UserError: it is not there or cannot be read.
+      UserError: `images` is missing or cannot be read.
     """
     storage.check(images)
     if storage.is_url(images):
@@ -75,7 +75,7 @@ def locate(images: str, entries: Sequence[CocoImage]) -> list[LocatedImage]:
 
 
 def bytes_of(images: str, located: LocatedImage) -> int:
-    """Of an image's file; 0 where it cannot be found."""
+    """The size of an image's file in bytes; 0 if it cannot be found."""
     entry, member = located
     if isinstance(member, ZipMember):
         return member.content_bytes
@@ -283,7 +283,7 @@ def read_member(archive: BinaryIO, member: ZipMember) -> bytes:
     """Reads a file of an opened zip.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the member is damaged.
     """
     archive.seek(member.offset)
     header = archive.read(30)

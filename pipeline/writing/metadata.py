@@ -261,7 +261,7 @@ def check_not_empty(result: ConversionResult, images: str) -> None:
     """Refuses a split without an image, which is a wrong argument more often than not.
 
     Raises:
-      UserError: there is none; the most frequent reason is named.
+      UserError: the split has no image; the most frequent reason is named.
     """
     if result.summary["images"]:
         return
