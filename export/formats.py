@@ -44,7 +44,7 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format("ONNX", ".onnx", "onnx", True),
     "tf_trt": Format("TF-TRT", "", "saved_model", False),
 }
-OF_ALL = tuple(name for name in FORMATS if name != "tflite_int8_all")  # the fast extra is made where it is asked for
+OF_ALL = tuple(name for name in FORMATS if name != "tflite_int8_all")  # the fast extra is made only if it is named
 
 
 @dataclasses.dataclass

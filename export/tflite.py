@@ -40,7 +40,7 @@ def default_size(config: AnyConfig) -> tuple[int, int]:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises: UserError where it is no size for a canvas."""
+    """Raises: UserError if an image of that size makes no canvas."""
     for name, value in (("--tflite_height", height), ("--tflite_width", width)):
         if value < CANVAS_MULTIPLE or value % CANVAS_MULTIPLE:
             raise UserError(f"{name}={value}: must be a multiple of {CANVAS_MULTIPLE}; the next is {round_up(max(value, 1))}")

@@ -95,7 +95,7 @@ def draw_crowds(image: Pixels, boxes: Floats, line: int | None = None) -> Pixels
 
 
 def draw_boxes(image: Pixels, boxes: Floats, colour: tuple[int, int, int], opacity: float, line: int = 1) -> Pixels:
-    """Outlines boxes on a copy of an image; where they are many and of little opacity, they show as a cloud.
+    """Outlines boxes on a copy of an image; many boxes of little opacity show as a cloud.
 
     Args:
       image: uint8 [h, w, 3].

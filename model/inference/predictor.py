@@ -314,7 +314,7 @@ def _threshold(config: AnyConfig, wanted: float | None) -> float:
 
 
 def saved_model_folder(path: Path) -> Path | None:
-    """`path` itself, or its newest version, where that is a SavedModel."""
+    """`path` itself or its newest version, if that is a SavedModel; else None."""
     if (path / "saved_model.pb").is_file():
         return path
     if not path.is_dir():

@@ -93,5 +93,5 @@ def fpn(config: BackboneConfig, stage_channels: Sequence[int], policy: keras.DTy
 
 
 def level_shapes(pyramid: Sequence[tf.Tensor]) -> list[tuple[int | tf.Tensor, int | tf.Tensor]]:
-    """Rows and columns of each level: integers where they are static, else scalar tensors."""
+    """Rows and columns of each level: integers if they are static, else scalar tensors."""
     return [tuple(s if s is not None else tf.shape(p)[axis] for axis, s in ((1, p.shape[1]), (2, p.shape[2]))) for p in pyramid]

@@ -64,7 +64,7 @@ class KeypointRCNN(tf.Module):
     def pyramid(self, images: tf.Tensor, image_size: tf.Tensor, *, training: bool = False) -> list[tf.Tensor]:
         """P2…P6 of images [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
 
-        Images are RGB, 0…255: uint8, or float32 where a resize has not been rounded to whole numbers.
+        Images are RGB, 0…255: uint8, or float32 if a resize was not rounded to whole numbers.
         """
         features = self.backbone(self.normalised(images, image_size), training=training)
         levels: list[tf.Tensor] = self.fpn(features, training=training)

@@ -37,7 +37,7 @@ LARGEST_BATCH_TRIED = 256
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of a diagnosis; `well` is False if it has to be put right before training does what was asked for."""
+    """One line of a diagnosis; `well` is False if it must be put right before training can do what was asked for."""
 
     line: str
     well: bool = True
@@ -90,7 +90,7 @@ def all_reduce(strategy: tf.distribute.Strategy) -> Finding:
 
 
 def disk(folder: Path) -> Finding:
-    """Free room where the model directory is, or will be."""
+    """The free room on the disk of the model directory, which may not exist yet."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     enough = free >= LEAST_FREE_BYTES
@@ -144,7 +144,7 @@ def diagnose(checks: Iterator[Callable[[], list[Finding]]], report: Callable[[st
       report: takes a line.
 
     Returns:
-      whether all is well; a check that TensorFlow ends with an error is not.
+      Whether all is well. A check that TensorFlow ends with an error is not well.
     """
     well = True
     for check in checks:

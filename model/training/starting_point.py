@@ -121,11 +121,11 @@ StartingPoint = BackboneFile | ModelDirectory | OldNetwork
 
 
 def configuration(model_dir: Path, start: StartingPoint | None, preset: str | None, assignments: Sequence[str]) -> Config:
-    """What a training into `model_dir` trains.
+    """The configuration of a training into `model_dir`.
 
     Args:
       model_dir: its configuration is the one to go on with, unless training starts from somebody's weights: then those decide,
-        also where a run that ended before its first checkpoint has left a configuration.
+        even if a run that ended before its first checkpoint has left a configuration.
       start: None if there is a checkpoint already.
       preset: by name; by default the one of `model_dir`, or r50_fpn.
       assignments: as `config_overrides.override` takes them; they have the last word.

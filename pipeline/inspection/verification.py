@@ -36,8 +36,8 @@ class Fault:
     """Something that is not as it was written.
 
     Attributes:
-      file: in which it is.
-      offset: of the record in it, in bytes from its beginning; None if the file as a whole is meant.
+      file: the file that it was found in.
+      offset: of the record, in bytes from the beginning of the file; None if the file as a whole is meant.
     """
 
     file: Path
@@ -105,9 +105,8 @@ def _metadata(record_folder: RecordFolder, split: str) -> Iterator[Fault]:
     except (OSError, ValueError, RecursionError) as error:
         yield Fault(record_folder.path / "dataset_info.json", None, f"TFDS cannot read it or features.json ({error})")
         return
-    if features != json_format.MessageToDict(
-        records.features().to_proto()
-    ):  # (before TFDS imports the modules that the file names)
+    expected = json_format.MessageToDict(records.features().to_proto())
+    if features != expected:  # (before TFDS imports the modules that the file names)
         yield Fault(features_file, None, "not the features of these records")
         return
     try:

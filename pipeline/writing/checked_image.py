@@ -39,8 +39,8 @@ class ImageRules:
     """What is done with sound images.
 
     Attributes:
-      max_pixels: that are decoded; what has more is an error.
-      shrink_larger_than: images of more pixels are made that small; 0 leaves all as they are.
+      max_pixels: the most pixels of an image that is decoded; an image of more is an error.
+      shrink_larger_than: images of more pixels are shrunk to this number; 0 leaves all as they are.
       turn_ambiguous: a stored rotation is applied if the annotations' size fits both ways, too (half turns, mirrors, squares).
     """
 

@@ -160,9 +160,7 @@ def to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-# What a conversion did: a table for people, the same as JSON for programs.
-
-# Shown even where they are 0; the other counts are of faults that most annotation files do not have.
+# Shown even if they are 0; the other counts are of faults that most annotation files do not have.
 ALWAYS_SHOWN = (
     "images",
     "images_skipped",
@@ -182,9 +180,9 @@ class ConversionResult:
 
     Attributes:
       summary: counts, as saved in `pipeline.json`.
-      skipped: number of the images left out by the kind of reason.
+      skipped: the number of images left out, by the kind of reason.
       converted: images converted now, not in an earlier run.
-      seconds: that it took to convert them.
+      seconds: the time that this took.
       notes: what was found out, assumed or left out, a line each.
     """
 
@@ -222,7 +220,7 @@ def summary_file(split: str) -> str:
 
 
 def write_summary(result: ConversionResult, output: str, split: str) -> None:
-    """Saves it beside the records. It holds timings, so that it is the only file that two conversions write differently."""
+    """Saves the result beside the records. This is the only file that two conversions write differently: it holds timings."""
     content = {
         "split": split,
         **result.summary,

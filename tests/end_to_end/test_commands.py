@@ -16,7 +16,7 @@ from tests.listening import open_to_others, ports_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HELP_SECONDS = 3.0
-# The flags that each command must explain, and a command line that is right but for what a test takes away.
+# The flags that each command must explain.
 FLAGS = {
     "pipeline.synthetic": ("output_dir", "num_images", "seed", "split", "width", "height", "num_workers", "overwrite"),
     "pipeline.make_tfrecords": (

@@ -1,4 +1,4 @@
-"""Flags that say what batches are made of: the records' own, but for what is asked for."""
+"""Flags that say what batches are made of: the records' own, except for what is asked for."""
 
 from __future__ import annotations
 

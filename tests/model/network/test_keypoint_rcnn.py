@@ -51,7 +51,7 @@ def test_detections_are_the_same_in_every_graph(small_model, batch, how):
 
 @pytest.mark.parametrize(("threshold", "people", "looked_at"), [(0.0, 10, 10), (0.5125, 7, 8), (0.9, 0, 8)])
 def test_keypoints_are_sought_of_those_alone_who_are_found(small_model, batch, monkeypatch, threshold, people, looked_at):
-    """As many as there are places, some, and none: the same answer as from looking everywhere."""
+    """Looking only where somebody was found answers as looking everywhere: with all places taken, some, and none."""
     inference = dataclasses.replace(small_model.config.inference, score_threshold=threshold)
     monkeypatch.setattr(small_model, "config", dataclasses.replace(small_model.config, inference=inference))
     expected = small_model.detect(batch["image"], batch["image_size"], static_shapes=True)

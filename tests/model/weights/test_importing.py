@@ -76,7 +76,7 @@ def test_sizes_are_read_off_the_tensors(torchvision_model: KeypointRCNN) -> None
 
 
 def test_every_number_of_the_file_arrives_once(torchvision_model: KeypointRCNN) -> None:
-    """As sorted numbers, but for the deltas of the background."""
+    """The values as sorted numbers, without the deltas of the background."""
     state = torchvision_state()
     for name in ("weight", "bias"):
         key = f"roi_heads.box_predictor.bbox_pred.{name}"

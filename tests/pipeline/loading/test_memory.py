@@ -1,4 +1,4 @@
-"""LoadingOptions takes no more memory in the thirteenth epoch than in the third."""
+"""Loading takes no more memory in the thirteenth epoch than in the third."""
 
 from __future__ import annotations
 

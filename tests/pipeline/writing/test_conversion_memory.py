@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[3]
-# All that the main process does, but for the shards: it reads the annotations, sorts and locates the images, and writes down
+# All that the main process does except for the shards: it reads the annotations, sorts and locates the images, and writes down
 # which shard has which.
 PLAN_ONLY = """
 import sys
