@@ -11,7 +11,7 @@ from pipeline.data_config import MAX_PIXELS, ResizeRule
 from pipeline.drawing import UNSURE
 from pipeline.skeleton import Skeleton
 
-SCORE = 0.5  # from which a person counts, where nothing else is asked for
+SCORE = 0.5  # from which a person counts by default
 STATUS = {
     READ: "read",
     NOT_AN_IMAGE: "neither a JPEG nor a PNG file",

@@ -31,7 +31,7 @@ VARIABLE_OPERATORS = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
 def default_size(config: AnyConfig) -> tuple[int, int]:
-    """Height and width that suit images in 4:3: such a one is seen at the same size as by the SavedModel.
+    """Height and width that suit images in 4:3: the TFLite file sees these at the same size as the SavedModel does.
 
     The height is the short edge at inference, the width 4/3 of it (no more than the longest edge), both rounded up to 32.
     """

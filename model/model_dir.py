@@ -237,8 +237,8 @@ def sound_checkpoint(model_dir: Path, on_damaged: OnDamaged = "previous") -> str
     """The newest checkpoint whose files are as they were saved; None if there is no checkpoint yet.
 
     Args:
-      on_damaged: what a newest checkpoint that is damaged leads to: it is named, and the one before it is taken ("previous"),
-        or an error ("fail").
+      on_damaged: what happens if the newest checkpoint is damaged. "previous": it is named, and the one before it is taken.
+        "fail": an error.
 
     Raises:
       UserError: as `newest_checkpoint`; the newest is damaged, and no other is to be taken or is sound.

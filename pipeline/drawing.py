@@ -33,7 +33,7 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | No
 
     Args:
       image: uint8 [h, w, 3].
-      people: in pixels of `image`; who has a box without area is skipped (padding).
+      people: in pixels of `image`; a person whose box has no area is padding, and skipped.
       skeleton: tells left (orange) from right (blue).
       line: thickness in pixels; by default what suits the size of the image.
 
@@ -127,19 +127,17 @@ def sides(skeleton: Skeleton) -> tuple[Side, ...]:
 
 
 def _limb_colour(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
-    """That of its ends where they agree; a limb between the sides, such as the one that joins the hips, is of the middle."""
+    """The colour of a limb's ends if they agree; a limb between the sides, such as that of the hips, has the middle's."""
     ends = {a, b} - {MIDDLE}
     return ends.pop() if len(ends) == 1 else MIDDLE
 
-
-# What of a model's answer is drawn, and truth beside prediction. The drawing itself is `pipeline.draw`'s.
 
 # A keypoint's score is its share of 56×56 places: an even spread would give 0.0003, a clear point has some hundredths and more.
 UNSURE = 0.01
 
 
 def drawn_people(boxes: Floats, scores: Floats, keypoints: Floats, keypoint_scores: Floats) -> Drawn:
-    """A model's answer about one image ([n, 4], [n], [n, K, 2], [n, K]): unsure points become hollow ones."""
+    """What is drawn of a model's answer about one image ([n, 4], [n], [n, K, 2], [n, K]): unsure points become hollow ones."""
     shown = np.where(keypoint_scores < UNSURE, 1, 2)[..., None]
     return Drawn(boxes, np.concatenate([keypoints, shown], axis=-1), scores)
 

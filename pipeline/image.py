@@ -33,7 +33,7 @@ def decode(image_bytes: tf.Tensor) -> tf.Tensor:
       uint8 [h, w, 3].
 
     Raises:
-      tf.errors.InvalidArgumentError: neither, or a broken file.
+      tf.errors.InvalidArgumentError: the file is neither a JPEG nor a PNG, or is broken.
     """
     image = tf.cond(
         tf.strings.substr(image_bytes, 0, len(PNG_SIGNATURE)) == PNG_SIGNATURE,
@@ -145,10 +145,8 @@ def covered(image_size: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tens
     return tf.expand_dims(tf.expand_dims(rows, 2) & tf.expand_dims(columns, 1), 3)
 
 
-# The rotation that a file stores beside its pixels (EXIF orientation). A viewer applies it; a decoder does not.
-#
-# Everything that a user sees of an image (predictions, sheets, examples) is in the frame in which a viewer shows it.
-
+# What follows reads and applies the rotation that a file stores beside its pixels (EXIF orientation). A viewer applies it, a
+# decoder does not. Everything that a user sees of an image (predictions, sheets, examples) is in the frame of a viewer.
 _EXIF_SEARCHED = 1 << 16  # bytes at a file's start in which its EXIF block begins, if it has one
 _ORIENTATION = 0x0112  # TIFF 6.0's tag 274; values 1…8 as in EXIF 2.3, section 4.6.4
 START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1

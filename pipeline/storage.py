@@ -23,7 +23,7 @@ from pipeline.command import UserError, reason_of
 
 # Bytes of an image's file: no image is larger, and a damaged directory or a sparse file may announce any size.
 MAX_IMAGE_BYTES = 1 << 28
-# Bytes of what a conversion notes for itself: of millions of images less. What is no regular file is refused with it, too.
+# Bytes of what a conversion notes for itself: millions of images need less. The limit also refuses what is no regular file.
 MAX_NOTE_BYTES = 1 << 32
 # Bytes that a jump in an object fetches: more than most images have.
 _BYTES_PER_JUMP = 1 << 18
@@ -184,7 +184,7 @@ def write(location: str, content: bytes | str) -> None:
     """Writes a small file whole or not at all; an older one of the same name stays until then.
 
     Raises:
-      OSError: it cannot be written; among others, Beam cannot write an empty object to S3.
+      OSError: the file cannot be written; among others, Beam cannot write an empty object to S3.
     """
     if not is_url(location):
         files.write_file(Path(location), content)

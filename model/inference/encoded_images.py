@@ -132,7 +132,7 @@ def all_read(status: tf.Tensor) -> tf.Operation:
 
 
 def upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns pixels [h, w, 3] as a viewer shows them that obeys EXIF's orientation (an int32 scalar, 1…8)."""
+    """Turns pixels [h, w, 3] as a viewer does that obeys EXIF's orientation (an int32 scalar, 1…8)."""
 
     def turned() -> tf.Tensor:
         upper = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)

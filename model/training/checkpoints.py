@@ -40,7 +40,7 @@ class Origin:
         return self.checkpoint is not None and model_dirs.has_optimizer(self.checkpoint)
 
     def fill(self, learner: Learner, *, writes: bool) -> int:
-        """Gives the learner its weights, and its optimizer's state if there is one.
+        """Gives the learner its weights, and its optimizer's state if the checkpoint holds one.
 
         Args:
           writes: whether this worker notes whose weights they were.
@@ -121,8 +121,8 @@ def note_run(model_dir: Path, learner: Learner, precision: str, done: int, *, wr
 class Saver:
     """Saves checkpoints, and goes on if the disk does not let it.
 
-    Every worker has to take part in saving. What the others than the first write is of no use to anyone, and goes to a folder
-    of its own.
+    Every worker has to take part in saving. What workers other than the first write is of no use, and goes to a folder of its
+    own.
     """
 
     def __init__(self, learner: Learner, model_dir: Path, worker: int, keep: int = KEPT_CHECKPOINTS) -> None:
@@ -141,7 +141,7 @@ class Saver:
         """Saves the weights, the optimizer and the number of steps done.
 
         Args:
-          required: whether nothing comes after; else a failure is printed, and the next save is another attempt.
+          required: whether this is the last save; else a failure is printed, and the next save is another attempt.
 
         Raises:
           UserError: a checkpoint that is required could not be written.

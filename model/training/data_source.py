@@ -74,7 +74,7 @@ class DataSource:
         )
 
     def why_waiting(self) -> str:
-        """Where the data that do not come should come from."""
+        """Says where the data that do not come should come from."""
         service = self.options.data_service
         if not service:
             return f"they are read from {self.record_folder.path}"

@@ -43,7 +43,7 @@ class Feed(Generic[T]):
         """The next value; None if patience ended. Raises: what the iterator raises.
 
         Args:
-          patience: called about every second while there is nothing yet, with the number of seconds since the call; returns
+          patience: called about every second until the value comes, with the number of seconds since the call; it returns
             whether to wait on.
         """
         self._asked.put(True)

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class InterruptedTrainingError(UserError):
-    """A training that a signal has stopped; what there was to save has been saved.
+    """A training that a signal has stopped. Its steps have been saved.
 
     Args:
       message: where it stopped, and how to go on.

@@ -100,7 +100,7 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
 
 
 def worker_index(strategy: tf.distribute.Strategy) -> int:
-    """Where this process stands among them; 0 is the one that logs, saves and evaluates."""
+    """The number of this process among those that train together; 0 logs, saves and evaluates."""
     if num_workers(strategy) == 1:
         return 0
     resolver = strategy.cluster_resolver

@@ -74,7 +74,7 @@ def rows_of(record_folder: RecordFolder, split: str, image_ids: Sequence[int]) -
 
 
 def overview_path(data_dir: str | Path, split: str) -> Path:
-    """Where the small sheet lies that a conversion ends with."""
+    """The path of the small sheet that a conversion ends with."""
     return Path(data_dir) / f"contact-sheet-{split}.png"
 
 
@@ -159,7 +159,7 @@ def number_of(number: int, what: str) -> str:
 
 
 def image_of(record: Record) -> Image.Image:
-    """The record's image; where it cannot be decoded a grey one that says so."""
+    """The record's image; if it cannot be decoded, a grey one that says so."""
     try:
         return Image.fromarray(image.decode(tf.constant(record.image_bytes)).numpy())
     except tf.errors.OpError as error:

@@ -39,7 +39,7 @@ _PASSING_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno
 
 
 class UnreadableError(Exception):
-    """The place of the images cannot be read, which is no fault of an image: what, and why."""
+    """The place of the images cannot be read, which is no fault of an image. The message says what, and why."""
 
 
 def check_images(images: str) -> None:
@@ -63,7 +63,7 @@ def is_zip(images: str) -> bool:
 
 
 def locate(images: str, entries: Sequence[CocoImage]) -> list[LocatedImage]:
-    """Adds where each image lies.
+    """Adds the place of each image in its zip.
 
     Raises:
       UserError: the zip cannot be read.
@@ -187,9 +187,8 @@ def measure(images: str, file_names: Sequence[str]) -> dict[str, tuple[int, int,
     return sizes
 
 
-# Images in a zip file, such as COCO's train2017.zip, read in place.
-#
-# The main process reads the zip's directory once, and tells every shard where its images lie; workers read only those bytes.
+# Images in a zip file, such as COCO's train2017.zip, are read in place. The main process reads the zip's directory once, and
+# tells every shard where its images lie; workers read only those bytes.
 
 _ENCRYPTED, _UTF8 = 1, 0x800  # bits of a member's flags
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field that follow
@@ -213,7 +212,7 @@ class ZipMember:
     deflated: bool
 
 
-# An image, and where it lies if in a zip. Not to be found there: the reason.
+# An image; and if it lies in a zip, where, or the reason why it cannot be found there.
 LocatedImage = tuple[CocoImage, ZipMember | str | None]
 
 
