@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import io
+import math
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -46,6 +47,16 @@ NAMES_ELSEWHERE = {
     "imgsz": ("set",),
 }
 
+# What Python says of a flag's value, and what the value must be.
+PYTHON_ON_VALUES = {
+    "invalid literal for int()": "a whole number",
+    "Exceeds the limit": "a whole number of fewer digits",
+    "could not convert string to float": "a number",
+    "'Non-boolean argument": "true or false",
+}
+LONGEST_VALUE = 80  # characters of a value that an error repeats
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
 _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -56,7 +67,12 @@ class UserError(Exception):
 
 
 def run(
-    main: Callable[[list[str]], None], flag_values: flags.FlagValues, doc: str | None, *, passes_unknown_flags: bool = False
+    main: Callable[[list[str]], None],
+    flag_values: flags.FlagValues,
+    doc: str | None,
+    *,
+    passes_unknown_flags: bool = False,
+    url_flags: Collection[str] = (),
 ) -> NoReturn:
     """Parses the command line, calls `main` and ends the process.
 
@@ -65,6 +81,7 @@ def run(
       flag_values: the command's flags.
       doc: the module's docstring, shown by `--help`.
       passes_unknown_flags: whether `main` knows what to do with other flags (those of Beam).
+      url_flags: the flags that take a URL; every other one is refused a URL, of which `Path` would make a folder `gs:`.
 
     Ends with status 0; with one line on stderr and the status of a `UserError`, which is 1 for most; with 130 after Ctrl-C.
     """
@@ -75,17 +92,20 @@ def run(
             flags_help = flag_values.get_help(prefix="  ", include_special_flags=False).strip()
             print(f"{(doc or '').strip()}\n\nFlags:\n{flags_help}", flush=True)
             sys.exit(0)
-        rest = flag_values(sys.argv, known_only=True)[1:] if passes_unknown_flags else _parse_all(flag_values)
-        _check_empty(flag_values)
+        rest = _parsed(flag_values, known_only=True) if passes_unknown_flags else _parse_all(flag_values)
+        _check_values(flag_values, url_flags)
         main(rest)
     except UserError as error:
         _fail(str(error), error.status)
     except flags.Error as error:
         message = " ".join(str(error).removeprefix("FATAL Flags parsing error: ").split())
         missing = _missing_flags(flag_values, message)
-        _fail(
-            f"{', '.join(f'--{name}' for name in missing)}: must be given; --help explains every flag" if missing else message
-        )
+        if missing:
+            _fail(f"{', '.join(f'--{name}' for name in missing)}: must be given; --help explains every flag")
+        _fail(_illegal_value(message) if isinstance(error, flags.IllegalFlagValueError) else message)
+    except MemoryError as error:
+        reason = f" ({reason_of(error)})" if str(error) else ""
+        _fail(f"this machine's memory is too small{reason}; ask for less at once, such as smaller batches or images")
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C; the same command goes on from what is finished", status=130)
     except BrokenPipeError:
@@ -162,9 +182,18 @@ def reason_of(error: object) -> str:
     return " ".join(text.split())[:300] or type(error).__name__
 
 
+def _parsed(flag_values: flags.FlagValues, *, known_only: bool = False) -> list[str]:
+    """The arguments that are no flags of the command; with `known_only`, other flags are among them."""
+    try:
+        return list(flag_values(sys.argv, known_only=known_only)[1:])
+    except ValueError as error:  # absl's for --nodraw=1
+        argument = str(error).removesuffix(" does not take an argument")
+        raise UserError(f"{argument}: takes no value; write {argument.partition('=')[0]}, or leave it out") from None
+
+
 def _parse_all(flag_values: flags.FlagValues) -> list[str]:
     try:
-        rest = flag_values(sys.argv)[1:]
+        rest = _parsed(flag_values)
     except flags.UnrecognizedFlagError as error:
         meant = _likely_meant(error.flagname, list(flag_values))
         hint = f"did you mean --{meant}? " if meant else ""
@@ -197,12 +226,37 @@ def _missing_flags(flag_values: flags.FlagValues, message: str) -> list[str]:
     return [name for name in dict.fromkeys(required) if flag_values[name].value is None]
 
 
-def _check_empty(flag_values: flags.FlagValues) -> None:
-    """Refuses --output_dir=$OUT if the shell knows no OUT: a path without characters is the current folder."""
+def _illegal_value(message: str) -> str:
+    """Absl's message on a value that is none of its flag's type, in which Python speaks, as a sentence for people."""
+    given, _, reason = message.removeprefix("flag ").partition(": ")
+    for of_python, rule in PYTHON_ON_VALUES.items():
+        if of_python in message:
+            given, reason = message[: message.index(of_python)].removeprefix("flag ").rstrip("(: "), f"must be {rule}"
+            break
+    return f"{given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '…'}: {reason}; --help explains every flag"
+
+
+def _check_values(flag_values: flags.FlagValues, url_flags: Collection[str]) -> None:
+    """Refuses values of the right type that no flag can mean; absl lets NaN pass every bound.
+
+    Raises:
+      UserError: --output_dir=$OUT if the shell knows no OUT (a path without characters is the current folder), a number that is
+        not finite, or a URL for a path.
+    """
     for name in flag_values:
         flag = flag_values[name]
-        if flag.present and flag.value == "" and flag.default is None:
-            raise UserError(f"--{name}=: is empty; give a value, or leave the flag out (is a variable of the shell not set?)")
+        for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+            if flag.present and value == "" and flag.default is None and not isinstance(flag.value, list):
+                raise UserError(
+                    f"--{name}=: is empty; give a value, or leave the flag out (is a variable of the shell not set?)"
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name}={value}: must be a finite number")
+            if isinstance(value, str) and name not in url_flags and URL.match(value):
+                raise UserError(
+                    f"--{name}={value}: must be a path, not a URL; copy or mount what it names "
+                    "(only pipeline.make_tfrecords reads and writes stores)"
+                )
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -185,4 +185,4 @@ def main(beam_flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, FLAGS, __doc__, passes_unknown_flags=True)
+    command.run(main, FLAGS, __doc__, passes_unknown_flags=True, url_flags=("annotations", "images", "output_dir"))

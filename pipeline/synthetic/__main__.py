@@ -45,7 +45,7 @@ def main(rest: list[str]) -> None:
     workers = FLAGS.num_workers if FLAGS.num_workers is not None else len(os.sched_getaffinity(0))
     summary = dataset.write_dataset(FLAGS.output_dir, arguments, num_workers=workers, overwrite=FLAGS.overwrite)
     command.say(f"{'found finished, rendered with the same arguments' if summary.reused else 'rendered'}: {summary}")
-    command.say(f"  images       {summary.images}{os.sep}")
+    command.say(f"  images       {summary.image_folder}{os.sep}")
     command.say(f"  annotations  {summary.annotations}")
 
 

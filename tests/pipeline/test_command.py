@@ -105,6 +105,60 @@ def test_flags_that_are_missing_or_nearly_right_are_named(
     assert ended.value.code == 1 and error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps=ten"], "--steps=ten: must be a whole number; --help explains every flag"),
+        (["--steps=1.5"], "--steps=1.5: must be a whole number; --help explains every flag"),
+        (["--steps=a: b\n"], "--steps=a: b: must be a whole number; --help explains every flag"),
+        (
+            ["--steps=" + "9" * 5000],
+            "--steps=" + "9" * 72 + "…: must be a whole number of fewer digits; --help explains every flag",
+        ),
+        (["--steps=0"], "--steps=0: 0 is not a positive integer; --help explains every flag"),
+        (["--rate=fast"], "--rate=fast: must be a number; --help explains every flag"),
+        (["--rate=nan"], "--rate=nan: must be a finite number"),
+        (["--rate=inf"], "--rate=inf: inf is not a number in the range [0, 1]; --help explains every flag"),
+        (["--rates=1", "--rates=-inf"], "--rates=-inf: must be a finite number"),
+        (["--draw=maybe"], "--draw=maybe: must be true or false; --help explains every flag"),
+        (["--nodraw=1"], "--nodraw=1: takes no value; write --nodraw, or leave it out"),
+        (
+            ["--output_dir="],
+            "--output_dir=: is empty; give a value, or leave the flag out (is a variable of the shell not set?)",
+        ),
+        (
+            ["--output_dir=gs://bucket/run"],
+            "--output_dir=gs://bucket/run: must be a path, not a URL; copy or mount what it names "
+            "(only pipeline.make_tfrecords reads and writes stores)",
+        ),
+        (["--steps"], "Missing value for flag --steps"),
+        (["--service=grpc://host:1", "--output_dir=a", "--rate=1e-9", "--nodraw", "--steps=7"], ""),
+    ],
+)
+@pytest.mark.parametrize("passes_unknown_flags", [False, True])
+def test_values_that_no_flag_can_mean_are_refused_in_one_line(
+    arguments: list[str],
+    message: str,
+    passes_unknown_flags: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("output_dir", None, "", flag_values=values)
+    flags.DEFINE_string("service", "", "", flag_values=values)
+    flags.DEFINE_float("rate", None, "", 0, 1, flag_values=values)
+    flags.DEFINE_multi_float("rates", [], "", flag_values=values)
+    flags.DEFINE_integer("steps", 3, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_bool("draw", True, "", flag_values=values)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    called = []
+    with pytest.raises(SystemExit) as ended:
+        run(called.append, values, "", passes_unknown_flags=passes_unknown_flags, url_flags=("service",))
+    error = capsys.readouterr().err
+    assert error == (f"error: {message}\n" if message else "")
+    assert ended.value.code == bool(message) and called == ([] if message else [[]])
+
+
 # Where text of several lines is printed, whose names `shown` has escaped line by line; and help.
 PRINTING = {
     "pipeline/command.py",

@@ -319,6 +319,7 @@ def test_command_says_what_it_wrote_and_that_it_is_finished(tmp_path: Path) -> N
     first, second = _command(*flags), _command(*flags)
     assert first.returncode == second.returncode == 0
     assert first.stdout.startswith("rendered: 2 images") and str(tmp_path / "annotations") in first.stdout
+    assert f"images       {tmp_path / 'val'}/\n" in first.stdout
     assert second.stdout.startswith("found finished")
 
 
