@@ -185,6 +185,9 @@ class TrainConfig:
         _at_least(1, "train", self, "steps", "global_batch_size")
         _at_least(0, "train", self, "learning_rate", "warmup_steps", "warmup_factor", "weight_decay", "clip_norm")
         _at_least(0, "train", self, "keypoint_loss_weight", "seed")
+        _at_most(2**63 - 1, "train", self, "seed")
+        _at_most(10**9, "train", self, "steps", "warmup_steps")
+        _at_most(65_536, "train", self, "global_batch_size")
         _share("train", self, "decay_at", "momentum")
 
 

@@ -44,12 +44,12 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("batch_size", 4, "With --batches: the number of images in a batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 4, "With --batches: the number of images in a batch.", lower_bound=1, upper_bound=65_536, flag_values=FLAGS)
 flags.DEFINE_integer(
     "num_canvases", None, "With --batches: the number of canvas sizes. By default 6.", lower_bound=1, flag_values=FLAGS
 )
 batch_flags.define(FLAGS)
-flags.DEFINE_integer("seed", 0, "With --batches: the seed of the training.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "With --batches: the seed of the training.", lower_bound=0, upper_bound=2**63 - 1, flag_values=FLAGS)
 flags.DEFINE_bool(
     "stats",
     False,

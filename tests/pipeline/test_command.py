@@ -151,7 +151,7 @@ def test_values_that_no_flag_can_mean_are_refused_in_one_line(
     flags.DEFINE_integer("steps", 3, "", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("draw", True, "", flag_values=values)
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    called = []
+    called: list[list[str]] = []
     with pytest.raises(SystemExit) as ended:
         run(called.append, values, "", passes_unknown_flags=passes_unknown_flags, url_flags=("service",))
     error = capsys.readouterr().err
