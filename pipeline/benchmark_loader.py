@@ -17,7 +17,7 @@ from pipeline.record_folder import open_record_folder
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "The record folder. Required.", flag_values=FLAGS)
 flags.DEFINE_string("split", "train", "The split to load.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 16, "The number of images in a batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "The number of images in a batch.", lower_bound=1, upper_bound=65_536, flag_values=FLAGS)
 flags.DEFINE_list(
     "short_edges",
     [],

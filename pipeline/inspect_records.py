@@ -44,12 +44,16 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("batch_size", 4, "With --batches: the number of images in a batch.", lower_bound=1, upper_bound=65_536, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "batch_size", 4, "With --batches: the number of images in a batch.", lower_bound=1, upper_bound=65_536, flag_values=FLAGS
+)
 flags.DEFINE_integer(
     "num_canvases", None, "With --batches: the number of canvas sizes. By default 6.", lower_bound=1, flag_values=FLAGS
 )
 batch_flags.define(FLAGS)
-flags.DEFINE_integer("seed", 0, "With --batches: the seed of the training.", lower_bound=0, upper_bound=2**63 - 1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "seed", 0, "With --batches: the seed of the training.", lower_bound=0, upper_bound=2**63 - 1, flag_values=FLAGS
+)
 flags.DEFINE_bool(
     "stats",
     False,
@@ -213,7 +217,8 @@ def _split(record_folder: RecordFolder) -> str:
 
 def _output() -> Path:
     if FLAGS.output is None:
-        raise command.UserError("--output: the file to write is missing; name it, such as --output=sheet.png")
+        example = "statistics.html" if FLAGS.stats else "sheet.png"
+        raise command.UserError(f"--output: the file to write is missing; name it, such as --output={example}")
     return Path(FLAGS.output)
 
 

@@ -72,6 +72,7 @@ def test_verification_ends_with_a_status(
     [
         ([], "--output: the file to write"),
         (["--output=a.gif"], "a.gif: a sheet is an image"),
+        (["--stats"], "--output: the file to write is missing; name it, such as --output=statistics.html"),
         (["--output=a.png", "--stats"], "a.png: statistics are a page"),
         (["--output=a.html", "--stats", "--verify"], "one of them at a time"),
         (["--output=a.png", "--split=val"], "--split=val"),
@@ -79,6 +80,8 @@ def test_verification_ends_with_a_status(
         (["--output=a.png", "--image_id=9999"], "image_id 9999"),
         (["--output=a.png", "--short_edge=100"], "short edge 100"),
         (["--output=a.png", "--count=0"], "count"),
+        (["--output=a.png", "--batches=1", "--batch_size=99999999999"], "--batch_size=99999999999: 99999999999 is not"),
+        (["--output=a.png", "--batches=1", "--seed=99999999999999999999"], "--seed=99999999999999999999: "),
         (["--output=a.png", "--hue=0.1"], "--hue: change batches; add --batches=1"),
         (["--output=a.png", "--set=data.anchors=online"], "change batches; add --batches=1"),
         (["--output=a.png", "--batches=1", "--set=data.jitter_canvas=100"], "data.jitter_canvas=100"),
