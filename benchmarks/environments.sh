@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 for name in "$@"; do
   lock="benchmarks/environments/$name.txt" folder=".venv-benchmarks/$name"
   if [ ! -f "$lock" ]; then
-    echo "environments: there is none called $name; there are torch and tf_models" >&2
+    echo "environments: $name is not known; known are torch and tf_models" >&2
     exit 1
   fi
   sum="$(sha256sum "$lock" | cut -d' ' -f1)"

@@ -37,14 +37,14 @@ A field of shape [V, …] is a ragged list of lists, and lies under two keys, as
 
 ## Places
 x runs to the right from the image's left edge, y down from its upper edge, both continuous: x · width is in pixels, 0 the
-left edge and `width` the right one. Boxes and keypoints are those of the JSON in this measure; nobody adds half a pixel.
-Boxes are clipped to the image, and a keypoint outside the image counts as not labelled. Who decodes an image must not
-turn it by its EXIF orientation: where that had to be applied, it was when the record was made.
+left edge and `width` the right one. Boxes and keypoints are those of the JSON in this measure, without half a pixel added.
+Boxes are clipped to the image, and a keypoint outside the image counts as not labelled. A reader must not turn an image
+by its EXIF orientation: a rotation that is to be applied was applied when the record was made.
 
 ## Anchors
 Precomputed for each variant, by the published matching. Positive: an IoU of `positive_iou` or more with a person's box, or no
 smaller an IoU than any other anchor has with it (ties included). Negative: less than `negative_iou` with all of them. The rest
-is ignored, and what is not listed is negative. Crowds take no part; who samples negatives leaves out anchors that lie in them.
+is ignored, and what is not listed is negative. Crowds take no part; a sampler of negatives leaves out anchors in crowds.
 
 The image is resized to `int(side · scale + 0.5)` with `scale = min(short_edge / short side, max_edge / long side)`. A flipped
 variant mirrors boxes (`x → width − x`, in pixels of the resized image), never the grid. A level of the grid has

@@ -21,7 +21,7 @@ from pipeline.coco import CocoImage, Person
 from pipeline.record_folder import INDEX_DTYPE, RecordFolder, open_record_folder
 from pipeline.skeleton import Skeleton
 
-# What `--fast` runs: the parts that need no TensorFlow, whose import alone takes seconds, and a few small ones that do.
+# What `--fast` runs: the parts that need no TensorFlow, whose import alone takes seconds, and small ones that need it.
 FAST = (
     "model/test_config.py",
     "pipeline/inspection/test_sheet.py",
@@ -53,7 +53,7 @@ MakeRecordFolder = Callable[..., RecordFolder]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--fast", action="store_true", help="Runs only the tests that need no TensorFlow (FAST in tests/conftest.py)."
+        "--fast", action="store_true", help="Runs FAST of tests/conftest.py: what needs no TensorFlow, and a few small tests."
     )
 
 
