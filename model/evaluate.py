@@ -89,4 +89,4 @@ def main(_rest: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, FLAGS, __doc__)
+    command.run(main, FLAGS, __doc__, url_flags=("annotations",))

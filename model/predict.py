@@ -21,6 +21,7 @@ from absl import flags
 from pipeline import command
 
 SCORE_THRESHOLD = 0.5  # what suits drawings
+LARGEST_EDGE = 8192  # pixels; the most that a conversion prepares
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "Model directory, SavedModel or .tflite file. Required.", flag_values=FLAGS)
@@ -58,6 +59,7 @@ flags.DEFINE_integer(
     None,
     "Pixels of the shorter side after resizing; for model directories only. By default the model's.",
     1,
+    LARGEST_EDGE,
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -65,6 +67,7 @@ flags.DEFINE_integer(
     None,
     "Most pixels of the longer side after resizing; for model directories only. By default the model's.",
     1,
+    LARGEST_EDGE,
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(

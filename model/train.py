@@ -231,4 +231,4 @@ def _remarks(begun_with: Config, config: Config, has_checkpoint: bool) -> tuple[
 
 
 if __name__ == "__main__":
-    command.run(main, FLAGS, __doc__, url_flags=("data_service",))
+    command.run(main, FLAGS, __doc__, url_flags=("data_service", "eval_annotations"))

@@ -54,6 +54,7 @@ PYTHON_ON_VALUES = {
     "could not convert string to float": "a number",
     "'Non-boolean argument": "true or false",
 }
+TOO_LARGE = "the memory is too small{}; ask for less at once, such as smaller batches or images"
 LONGEST_VALUE = 80  # characters of a value that an error repeats
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -105,7 +106,7 @@ def run(
         _fail(_illegal_value(message) if isinstance(error, flags.IllegalFlagValueError) else message)
     except MemoryError as error:
         reason = f" ({reason_of(error)})" if str(error) else ""
-        _fail(f"this machine's memory is too small{reason}; ask for less at once, such as smaller batches or images")
+        _fail(TOO_LARGE.format(reason))
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C; the same command goes on from what is finished", status=130)
     except BrokenPipeError:
@@ -115,6 +116,11 @@ def run(
         if error.filename is None and error.strerror is None:
             raise
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}; put it right, or name another place")
+    except Exception as error:
+        if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's, which is not imported here
+            raise
+        tensor = re.search(r"OOM when allocating tensor with shape\[[\d,]*\]", str(error))
+        _fail(TOO_LARGE.format(f" ({tensor.group()})" if tensor else ""))
     sys.exit(0)
 
 
@@ -253,10 +259,7 @@ def _check_values(flag_values: flags.FlagValues, url_flags: Collection[str]) -> 
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name}={value}: must be a finite number")
             if isinstance(value, str) and name not in url_flags and URL.match(value):
-                raise UserError(
-                    f"--{name}={value}: must be a path, not a URL; copy or mount what it names "
-                    "(only pipeline.make_tfrecords reads and writes stores)"
-                )
+                raise UserError(f"--{name}={value}: must be a path, not a URL; copy or mount what it names")
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -122,7 +122,8 @@ class _EntryReader:
                 file_name = entry.get("file_name")
                 is_known = image_id in self._known
             except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-                raise UserError(f"{self._where}: entry {place} is broken ({error!r}); see COCO's results format") from None
+                reason = _reason(entry, error)
+                raise UserError(f"{self._where}: entry {place} is broken ({reason}); see COCO's results format") from None
             if self._names is not None and isinstance(file_name, str) and file_name:
                 named = self._id_of(self._names, file_name, image_id, place)
                 self.renumbered += named != image_id
@@ -222,3 +223,10 @@ class CocoFigures:
         evaluation.accumulate()
         evaluation.summary_lines()  # computes them; `summarize` would print as well
         return dict(zip(FIGURES[self._kind], (float(value) for value in evaluation.stats), strict=True))
+
+
+def _reason(entry: Any, error: Exception) -> str:
+    """Why an entry of results cannot be read, for people."""
+    if not isinstance(entry, dict):
+        return f"{entry!r:.40} is no JSON object"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

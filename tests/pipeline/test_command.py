@@ -128,8 +128,7 @@ def test_flags_that_are_missing_or_nearly_right_are_named(
         ),
         (
             ["--output_dir=gs://bucket/run"],
-            "--output_dir=gs://bucket/run: must be a path, not a URL; copy or mount what it names "
-            "(only pipeline.make_tfrecords reads and writes stores)",
+            "--output_dir=gs://bucket/run: must be a path, not a URL; copy or mount what it names",
         ),
         (["--steps"], "Missing value for flag --steps"),
         (["--service=grpc://host:1", "--output_dir=a", "--rate=1e-9", "--nodraw", "--steps=7"], ""),
@@ -157,6 +156,38 @@ def test_values_that_no_flag_can_mean_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert error == (f"error: {message}\n" if message else "")
     assert ended.value.code == bool(message) and called == ([] if message else [[]])
+
+
+class ResourceExhaustedError(Exception):
+    """Named as TensorFlow's."""
+
+
+OUT_OF_MEMORY = (
+    "Graph execution error:\n\nOOM when allocating tensor with shape[7,7] and type float on device:CPU:0 by allocator cpu\n"
+    "\t [[{{node Pad}}]]\nHint: If you want to see a list of allocated tensors when OOM happens, add … [Op:__inference_7]"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), ""),
+        (MemoryError("Unable to allocate 745. GiB"), " (Unable to allocate 745. GiB)"),
+        (ResourceExhaustedError(OUT_OF_MEMORY), " (OOM when allocating tensor with shape[7,7])"),
+    ],
+)
+def test_memory_that_is_too_small_is_one_line(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as ended:
+        run(main, flags.FlagValues(), "")
+    assert ended.value.code == 1
+    told = f"error: the memory is too small{reason}; ask for less at once, such as smaller batches or images\n"
+    assert capsys.readouterr().err == told
 
 
 # Where text of several lines is printed, whose names `shown` has escaped line by line; and help.

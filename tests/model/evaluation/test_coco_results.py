@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.evaluation.coco_results import read_results
+from model.evaluation.coco_results import _EntryReader, read_results
 from pipeline.command import UserError
 from pipeline.files import iterate_list
 
@@ -72,3 +72,18 @@ def test_what_is_no_list_is_told(tmp_path: Path, text: str, message: str) -> Non
         list(iterate_list(tmp_path / "nothing"))
     with pytest.raises(UserError, match="is a folder"):
         list(iterate_list(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (5, "entry 0 is broken (5 is no JSON object); see COCO's results format"),
+        ([], "entry 0 is broken ([] is no JSON object); see COCO's results format"),
+        ({"image_id": 1, "category_id": 1, "score": 0.5}, "entry 0 is broken ('bbox' is missing); see COCO's results format"),
+    ],
+)
+def test_a_broken_entry_is_told_without_python_s_words(entry: object, message: str) -> None:
+    results = _EntryReader("r.json", frozenset([1]), 1, 17, None)
+    with pytest.raises(UserError) as refused:
+        list(results.rows([entry]))
+    assert str(refused.value) == f"r.json: {message}"

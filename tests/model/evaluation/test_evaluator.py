@@ -149,7 +149,7 @@ def test_images_that_do_not_count(annotations: Path) -> None:
     [
         ({"image_id": 99}, "entry 0 is of image 99"),
         ({"keypoints": [1, 2, 3]}, "3 numbers in keypoints"),
-        ({"bbox": "wide"}, "entry 0 is broken"),
+        ({"bbox": "wide"}, "entry 0 is broken .could not convert string to float: 'w'"),
         ({"score": None}, "entry 0 is broken"),
         ({"score": float("nan")}, "entry 0 is broken .*infinite or none"),
         ({"bbox": [1, 2, float("inf"), 4]}, "entry 0 is broken .*infinite or none"),
