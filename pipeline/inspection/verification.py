@@ -123,8 +123,9 @@ def _metadata(record_folder: RecordFolder, split: str) -> Iterator[Fault]:
     except OSError as error:
         yield Fault(errors, None, f"cannot be read ({reason_of(error)})")
         return
-    if lines != info["summary"]["images_skipped"]:
-        yield Fault(errors, None, f"{lines} lines, {METADATA_FILE} counts {info['summary']['images_skipped']}")
+    skipped = info["summary"].get("images_skipped")
+    if lines != skipped:
+        yield Fault(errors, None, f"{lines} lines, {METADATA_FILE} counts {skipped}")
 
 
 def _shard(path: Path, shard: dict[str, Any]) -> Iterator[Fault]:
@@ -183,9 +184,11 @@ def _totals(record_folder: RecordFolder, split: str, index: NDArray[np.void], to
     if twice:
         yield Fault(record_folder.path / record_folder.splits[split]["index"], None, f"{twice} images are listed twice")
     for key, value in totals.items():
-        if summary[key] != value:
+        if summary.get(key) != value:
             yield Fault(
-                record_folder.path / METADATA_FILE, None, f"{key} {summary[key]} in split {split!r}, its records have {value}"
+                record_folder.path / METADATA_FILE,
+                None,
+                f"{key} {summary.get(key)} in split {split!r}, its records have {value}",
             )
 
 

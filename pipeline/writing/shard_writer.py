@@ -304,7 +304,7 @@ def finished_shards(settings: ShardSettings, numbers: list[int] | range) -> dict
                 facts: dict[str, Any] = json.loads(storage.read(settings.facts_path(number), storage.MAX_NOTE_BYTES))
                 sound = _is_sound(facts, settings.shard_file(number), shards[settings.shard_file(number)])
                 sound = sound and all(image["turned"] == settings.rules.turn_ambiguous for image in facts["ambiguous"])
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue  # damaged since: the shard is written again
             if sound and not (facts["errors"] and settings.on_error == "fail"):
                 finished[number] = facts

@@ -134,6 +134,8 @@ def rename_a_feature(folder: Path) -> None:
         (change_metadata(lambda split: split["shards"][1].pop("sha256")), [(METADATA_FILE, "lacks sha256")]),
         (change_metadata(lambda split: split.pop("shards")), [(METADATA_FILE, "lacks shards")]),
         (change_metadata(lambda split: split["summary"].update(persons=1)), [(METADATA_FILE, "persons 1 ")]),
+        (change_metadata(lambda split: split["summary"].pop("persons")), [(METADATA_FILE, "persons None ")]),
+        (change_metadata(lambda split: split["summary"].pop("images_skipped")), [("errors-train.jsonl", "counts None")]),
         (change_metadata(lambda split: split["summary"].update(images_skipped=1)), [("errors-train.jsonl", "counts 1")]),
         (lambda folder: (folder / "dataset_info.json").write_text("{"), [("dataset_info.json",)]),
         (lambda folder: (folder / "features.json").unlink(), [("dataset_info.json", "features.json")]),

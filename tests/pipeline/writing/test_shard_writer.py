@@ -136,6 +136,7 @@ def test_nothing_in_the_work_folder_is_unpickled_and_damage_stops_the_run_in_one
         {"index": [[1, 2]]},
         {"index": [[-1] * 8] * 20},
         {"index": [["a"] * 8] * 20},
+        {"index": [[10**30] * 8] * 20},
         {"sha256": "0"},
         {"errors": {"a": 1}},
         {"errors": [1]},
