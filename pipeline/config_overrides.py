@@ -43,7 +43,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             raise UserError(f"--set {assignment}: {section} has no {field!r}{_near(field, fields)}; it has {', '.join(fields)}")
         try:
             value = _typed(_parsed(text, hints[field]), hints[field])
-        except (ValueError, TypeError, RecursionError):
+        except (OverflowError, ValueError, TypeError, RecursionError):
             raise UserError(
                 f"--set {assignment}: {section}.{field} is {_as_typed_text(getattr(part, field))}; give a value of that type"
             ) from None
@@ -89,7 +89,7 @@ def _from_json(kind: type[Any], value: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}: unknown fields {sorted(unknown)}: written by a later version?")
     try:
         return kind(**{name: _typed(item, hints[name], f"{where}.{name}") for name, item in value.items()})
-    except (ValueError, TypeError) as error:
+    except (OverflowError, ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from None
 
 

@@ -117,3 +117,12 @@ def test_a_wrong_value_is_one_line(assignment, words):
     with pytest.raises(UserError, match=words) as error:
         override(TINY, [assignment])
     assert "\n" not in str(error.value)
+
+
+def test_a_number_beyond_any_float_is_one_line() -> None:
+    value = to_json(TINY)
+    value["rpn"]["nms_threshold"] = 10**400
+    with pytest.raises(UserError, match=r"config\.rpn: int too large to convert to float"):
+        from_json(value)
+    with pytest.raises(UserError, match=r"rpn\.nms_threshold is 0\.7"):
+        override(TINY, [f"rpn.nms_threshold={10**400}"])
