@@ -222,7 +222,7 @@ def test_a_damaged_record_is_named_or_skipped(
     train(config, damaged, "train", run, make_strategy("one_device"))
     output = capsys.readouterr().out
     assert all(output.count(f"train: skipped {place}") == 1 for place in places)
-    assert "train: 2 images could not be read; they were skipped 3 times" in output
+    assert "train: 2 images could not be read, and skipped 3 times" in output
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["unreadable"] == 1] == [4, 8]  # a line tells of the step before its own
 
