@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[3]
 # which shard has which.
 PLAN_ONLY = """
 import sys
-from pipeline import conversion
 from pipeline.command import UserError
+from pipeline.writing import conversion
 
 conversion.run_job = lambda settings, numbers, options: None
 try:

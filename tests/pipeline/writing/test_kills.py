@@ -44,10 +44,13 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(forty_images: Pa
     content = json.loads((forty_images / "a.json").read_text())
     files = [image["file_name"] for image in content["images"]]
     person = content["annotations"][0]
-    content["images"] = [{"id": i, "file_name": files[i % len(files)], "height": 48, "width": 64} for i in range(IMAGES)]
+    content["images"] = [{"id": i, "file_name": f"{i}.jpg", "height": 48, "width": 64} for i in range(IMAGES)]
     content["annotations"] = [person | {"id": i, "image_id": i} for i in range(IMAGES)]
-    annotations, images, output = tmp_path / "a.json", forty_images / "images", tmp_path / "out"
+    annotations, images, output = tmp_path / "a.json", tmp_path / "images", tmp_path / "out"
     annotations.write_text(json.dumps(content))
+    images.mkdir()
+    for i in range(IMAGES):
+        (images / f"{i}.jpg").symlink_to(forty_images / "images" / files[i % len(files)])
     convert(annotations, images, tmp_path / "whole", "train", CONFIG)
     whole = content_of(tmp_path / "whole")
 
