@@ -178,6 +178,10 @@ def _check_flags() -> None:
         raise UserError(f"--seed={FLAGS.seed}: must be from 0 to 2^63 - 1")
     if FLAGS.eval_every < 0:
         raise UserError(f"--eval_every={FLAGS.eval_every}: must be 0 or more")
+    if FLAGS.eval_every and not FLAGS.eval_split:
+        raise UserError(
+            f"--eval_every={FLAGS.eval_every}: needs --eval_split and --eval_annotations; give both, or leave it out"
+        )
     if FLAGS.init and not Path(FLAGS.init).exists():
         raise UserError(f"--init={FLAGS.init}: does not exist; give a ResNet's file or a model directory")
 

@@ -92,6 +92,8 @@ def all_reduce(strategy: tf.distribute.Strategy) -> Finding:
 def disk(folder: Path) -> Finding:
     """The free room on the disk of the model directory, which may not exist yet."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return Finding(f"{existing} is a file; name a folder with --model_dir", well=False)
     free = shutil.disk_usage(existing).free
     enough = free >= LEAST_FREE_BYTES
     line = f"{free / 1e9:.0f} GB free at {existing}"

@@ -41,6 +41,9 @@ def test_a_driver_without_cuda_names_what_to_install(monkeypatch: pytest.MonkeyP
 
 def test_a_disk_that_is_nearly_full_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tmp_path) in diagnosis.disk(tmp_path / "run" / "not yet").line
+    (tmp_path / "file").touch()
+    of_file = diagnosis.disk(tmp_path / "file" / "run")
+    assert not of_file.well and of_file.line == f"{tmp_path / 'file'} is a file; name a folder with --model_dir"
     monkeypatch.setattr(diagnosis, "LEAST_FREE_BYTES", 1 << 60)
     assert not diagnosis.disk(tmp_path).well
 

@@ -224,7 +224,8 @@ def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
         (["--seed=-1"], "--seed=-1: must be from 0 to"),
         (["--seed=99999999999999999999"], "--seed=99999999999999999999: must be from 0 to"),
         (["--eval_every=-1"], "--eval_every=-1: must be 0 or more"),
-        (["--learning_rate=nan"], "--learning_rate=nan: must be above 0"),
+        (["--eval_every=5"], "--eval_every=5: needs --eval_split and --eval_annotations; give both, or leave it out"),
+        (["--learning_rate=nan"], "--learning_rate=nan: must be a finite number"),
     ],
 )
 def test_wrong_flags_are_answered_before_tensorflow_is_imported(arguments: list[str], message: str, tmp_path: Path) -> None:
