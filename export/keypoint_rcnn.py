@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("model.predict", "finds people in images"),
     "import": ("model.import_weights", "makes a model of published weights"),
     "doctor": ("model.doctor", "says what this machine can do for training"),
+    "compare": ("export.compare_exports", "compares exports with their model"),
     "export": ("export.export_model", "writes SavedModel, TFLite and ONNX files"),
 }
 

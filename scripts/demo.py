@@ -129,7 +129,7 @@ def stages(files: DemoFiles) -> list[Stage]:
             title="Compare the exports with the model, each in a process of its own",
             commands=[
                 (
-                    "-m", "scripts.compare_exports", f"--model={files.model}", f"--saved_model={files.saved_model}",
+                    "-m", "export.compare_exports", f"--model={files.model}", f"--saved_model={files.saved_model}",
                     f"--tflite={files.tflite}", f"--images={files.images('val')}", f"--output_file={files.comparison}",
                 )
             ],

@@ -44,7 +44,7 @@ FLAGS = {
     "export.export_model": ("model", "output_dir", "name", "version", "formats", "tflite_height", "tflite_width"),
     "scripts.demo": ("output_dir", "num_train", "num_val", "steps"),
     "scripts.real_photographs": ("output_dir", "steps"),
-    "scripts.compare_exports": ("model", "saved_model", "tflite", "images"),
+    "export.compare_exports": ("model", "saved_model", "tflite", "images"),
 }  # fmt: skip
 # A tiny model that takes a few seconds to trace.
 SHRUNKEN = (

@@ -1,6 +1,6 @@
 r"""Compares the answers of a model's exports with those of the model.
 
-  python scripts/compare_exports.py --model=MODEL_DIR --saved_model=OUT/keypoint_rcnn --tflite=OUT/keypoint_rcnn.tflite \
+  python -m export.compare_exports --model=MODEL_DIR --saved_model=OUT/keypoint_rcnn --tflite=OUT/keypoint_rcnn.tflite \
     --images=FOLDER
 
 The same letterboxed pixels go through the trained model, through the SavedModel in a process that imports TensorFlow and NumPy
@@ -10,13 +10,12 @@ the same for each of its artifacts; this command is for files that came from els
 is compared.
 """
 
-import sys
+from __future__ import annotations
+
 import tempfile
 from pathlib import Path
 
 from absl import flags
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline import command
 
@@ -52,7 +51,7 @@ def main(_rest: list[str]) -> None:
     files = image_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
     pixels = [np.asarray(letterbox_file(path, height, width)) for path in files]
 
-    print(f"{len(files)} images of {width}×{height} (width × height); of the model's detections at every score")
+    command.say(f"{len(files)} images of {width}×{height} (width × height); of the model's detections at every score")
     shares: dict[str, float] = {}
     counts: dict[str, dict[str, int]] = {}
     module = ServingModule(load_model(FLAGS.model))
@@ -62,14 +61,16 @@ def main(_rest: list[str]) -> None:
             answers = ask(runtime, path, pixels, Path(folder))  # type: ignore[arg-type]
             found = sum(map(agreement, own, answers), Agreement(0, 0))
             if not found.total:
-                print(f"  the model finds nobody in {FLAGS.images}: nothing is compared; train longer, or name other images")
+                command.say(
+                    f"  the model finds nobody in {FLAGS.images}: nothing is compared; train longer, or name other images"
+                )
                 break
-            print(f"  {title:<10} {found.matched} of {found.total} have a counterpart: {100 * found.share:.2f} %")
+            command.say(f"  {title:<10} {found.matched} of {found.total} have a counterpart: {100 * found.share:.2f} %")
             shares[title], counts[title] = found.share, {"matched": found.matched, "total": found.total}
     if FLAGS.output_file:
         size = {"images": len(files), "height": height, "width": width, "min_score": 0.0}
         write_json(Path(FLAGS.output_file), {**size, "exports": counts})
-        print(f"written: {FLAGS.output_file}")
+        command.say(f"written: {FLAGS.output_file}")
     if shares and min(shares.values()) < LEAST_SHARE:
         raise command.UserError(
             f"{100 * min(shares.values()):.2f} % of the detections agree: must be {100 * LEAST_SHARE:.0f} % or more"
