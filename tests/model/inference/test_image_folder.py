@@ -207,7 +207,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     asked = [-100]
     summary = predict_files(predictor, image_files(folder), out)
     assert (summary.reused, sum(asked)) == (30, 9 - 100) and not unfinished.exists()
-    assert "30 images were done by an earlier run" in summary_text(summary) and "03.png" in summary.unreadable[0]
+    assert "30 images done by an earlier run" in summary_text(summary) and "03.png" in summary.unreadable[0]
     entries = json.loads((out / "predictions.json").read_text())
     assert [entry["image_id"] for entry in entries] == [i for i in range(40) if i != 3]
     assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
