@@ -63,7 +63,7 @@ def test_verification_ends_with_a_status(
     shard.write_bytes(bytes(shard.stat().st_size))
     assert inspect(folder, "--verify", "--split=train") == 1
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and "faults in 1 files" in printed.err
+    assert printed.err.count("\n") == 1 and " in 1 file;" in printed.err
     assert f"{shard}, record at byte 0: image " in printed.out and "corrupted record" in printed.out
 
 
