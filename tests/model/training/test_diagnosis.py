@@ -48,8 +48,8 @@ def test_a_disk_that_is_nearly_full_is_a_fault(tmp_path: Path, monkeypatch: pyte
     assert not diagnosis.disk(tmp_path).well
 
 
-def test_two_replicas_reduce() -> None:
-    finding = diagnosis.all_reduce(make_strategy("mirrored"))
+def test_two_replicas_reduce(two_replicas: tf.distribute.Strategy) -> None:
+    finding = diagnosis.all_reduce(two_replicas)
     assert finding.well and finding.line.startswith("2 replicas: an all-reduce of 64 MiB takes ")
     assert "nothing to reduce" in diagnosis.all_reduce(make_strategy("one_device")).line
 
