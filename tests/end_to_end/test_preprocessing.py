@@ -19,6 +19,7 @@ from pipeline import image
 from pipeline.data_config import DataConfig, ResizeRule, resized_size
 from pipeline.loading.batches import training_batches
 from pipeline.record_folder import RecordFolder
+from pipeline.skeleton import Skeleton
 
 RULES = typing.get_args(ResizeRule)
 SHORT_EDGE, MAX_EDGE = 128, 1333
@@ -33,8 +34,9 @@ class EchoesPixels:
             TINY,
             data=dataclasses.replace(TINY.data, resize=rule),
             backbone=dataclasses.replace(TINY.backbone, norm="frozen_batch"),
-            inference=dataclasses.replace(TINY.inference, short_edge=SHORT_EDGE, max_edge=MAX_EDGE),
+            inference=dataclasses.replace(TINY.inference, short_edge=SHORT_EDGE, max_edge=MAX_EDGE, max_detections=1),
         )
+        self.skeleton = Skeleton("person", ("nose",), limbs=(), flip=(0,), sigmas=(0.05,))
 
     def variables_by_path(self) -> dict[str, tf.Variable]:
         return {}
