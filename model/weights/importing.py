@@ -87,7 +87,10 @@ def imported(
     try:
         by_path, source_names, left_over = names.renamed(tensors, family)
         _check_whole(by_path, tensors, family)
-        config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
+        try:
+            config = _config(source, by_path, _epsilon(weights, found, norm_epsilon, report))
+        except UserError as error:  # a size that no network has
+            raise RefusedError(str(error)) from None
         config = config_overrides.override(config, assignments)
         _check_beside_weights(tensors, config)
         skeleton = skeleton_for(layout.num_keypoints(by_path), skeleton_file, report)
