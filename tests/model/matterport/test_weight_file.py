@@ -107,7 +107,9 @@ def test_scopes_that_keras_numbered_anew(tmp_path: Path, small_file: Path) -> No
     with h5py.File(small_file, "a") as file:
         file["rpn_model"].move("rpn_conv_shared", "rpn_conv_shared_1")
         file["conv1"].move("conv1", "conv1_3")
-    imported(small_file, report=quiet)
+    lines: list[str] = []
+    imported(small_file, report=lines.append)
+    assert any("nothing left over" in line for line in lines), lines
 
 
 def rename(old: str, new: str) -> Callable[[h5py.File], None]:
@@ -190,7 +192,9 @@ def test_what_is_refused(small_file: Path, change: Callable[[h5py.File], None], 
 def test_a_group_that_contains_itself_is_entered_once(small_file: Path) -> None:
     with h5py.File(small_file, "a") as file:
         loop(file)
-    imported(small_file, report=quiet)
+    lines: list[str] = []
+    imported(small_file, report=lines.append)
+    assert any("nothing left over" in line for line in lines), lines
 
 
 def test_two_tensors_of_one_meaning(small_file: Path) -> None:
