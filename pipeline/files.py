@@ -128,7 +128,12 @@ def _locked(folder: Path, what: str) -> int:
     """The descriptor of a locked `.lock`, in which its holder stands."""
     path = folder / ".lock"
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if folder.is_dir() or not os.path.lexists(folder):  # another process has removed it, or made it anew, meanwhile
+                continue
+            raise
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:  # another process has just removed the folder that it had made

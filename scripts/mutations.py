@@ -11,7 +11,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -80,7 +79,8 @@ def _try(inputs: Path, number: int) -> str:
     file = rng.choice(sorted(path for path in inputs.glob(target.files) if path.is_file()))
     sound = file.read_bytes()
     damaged = target.damage(sound, rng)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _forget_peak()
+    before = _peak()
     try:
         file.write_bytes(damaged)
         target.read(inputs, file)
@@ -96,8 +96,20 @@ def _try(inputs: Path, number: int) -> str:
         return _told(file, inputs)
     finally:
         file.write_bytes(sound)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = _peak() - before
     return f"{file.relative_to(inputs)}: took {grown / 1e9:.1f} GB" if grown > BYTES_PER_INPUT else ""
+
+
+def _peak() -> int:
+    """The most bytes of memory that this process has held; `ru_maxrss` would count what its parent held before it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])
+
+
+def _forget_peak() -> None:
+    """Sets the process's peak of memory back to what it holds now, so that an earlier input's peak hides no later one's."""
+    with contextlib.suppress(OSError):  # some containers keep the file from being written: the first peak counts there
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _told(file: Path, inputs: Path) -> str:

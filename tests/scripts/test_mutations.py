@@ -70,10 +70,6 @@ def misses_a_file() -> None:
     Path("/absent/a").read_bytes()
 
 
-def takes_memory() -> None:
-    np.ones(1_700_000_000, np.uint8)
-
-
 @pytest.mark.parametrize(
     ("read", "told"),
     [
@@ -82,7 +78,6 @@ def takes_memory() -> None:
         (misses_a_file, ""),
         (says_too_much, "a message of 30000 characters"),
         (breaks, "JSONDecodeError"),
-        (takes_memory, "took 1."),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -95,6 +90,25 @@ def test_what_is_no_line_is_told(
     answer = mutations._try(tmp_path, 0)
     assert told in answer and bool(answer) == bool(told)
     assert (tmp_path / "a.json").read_text() == '{"a": 1}'
+
+
+@pytest.mark.parametrize("earlier_bytes", [0, 2_500_000_000])
+def test_memory_is_told_whatever_an_earlier_input_took(earlier_bytes: int, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    code = f"""
+import pathlib, sys
+import numpy as np
+from scripts import mutation_targets, mutations
+mutation_targets.TARGETS = {{
+    "a kind": mutation_targets.Target(1, "a.json", mutation_targets.json_values, lambda *_: np.ones(1_700_000_000, np.uint8))
+}}
+mutations.FLAGS(["mutations", "--seed=3"])
+np.ones({earlier_bytes}, np.uint8)
+print(mutations._try(pathlib.Path(sys.argv[1]), 0))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    told = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert told.stdout.startswith("a.json: took 1."), told.stdout + told.stderr
 
 
 @pytest.mark.slow
