@@ -15,10 +15,23 @@ from typing import Any
 import tensorflow as tf
 
 from export import client_notes, model_card, onnx_model, report_page, saved_model, tflite
-from export.examination import Ap, Bars, Examined, ap_of, examine, measure_ap, open_split, questions, time_them
+from export.examination import (
+    Ap,
+    Bars,
+    Examined,
+    Questions,
+    Split,
+    ap_of,
+    examine,
+    measure_ap,
+    open_split,
+    questions,
+    time_them,
+)
 from export.formats import ALL, FORMATS, Artifact, chosen, sha256_of
 from export.tflite import Pixels
 from export.tflite_quantized import MissingError, quantize
+from model.config import AnyConfig
 from model.inference.image_folder import image_files
 from model.inference.image_input import letterbox, letterbox_file
 from model.inference.predictor import model_predictor
@@ -99,18 +112,13 @@ def export_model(
       ConversionError: an artifact that is not the model, or below its bar.
     """
     output_dir, bars, wanted = Path(output_dir), bars or Bars(), chosen(formats)
-    if not name or name != Path(name).name or name.startswith("."):
-        raise UserError(f"--name={name}: must be the plain name of a folder")
-    if (eval_data_dir is None) != (eval_annotations is None):
-        raise UserError("--eval_data_dir and --eval_annotations: give both for AP, or neither")
+    _check_arguments(name, eval_data_dir, eval_annotations)
     in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
     if in_versions:
         saved_model.choose_version(output_dir / name, version)  # before the work
     source = _open_source(model_dir)
     model = source.module.model
-    height, width = tflite.default_size(model.config)
-    height, width = (asked if asked is not None else own for asked, own in ((tflite_height, height), (tflite_width, width)))
-    tflite.check_size(height, width)
+    height, width = _tflite_size(model.config, tflite_height, tflite_width)
     images = _images(check_images, "--check_images", height, width, CHECK_IMAGES) or list(tflite.random_images(height, width))
     ranges = _images(calibration, "--calibration", height, width, CALIBRATION_IMAGES) or images
     split = None
@@ -126,26 +134,61 @@ def export_model(
         number = saved_model.choose_version(output_dir / name, version) if in_versions else 0
         asked = questions(source.module, images)
         making = _Making(source, output_dir, name, number, height, width, tflite_static_shapes, ranges, temporary, report)
-        found: list[Examined] = []
-        for artifact in making.artifacts(wanted):
-            found.append(examine(artifact, asked, bars, model.skeleton, temporary))
-            report(_checked(found[-1]))
-        missing = making.missing
-        if not found:
-            reasons = "; ".join(f"{FORMATS[kind].title} {reason}" for kind, reason in missing.items())
-            raise UserError(f"--formats={','.join(formats)}: nothing can be made here: {reasons}")
+        found = _examined(making, formats, asked, bars)
         time_them(found, images[0])
-        own: Ap | None = None
-        if split is not None:
-            report(f"AP on {split.name}: {len(found) + 1} models, one after the other")
-            own = ap_of(model_predictor(model), split)
-            measure_ap(found, own, split, bars, model.config, model.skeleton)
-        pages = report_page.pages(found, missing, asked, own, split.name if split else None, model, source.weights, name)
-        card = model_card.card(found, own, split.name if split else None, model, source.weights, name)
+        own = _measured_ap(found, split, bars, source.module, report)
+        split_name = split.name if split is not None else None
+        pages = report_page.pages(found, making.missing, asked, own, split_name, model, source.weights, name)
+        card = model_card.card(found, own, split_name, model, source.weights, name)
         written = _give_names(found, output_dir, pages, card)  # from here on only names are given
-    for kind in (kind for kind in wanted if kind in missing and ALL not in formats):
-        raise UserError(f"--formats={kind}: cannot be made here: {missing[kind]}; the others are written")
+    _check_all_made(formats, making.missing)
     return written
+
+
+def _check_arguments(name: str, eval_data_dir: str | Path | None, eval_annotations: str | Path | None) -> None:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UserError(f"--name={name}: must be the plain name of a folder")
+    if (eval_data_dir is None) != (eval_annotations is None):
+        raise UserError("--eval_data_dir and --eval_annotations: give both for AP, or neither")
+
+
+def _tflite_size(config: AnyConfig, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width of the TFLite files in pixels: what was asked for, else the model's own."""
+    own_height, own_width = tflite.default_size(config)
+    height, width = own_height if height is None else height, own_width if width is None else width
+    tflite.check_size(height, width)
+    return height, width
+
+
+def _examined(making: _Making, formats: Sequence[str], asked: Questions, bars: Bars) -> list[Examined]:
+    """Makes each format and compares it with the model. Raises: UserError, if no format can be made here."""
+    found: list[Examined] = []
+    for artifact in making.artifacts(chosen(formats)):
+        found.append(examine(artifact, asked, bars, making.source.module.model.skeleton, making.temporary))
+        making.report(_checked(found[-1]))
+    if not found:
+        reasons = "; ".join(f"{FORMATS[kind].title} {reason}" for kind, reason in making.missing.items())
+        raise UserError(f"--formats={','.join(formats)}: nothing can be made here: {reasons}")
+    return found
+
+
+def _measured_ap(
+    found: Sequence[Examined], split: Split | None, bars: Bars, module: ServingModule, report: Report
+) -> Ap | None:
+    """Measures the AP of the model, which is returned, and of each artifact; none without a split."""
+    if split is None:
+        return None
+    report(f"AP on {split.name}: {len(found) + 1} models, one after the other")
+    own = ap_of(model_predictor(module.model), split)
+    measure_ap(found, own, split, bars, module.model.config, module.model.skeleton)
+    return own
+
+
+def _check_all_made(formats: Sequence[str], missing: Mapping[str, str]) -> None:
+    """Raises: UserError, if a format is missing that was asked for by its name and not by "all"."""
+    for kind in chosen(formats):
+        if kind in missing and ALL not in formats:
+            raise UserError(f"--formats={kind}: cannot be made here: {missing[kind]}; the others are written")
 
 
 def _open_source(model_dir: str | Path) -> Source:
