@@ -214,8 +214,9 @@ def test_malformed_orientations_are_read_as_the_pipeline_reads_them(form: str) -
 
 
 MEMORY = """
-import resource, sys
+import sys
 import tensorflow as tf
+from tests.memory import peak_kib
 module = tf.saved_model.load(sys.argv[1])
 def ask(*files):
     images = tf.constant([open(file, "rb").read() for file in files])
@@ -224,9 +225,9 @@ def ask(*files):
     except tf.errors.InvalidArgumentError as error:
         return str(error)
 ask(sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 said = ask(*sys.argv[3:])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, said)
+print((peak_kib() - before) // 1024, said)
 """
 
 

@@ -29,7 +29,8 @@ import json, resource, sys, time
 from model.weights.pickle_reader import RefusedError
 from model.weights.weight_files import read_weights
 from pipeline.command import UserError
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from tests.memory import peak_kib
+before = peak_kib()
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), -1))
 message = None
 try:
@@ -37,7 +38,7 @@ try:
     message = f"{len(arrays)} arrays, {len({id(a) for a in arrays.values()})} different"
 except UserError as error:
     message = str(error)
-peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+peak = max(peak_kib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 print(json.dumps([message, 1024 * (peak - before), time.process_time()]))
 """
 

@@ -370,16 +370,17 @@ def test_oracles_features_and_proposal_head(oracle: tuple[Path, KeypointRCNN]) -
 
 
 IMPORT = """
-import resource, sys
+import sys
 import tensorflow as tf
 from model.weights.importing import imported
 from pipeline.command import UserError
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from tests.memory import peak_kib
+before = peak_kib()
 try:
     imported(sys.argv[1], sys.argv[2], report=lambda line: None)
 except UserError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_kib() - before)
 """
 
 
