@@ -17,12 +17,15 @@ from export.asking import Pixels, ask
 from export.compare import Answer, Comparison, ConversionError, compare
 from export.formats import Artifact
 from model.config import AnyConfig
+from model.evaluation.consistency import check_images
 from model.evaluation.evaluator import evaluate
-from model.evaluation.ground_truth import GroundTruth, read_ground_truth
+from model.evaluation.ground_truth import GroundTruth, ground_truth_of
 from model.inference.predictor import Predictor, open_model
 from model.inference.serving import ServingModule, own_pixels
 from pipeline import data_config, image
+from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder, open_record_folder
+from pipeline.sides import plain_names
 from pipeline.skeleton import Skeleton
 
 ROUNDS = 7  # of timing, in each of which every artifact runs once; the median counts
@@ -50,6 +53,23 @@ class Ap:
 
     keypoints: float
     boxes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What the figures of an export were measured on.
+
+    Attributes:
+      images: where those of the comparison come from.
+      ranges: where those come from that gave int8 its ranges; None if nothing has ranges.
+      split: name of the split of `model_ap`, and the number of its images; None if AP was not measured.
+      model_ap: the model's own AP.
+    """
+
+    images: str
+    ranges: str | None = None
+    split: tuple[str, int] | None = None
+    model_ap: Ap | None = None
 
 
 @dataclasses.dataclass
@@ -157,30 +177,57 @@ class Split:
     name: str
     truth: GroundTruth
 
+    def __len__(self) -> int:
+        return len(self.records.index(self.name))
 
-def open_split(data_dir: str | Path, split: str, annotations: str | Path) -> Split:
-    """Opens records and their annotations. Raises: UserError, as these do."""
+
+def open_split(data_dir: str | Path, split: str, annotations: str | Path, skeleton: Skeleton) -> Split:
+    """Opens records and their annotations, and checks that AP can be measured on them.
+
+    Raises:
+      UserError: there are no such records or annotations, they are damaged or do not belong together, or have another keypoint
+        set than `skeleton`, the model's.
+    """
     records = open_record_folder(data_dir)
-    return Split(records, split, read_ground_truth(annotations, records.skeleton.category))
+    truth = ground_truth_of(annotations, records.skeleton)
+    check_images(truth, records, split)
+    theirs = records.skeleton.keypoints
+    if plain_names(theirs) != plain_names(skeleton.keypoints):
+        raise UserError(
+            f"--eval_data_dir={data_dir} has keypoints {', '.join(theirs)}, the model {', '.join(skeleton.keypoints)}: "
+            "they must be the same; make records of the model's keypoint set"
+        )
+    return Split(records, split, truth)
 
 
 def ap_of(predictor: Predictor, split: Split) -> Ap:
-    """Raises: UserError for another keypoint set."""
     figures = evaluate(predictor, split.records, split.name, split.truth)
     return Ap(figures["keypoints"]["AP"], figures["bbox"]["AP"])
 
 
-def measure_ap(found: Sequence[Examined], model: Ap, split: Split, bars: Bars, config: AnyConfig, skeleton: Skeleton) -> None:
-    """Sets the AP of each artifact. Raises: ConversionError, unless it keeps `bars.ap_kept` of the model's."""
+def measure_ap(
+    found: Sequence[Examined],
+    model: Ap,
+    split: Split,
+    bars: Bars,
+    config: AnyConfig,
+    skeleton: Skeleton,
+    report: Callable[[str], None],
+) -> None:
+    """Sets the AP of each artifact, and reports it. Raises: ConversionError, unless it keeps `bars.ap_kept` of the model's."""
+    if max(model.keypoints, model.boxes) <= 0:
+        report(f"the model's own AP on {split.name} is 0: no artifact can lose any; train longer, or name other records")
     for one in found:
         path = one.artifact.path
         predictor = _onnx_predictor(path, config, skeleton) if one.artifact.format.runtime == "onnx" else open_model(path)
         one.ap = ap_of(predictor, split)
+        title = one.artifact.format.title
+        report(f"{title}: keypoint AP {one.ap.keypoints:.4f}, box AP {one.ap.boxes:.4f}")
         for kind in ("keypoints", "boxes"):
             kept, own = getattr(one.ap, kind), getattr(model, kind)
-            if kept < bars.ap_kept * own:
+            if own > 0 and kept < bars.ap_kept * own:
                 raise ConversionError(
-                    f"{one.artifact.format.title}: keeps {kind} AP {kept:.4f} of the model's {own:.4f}; "
+                    f"{title}: keeps {kind} AP {kept:.4f} of the model's {own:.4f}; "
                     f"must be {bars.ap_kept * own:.4f} or more (--min_ap_kept={bars.ap_kept:g})"
                 )
 

@@ -44,13 +44,14 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
     "check_images",
     None,
-    "A folder of images, or a record folder, for the comparison; by default coloured patches.",
+    "A folder of images, or a record folder, for the comparison; by default --eval_split, or coloured patches.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "calibration",
     None,
-    "A folder of images, or a record folder, whose 32 images give int8 its ranges; by default the images of the check.",
+    "A folder of images, or a record folder, 32 of whose images give int8 its ranges; by default the split train of "
+    "--eval_data_dir, or the images of the comparison.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("eval_data_dir", None, "A record folder on which each artifact's AP is measured.", flag_values=FLAGS)

@@ -33,6 +33,11 @@ class Format:
     exact: bool
     quantised: Kind | None = None
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether its arithmetic in int8 needs ranges that were seen on images."""
+        return self.quantised in ("int8", "int8_all")
+
 
 FORMATS: Mapping[str, Format] = {
     "saved_model": Format("SavedModel", "", "saved_model", True),

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from export import client_notes
-from export.examination import Ap, Examined
+from export.examination import Conditions, Examined
 from export.saved_model import versions
 from model.config import AnyConfig, Config
 from model.matterport.network import MaskRCNN
@@ -21,8 +21,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 
 def card(
     found: Sequence[Examined],
-    own: Ap | None,
-    split: str | None,
+    conditions: Conditions,
     model: KeypointRCNN | MaskRCNN,
     weights: Mapping[str, Any],
     name: str,
@@ -32,8 +31,8 @@ def card(
     packages = versions(weights)["packages"]
     return environment.from_string(TEMPLATE.read_text()).render(
         found=found,
-        own=own,
-        split=split,
+        conditions=conditions,
+        own=conditions.model_ap,
         name=name,
         config=model.config,
         network=_network(model.config),

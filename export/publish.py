@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
-from export import client_notes, model_card, onnx_model, report_page, saved_model, tflite
+from export import client_notes, model_card, onnx_model, report_page, sample_images, saved_model, tflite
 from export.examination import (
     Ap,
     Bars,
+    Conditions,
     Examined,
     Questions,
     Split,
@@ -29,21 +28,15 @@ from export.examination import (
     time_them,
 )
 from export.formats import ALL, FORMATS, Artifact, chosen, sha256_of
-from export.tflite import Pixels
+from export.sample_images import Fit, Sample
 from export.tflite_quantized import MissingError, quantize
 from model.config import AnyConfig
-from model.inference.image_folder import image_files
-from model.inference.image_input import letterbox, letterbox_file
 from model.inference.predictor import model_predictor
 from model.inference.serving import ServingModule
 from model.model_dir import load_any, load_note, newest_checkpoint
-from pipeline import records
 from pipeline.command import UserError
 from pipeline.files import only_writer, publish, read_json, write_file, write_json
-from pipeline.record_folder import open_record_folder
 
-CHECK_IMAGES = 8  # of --check_images: enough to see that two files say the same
-CALIBRATION_IMAGES = 32
 REPORT, CARD = "export-report", "model-card.md"
 
 Report = Callable[[str], None]
@@ -96,8 +89,9 @@ def export_model(
       formats: keys of `FORMATS`, or "all".
       tflite_height, tflite_width: pixels that the TFLite files take; by default `tflite.default_size`.
       tflite_static_shapes: see `tflite.convert`.
-      check_images: images on which artifacts are compared with the model; by default coloured patches.
-      calibration: a record folder or a folder of images, for the ranges of int8; by default the images of the check.
+      check_images: images on which artifacts are compared with the model; by default those of `eval_split`, or patches.
+      calibration: a record folder or a folder of images, for the ranges of int8; by default the training split of
+        `eval_data_dir`, or the images of the check.
       eval_data_dir, eval_split, eval_annotations: records, split and its annotations, for AP.
       bars: what artifacts must reach.
       overwrite: whether files of another model's export are replaced.
@@ -118,12 +112,12 @@ def export_model(
         saved_model.choose_version(output_dir / name, version)  # before the work
     source = _open_source(model_dir)
     model = source.module.model
-    height, width = _tflite_size(model.config, tflite_height, tflite_width)
-    images = _images(check_images, "--check_images", height, width, CHECK_IMAGES) or list(tflite.random_images(height, width))
-    ranges = _images(calibration, "--calibration", height, width, CALIBRATION_IMAGES) or images
+    fit = _tflite_fit(model.config, tflite_height, tflite_width)
     split = None
     if eval_data_dir is not None and eval_annotations is not None:
-        split = open_split(eval_data_dir, eval_split, eval_annotations)
+        split = open_split(eval_data_dir, eval_split, eval_annotations, model.skeleton)
+    compared = sample_images.for_comparison(check_images, eval_data_dir, eval_split, fit)
+    ranges = sample_images.for_ranges(calibration, eval_data_dir, compared, fit)
 
     with (
         saved_model.disk_errors_named(output_dir),
@@ -132,14 +126,14 @@ def export_model(
     ):
         _check_other_model(output_dir, name, source.weights, overwrite)
         number = saved_model.choose_version(output_dir / name, version) if in_versions else 0
-        asked = questions(source.module, images)
-        making = _Making(source, output_dir, name, number, height, width, tflite_static_shapes, ranges, temporary, report)
+        asked = questions(source.module, compared.images)
+        making = _Making(source, output_dir, name, number, fit, tflite_static_shapes, ranges, temporary, report)
         found = _examined(making, formats, asked, bars)
-        time_them(found, images[0])
+        time_them(found, compared.images[0])
         own = _measured_ap(found, split, bars, source.module, report)
-        split_name = split.name if split is not None else None
-        pages = report_page.pages(found, making.missing, asked, own, split_name, model, source.weights, name)
-        card = model_card.card(found, own, split_name, model, source.weights, name)
+        conditions = _conditions(found, compared, ranges, split, own)
+        pages = report_page.pages(found, making.missing, asked, conditions, model, source.weights, name)
+        card = model_card.card(found, conditions, model, source.weights, name)
         written = _give_names(found, output_dir, pages, card)  # from here on only names are given
     _check_all_made(formats, making.missing)
     return written
@@ -152,12 +146,12 @@ def _check_arguments(name: str, eval_data_dir: str | Path | None, eval_annotatio
         raise UserError("--eval_data_dir and --eval_annotations: give both for AP, or neither")
 
 
-def _tflite_size(config: AnyConfig, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width of the TFLite files in pixels: what was asked for, else the model's own."""
+def _tflite_fit(config: AnyConfig, height: int | None, width: int | None) -> Fit:
+    """The canvas of the TFLite files: what was asked for, else the model's own."""
     own_height, own_width = tflite.default_size(config)
     height, width = own_height if height is None else height, own_width if width is None else width
     tflite.check_size(height, width)
-    return height, width
+    return Fit(height, width, config.data.resize)
 
 
 def _examined(making: _Making, formats: Sequence[str], asked: Questions, bars: Bars) -> list[Examined]:
@@ -180,8 +174,19 @@ def _measured_ap(
         return None
     report(f"AP on {split.name}: {len(found) + 1} models, one after the other")
     own = ap_of(model_predictor(module.model), split)
-    measure_ap(found, own, split, bars, module.model.config, module.model.skeleton)
+    report(f"the model: keypoint AP {own.keypoints:.4f}, box AP {own.boxes:.4f}")
+    measure_ap(found, own, split, bars, module.model.config, module.model.skeleton, report)
     return own
+
+
+def _conditions(found: Sequence[Examined], compared: Sample, ranges: Sample, split: Split | None, own: Ap | None) -> Conditions:
+    has_ranges = any(one.artifact.format.has_ranges for one in found)
+    return Conditions(
+        images=compared.origin,
+        ranges=ranges.origin if has_ranges else None,
+        split=(split.name, len(split)) if split is not None else None,
+        model_ap=own,
+    )
 
 
 def _check_all_made(formats: Sequence[str], missing: Mapping[str, str]) -> None:
@@ -221,28 +226,13 @@ def _check_other_model(output_dir: Path, name: str, weights: Mapping[str, Any], 
         )
 
 
-def _images(where: str | Path | None, flag: str, height: int, width: int, limit: int) -> list[Pixels]:
-    """Letterboxed images of a folder of images or of records, spread over it; none if `where` is None."""
-    if where is None:
-        return []
-    if not (Path(where) / "pipeline.json").is_file():
-        files = image_files(Path(where), flag)
-        return [letterbox_file(path, height, width) for path in files[:: max(1, len(files) // limit)][:limit]]
-    folder = open_record_folder(where)
-    split = "train" if "train" in folder.splits else next(iter(folder.splits))
-    shards = [str(path) for path in folder.shards(split)]
-    every = max(1, len(folder.index(split)) // limit)
-    encoded = tf.data.TFRecordDataset(shards).shard(every, 0).take(limit).map(lambda r: records.parse(r)["image/encoded"])
-    return [letterbox(one, height, width)[0] for one in encoded.as_numpy_iterator()]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Making:
     """What all artifacts of an export are made with.
 
     Attributes:
       output_dir, name, version: where they will be published, and under which names.
-      height, width, static_shapes: of the TFLite files.
+      fit, static_shapes: of the TFLite files.
       ranges: images for int8, of the TFLite files' size.
       temporary: a folder to write to.
       missing: the formats that could not be made, and why; filled while they are made.
@@ -252,10 +242,9 @@ class _Making:
     output_dir: Path
     name: str
     version: int
-    height: int
-    width: int
+    fit: Fit
     static_shapes: bool
-    ranges: Sequence[Pixels]
+    ranges: Sample
     temporary: Path
     report: Report
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -276,8 +265,9 @@ class _Making:
                     floats = self._float_tflite() if floats is None else floats
                     content = floats
                     if form.quantised is not None:
-                        self.report(f"{form.title}: quantising")
-                        content = quantize(floats, form.quantised, self.ranges, tflite.SIGNATURE)
+                        ranges = f", ranges from {self.ranges.origin}" if form.has_ranges else ""
+                        self.report(f"{form.title}: quantising{ranges}")
+                        content = quantize(floats, form.quantised, self.ranges.images, tflite.SIGNATURE)
                     path.write_bytes(content)
                     sidecar = self._sidecar(path, final)
                     write_json(path.with_suffix(".json"), sidecar)
@@ -294,9 +284,9 @@ class _Making:
                 self.report(f"{form.title}: not made: {reason}")
 
     def _float_tflite(self) -> bytes:
-        self.report(f"TFLite: converting for images of {self.height}×{self.width}")
+        self.report(f"TFLite: converting for images of {self.fit.height}×{self.fit.width}")
         model = self.source.module.model
-        content = tflite.convert(model, self.height, self.width, self.temporary, static_shapes=self.static_shapes)
+        content = tflite.convert(model, self.fit.height, self.fit.width, self.temporary, static_shapes=self.static_shapes)
         tflite.check_file(content, model)
         return content
 
@@ -305,7 +295,7 @@ class _Making:
             "signature": tflite.SIGNATURE,
             "file": final.name,
             "sha256": sha256_of(path),
-            **client_notes.letterbox_notes(self.height, self.width),
+            **client_notes.letterbox_notes(self.fit.height, self.fit.width),
             **self.source.notes,
         }
 

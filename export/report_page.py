@@ -9,7 +9,7 @@ from typing import Any
 
 from export import client_notes
 from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, Answer
-from export.examination import ROUNDS, Ap, Examined, Questions, threads
+from export.examination import ROUNDS, Ap, Conditions, Examined, Questions, threads
 from export.formats import FORMATS
 from export.saved_model import versions
 from model.matterport.network import MaskRCNN
@@ -28,8 +28,7 @@ def pages(
     found: Sequence[Examined],
     missing: Mapping[str, str],
     asked: Questions,
-    model_ap: Ap | None,
-    split: str | None,
+    conditions: Conditions,
     model: KeypointRCNN | MaskRCNN,
     weights: Mapping[str, Any],
     name: str,
@@ -40,7 +39,7 @@ def pages(
       found: the artifacts and their figures.
       missing: formats that could not be made, and why.
       asked: the images of the comparison.
-      model_ap, split: the model's own AP, and on which split; None if it was not measured.
+      conditions: what the figures were measured on.
       model, weights, name: what was exported.
     """
     height, width, _ = asked.images[0].shape
@@ -49,13 +48,16 @@ def pages(
         "weights": dict(weights),
         "versions": versions(weights),
         "images": asked.fixed,
+        "images_from": conditions.images,
+        "int8_ranges_from": conditions.ranges,
         "height": height,
         "width": width,
         "threads": threads(),
-        "split": split,
-        "model_ap": _ap(model_ap),
+        "split": conditions.split[0] if conditions.split is not None else None,
+        "split_images": conditions.split[1] if conditions.split is not None else None,
+        "model_ap": _ap(conditions.model_ap),
         "bars_in_pixels": {"box": BOX_PIXELS, "keypoint": KEYPOINT_PIXELS},
-        "artifacts": [_about(one, width, height) for one in found],
+        "artifacts": [_about(one, conditions.model_ap, width, height) for one in found],
         "not_made": [{"format": kind, "title": FORMATS[kind].title, "reason": why} for kind, why in missing.items()],
     }
     page = html_page.render(
@@ -73,7 +75,7 @@ def pages(
     return {"html": page, "json": json.dumps(about, indent=2) + "\n"}
 
 
-def _about(one: Examined, width: int, height: int) -> dict[str, Any]:
+def _about(one: Examined, model_ap: Ap | None, width: int, height: int) -> dict[str, Any]:
     artifact = one.artifact
     sizes = {"tflite": f"uint8 [1, {height}, {width}, 3]", "onnx": "uint8 [1, height, width, 3]"}
     path = artifact.final
@@ -88,12 +90,19 @@ def _about(one: Examined, width: int, height: int) -> dict[str, Any]:
         "sha256": artifact.sha256(),
         "milliseconds": one.milliseconds,
         "ap": _ap(one.ap),
+        "ap_less_the_models": _difference(one.ap, model_ap),
         **one.comparison.as_json(),
     }
 
 
 def _ap(ap: Ap | None) -> dict[str, float] | None:
     return {"keypoints": ap.keypoints, "boxes": ap.boxes} if ap is not None else None
+
+
+def _difference(ap: Ap | None, model_ap: Ap | None) -> dict[str, float] | None:
+    if ap is None or model_ap is None:
+        return None
+    return {"keypoints": ap.keypoints - model_ap.keypoints, "boxes": ap.boxes - model_ap.boxes}
 
 
 def _drawing(one: Examined, asked: Questions, skeleton: Skeleton) -> dict[str, Any]:
