@@ -17,11 +17,14 @@ from typing import Any
 import tensorflow as tf
 
 from model import config as config_lib
+from model.inference.parts import raw
 from model.inference.serving import ServingModule
+from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError, reason_of
 from pipeline.files import write_json
 
 SIGNATURES = ("serving_default", "serving_tolerant", "serve_images", "serve_one_image")
+RAW = "raw"  # a fifth one, which the old network does not have
 WARMUP_SIZE = (480, 640)
 PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert", "keypoint-rcnn-tensorflow")
 
@@ -83,6 +86,8 @@ def write_saved_model(module: ServingModule, path: Path, source: Mapping[str, An
       name: under which a server will offer the model.
     """
     signatures = {signature: getattr(module, signature) for signature in SIGNATURES}
+    if isinstance(module.model, KeypointRCNN):
+        signatures[RAW] = raw(module.model)
     tf.saved_model.save(module, str(path), signatures=signatures)
     assets = path / "assets"
     write_json(assets / "config.json", config_lib.to_json(module.model.config))

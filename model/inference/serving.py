@@ -49,6 +49,24 @@ def own_pixels(
     }
 
 
+def on_canvas(images: tf.Tensor, more: int | tf.Tensor = 0) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images as the network takes them: a size that is no multiple of 32 is filled up with zeros below and to the right.
+
+    Args:
+      images: uint8 [N, H, W, 3], RGB.
+      more: blank images that are put behind them.
+
+    Returns:
+      float32 [N + more, …, …, 3], 0…255; int32 [2], H and W.
+    """
+    height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
+    down, right = (tf.maximum(round_up(side), CANVAS_MULTIPLE) - side for side in (height, width))
+    pixels = tf.cast(images, tf.float32)  # before it is padded: neither TensorRT nor ONNX Runtime pads bytes
+    if not isinstance(height, int) or not isinstance(width, int) or height % CANVAS_MULTIPLE or width % CANVAS_MULTIPLE:
+        pixels = tf.pad(pixels, [[0, more], [0, down], [0, right], [0, 0]])
+    return pixels, tf.stack([height, width])
+
+
 class ServingModule(tf.Module):
     """The signatures of an exported model, over a model's variables.
 
@@ -191,14 +209,10 @@ class ServingModule(tf.Module):
 
     def _detect_pixels(self, images: tf.Tensor, *, static_shapes: bool = False) -> dict[str, tf.Tensor]:
         one = images.shape[0] == 1
-        count, height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in range(3))
-        # An empty batch, as above, becomes one blank image; a size that is no multiple of 32 is filled up.
-        more = 0 if one else tf.where(count > 0, 0, 1)
-        down, right = (tf.maximum(round_up(side), CANVAS_MULTIPLE) - side for side in (height, width))
-        pixels = tf.cast(images, tf.float32)  # before it is padded: neither TensorRT nor ONNX Runtime pads bytes
-        if not isinstance(height, int) or not isinstance(width, int) or height % CANVAS_MULTIPLE or width % CANVAS_MULTIPLE:
-            pixels = tf.pad(pixels, [[0, more], [0, down], [0, right], [0, 0]])
-        size = tf.tile(tf.expand_dims(tf.stack([height, width]), 0), [1 if one else tf.maximum(count, 1), 1])
+        count = images.shape[0] or tf.shape(images)[0]
+        # An empty batch, as above, becomes one blank image.
+        pixels, size = on_canvas(images, more=0 if one else tf.where(count > 0, 0, 1))
+        size = tf.tile(tf.expand_dims(size, 0), [1 if one else tf.maximum(count, 1), 1])
         found = self.model.detect(pixels, size, self._decode, static_shapes=static_shapes)
         answers = self._to_own_pixels(found, tf.ones_like(size, tf.float32), size, self._keypoint_offset)
         if one:

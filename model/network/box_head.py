@@ -102,6 +102,24 @@ def box_losses(
     return {"box_class": (classes, count), "box_delta": (box, count)}
 
 
+def scored_boxes(
+    config: InferenceConfig,
+    logits: tf.Tensor,
+    deltas: tf.Tensor,
+    proposals: tf.Tensor,
+    proposal_scores: tf.Tensor,
+    image_size: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What `detections`, whose arguments these are, chooses from: boxes float32 [B, N, 4] within the image, scores [B, N].
+
+    The score is `NOTHING` where no box is, or one that is too small.
+    """
+    boxes = box_ops.clip(box_ops.decode(deltas, proposals, DELTA_WEIGHTS), image_size)  # [B, N, 4]
+    scores = tf.nn.softmax(logits)[..., 1]  # [B, N]
+    exists = box_ops.large_enough(boxes, config.min_size) & (proposal_scores > NOTHING)
+    return boxes, tf.where(exists, scores, NOTHING)
+
+
 def detections(
     config: InferenceConfig,
     logits: tf.Tensor,
@@ -117,10 +135,7 @@ def detections(
       logits: float32 [B, N, 2]; deltas: float32 [B, N, 4]; proposals: float32 [B, N, 4] and their scores [B, N];
       image_size: int32 [B, 2].
     """
-    boxes = box_ops.clip(box_ops.decode(deltas, proposals, DELTA_WEIGHTS), image_size)  # [B, N, 4]
-    scores = tf.nn.softmax(logits)[..., 1]  # [B, N]
-    exists = box_ops.large_enough(boxes, config.min_size) & (proposal_scores > NOTHING)
-    scores = tf.where(exists, scores, NOTHING)
+    boxes, scores = scored_boxes(config, logits, deltas, proposals, proposal_scores, image_size)
 
     def best_of_one(boxes: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return suppress(boxes, scores, config.max_detections, config.nms_threshold, config.score_threshold)

@@ -86,6 +86,13 @@ class KeypointRCNN(tf.Module):
         height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
         return tf.where(image.covered(image_size, height, width), pixels, 0.0)
 
+    def propose(self, images: tf.Tensor, image_size: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """The first stage at inference: P2…P6 of images as `detect` takes them, and `rpn.proposals`: boxes and their scores."""
+        pyramid = self.pyramid(images, image_size)
+        anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
+        outputs = rpn.rpn_outputs(self.rpn_head, pyramid)
+        return pyramid, *rpn.proposals(self.config.rpn, *outputs, anchors, image_size, training=False)
+
     def detect(
         self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder = decode_fast, *, static_shapes: bool = False
     ) -> dict[str, tf.Tensor]:
@@ -103,11 +110,7 @@ class KeypointRCNN(tf.Module):
           `keypoint_scores` [B, D, K]: float32, canvas pixels, sorted by score, zeros behind the last.
         """
         # 1. The first stage: where something may be.
-        pyramid = self.pyramid(images, image_size)
-        anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
-        proposals, proposal_scores = rpn.proposals(
-            self.config.rpn, *rpn.rpn_outputs(self.rpn_head, pyramid), anchors, image_size, training=False
-        )
+        pyramid, proposals, proposal_scores = self.propose(images, image_size)
         # 2. The box head: who is there, and where exactly.
         logits, deltas = self.classify(pyramid, proposals)
         boxes, scores, number = box_head.detections(
@@ -116,7 +119,7 @@ class KeypointRCNN(tf.Module):
         # 3. The keypoint head, for the boxes of all images together; only where somebody was found, unless shapes are static.
         flat_boxes, image_index = tf.reshape(boxes, [-1, 4]), _image_index(boxes)  # [B · D, 4], [B · D]
         found = tf.reshape(scores > 0.0, [-1])  # [B · D]
-        looked_at = None if static_shapes else _first_places(found)
+        looked_at = None if static_shapes else first_places(found)
         if looked_at is not None:
             flat_boxes, image_index = tf.gather(flat_boxes, looked_at), tf.gather(image_index, looked_at)
         keypoints, keypoint_scores = decode(self.heatmaps(pyramid, flat_boxes, image_index), flat_boxes)
@@ -217,7 +220,7 @@ def _image_index(boxes: tf.Tensor) -> tf.Tensor:
     return tf.repeat(tf.range(batch), number)
 
 
-def _first_places(found: tf.Tensor) -> tf.Tensor:
+def first_places(found: tf.Tensor) -> tf.Tensor:
     """The places, of [P], where somebody was found: int32 [N], filled up with other places to a multiple of `PEOPLE_AT_ONCE`.
 
     N is at least 1: oneDNN's convolutions refuse an empty batch.
