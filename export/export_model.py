@@ -76,6 +76,12 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "min_ap_kept", 0.98, "The share of the model's AP that each artifact must keep.", 0.0, 1.0, flag_values=FLAGS
 )
+flags.DEFINE_string(
+    "data_licence",
+    None,
+    "The licence of the training data, in words for the model card, beside what the records' annotations stated of it.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("overwrite", False, "Replaces the export of another model in --output_dir.", flag_values=FLAGS)
 flags.mark_flags_as_required(["model", "output_dir"], flag_values=FLAGS)
 
@@ -100,6 +106,7 @@ def main(_rest: list[str]) -> None:
         eval_split=FLAGS.eval_split,
         eval_annotations=FLAGS.eval_annotations,
         bars=Bars(FLAGS.min_equal, FLAGS.min_alike, FLAGS.min_ap_kept),
+        data_licence=FLAGS.data_licence,
         overwrite=FLAGS.overwrite,
     )
     for kind, path in written.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def card(
 ) -> str:
     """The card, as Markdown; arguments as `report_page.pages` has them."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # Markdown is no HTML
+    environment.filters["in_one_line"] = _in_one_line
     packages = versions(weights)["packages"]
     return environment.from_string(TEMPLATE.read_text()).render(
         found=found,
@@ -46,6 +48,11 @@ def card(
         scores=client_notes.scores_text(model.config),
         keypoint_scores=client_notes.keypoint_scores_text(),
     )
+
+
+def _in_one_line(value: object) -> str:
+    """Text of strangers within a line of Markdown: nothing in it begins a heading, a list, a table, HTML or a link."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
 
 
 def _network(config: AnyConfig) -> str:

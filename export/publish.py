@@ -34,6 +34,7 @@ from model.config import AnyConfig
 from model.inference.predictor import model_predictor
 from model.inference.serving import ServingModule
 from model.model_dir import load_any, load_note, newest_checkpoint
+from model.training_data import training_data
 from pipeline.command import UserError
 from pipeline.files import only_writer, publish, read_json, write_file, write_json
 
@@ -75,6 +76,7 @@ def export_model(
     eval_split: str = "val",
     eval_annotations: str | Path | None = None,
     bars: Bars | None = None,
+    data_licence: str | None = None,
     overwrite: bool = False,
     report: Report = print,
 ) -> dict[str, Path]:
@@ -94,6 +96,7 @@ def export_model(
         `eval_data_dir`, or the images of the check.
       eval_data_dir, eval_split, eval_annotations: records, split and its annotations, for AP.
       bars: what artifacts must reach.
+      data_licence: of the training data, for the model card, beside what the model directory knows of it.
       overwrite: whether files of another model's export are replaced.
       report: called with a line at each step.
 
@@ -110,7 +113,7 @@ def export_model(
     in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
     if in_versions:
         saved_model.choose_version(output_dir / name, version)  # before the work
-    source = _open_source(model_dir)
+    source = _open_source(model_dir, data_licence)
     model = source.module.model
     fit = _tflite_fit(model.config, tflite_height, tflite_width)
     split = None
@@ -196,7 +199,7 @@ def _check_all_made(formats: Sequence[str], missing: Mapping[str, str]) -> None:
             raise UserError(f"--formats={kind}: cannot be made here: {missing[kind]}; the others are written")
 
 
-def _open_source(model_dir: str | Path) -> Source:
+def _open_source(model_dir: str | Path, data_licence: str | None) -> Source:
     model = load_any(model_dir)
     checkpoint = newest_checkpoint(Path(model_dir))
     weights: dict[str, Any] = {
@@ -208,6 +211,9 @@ def _open_source(model_dir: str | Path) -> Source:
         weights["sha256"] = {part.name: sha256_of(part) for part in parts}
     started_from = load_note(Path(model_dir))  # their licence travels with weights that began as somebody else's
     weights |= {"started_from": started_from} if started_from is not None else {}
+    trained_on = training_data(Path(model_dir))
+    weights |= {"trained_on": trained_on} if trained_on else {}
+    weights |= {"data_licence": data_licence} if data_licence else {}
     return Source(ServingModule(model), weights)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline import licences, storage
 from pipeline.command import UserError, reason_of
 from pipeline.skeleton import Skeleton, read_category
 
@@ -89,6 +89,7 @@ class AnnotationFile:
       images: the JSON's entries by id: id, file_name, height, width, and error, which says why the image cannot be used.
       annotations: the JSON's entries by image id, in the file's order, each once; `check` them.
       counts: how often something was put right or left out.
+      stated: who made the data, and its licences (see `licences.stated_in`).
     """
 
     path: str
@@ -99,6 +100,7 @@ class AnnotationFile:
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
     counts: Counter[str]
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def check(self, entry: Mapping[str, Any]) -> Annotation | None:
         """Checks one entry of `annotations`; None if it is of another category, which is counted.
@@ -143,7 +145,8 @@ def read_annotation_file(
     annotations = _annotations(content["annotations"], images, counts, path)
     _refuse_shared_files(images, annotations)
     ids = frozenset(entry["id"] for entry in chosen)
-    return AnnotationFile(str(path), chosen[0], ids, skeleton, (*notes, *skeleton_notes), images, annotations, counts)
+    stated = licences.stated_in(content)
+    return AnnotationFile(str(path), chosen[0], ids, skeleton, (*notes, *skeleton_notes), images, annotations, counts, stated)
 
 
 def load(path: str | Path) -> dict[str, Any]:

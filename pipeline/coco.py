@@ -77,6 +77,7 @@ class CocoData:
       images: sorted by id; each id once.
       counts: how often something was put right or left out, over the whole file.
       notes: what was found out or assumed about category and keypoints, a line each.
+      stated: who made the data, and its licences (see `licences.stated_in`).
     """
 
     skeleton: Skeleton
@@ -84,6 +85,7 @@ class CocoData:
     images: tuple[CocoImage, ...]
     counts: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def sha256(self) -> str:
         """The sha256 of the content, which does not depend on its order in the JSON."""
@@ -159,7 +161,7 @@ def read_coco(
         kept = tuple(person for person in persons if person is not None)
         entries.append(CocoImage(image_id, name, height, width, kept, "", without_size))
     counts = {name: counter[name] for name in COUNTS}
-    return CocoData(file.skeleton, int(file.category["id"]), tuple(entries), counts, file.notes)
+    return CocoData(file.skeleton, int(file.category["id"]), tuple(entries), counts, file.notes, file.stated)
 
 
 def _checked(file: AnnotationFile, image_id: int) -> list[Annotation] | str:

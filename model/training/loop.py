@@ -28,6 +28,7 @@ from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.starting_point import StartingPoint
 from model.training.step import Learner
 from model.training.strategies import advice_on_missing_gpu, describe, num_workers, worker_index
+from model.training_data import note_training_data
 from pipeline.command import Progress, UserError, counted, reason_of, say
 from pipeline.files import only_writer, write_json
 from pipeline.loading.batches import check_compatible, training_pool
@@ -128,6 +129,7 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
     note_run(run.model_dir, learner, run.precision, first, writes=log is not None)
     if log is not None:
         write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
+        note_training_data(run.model_dir, source.record_folder, source.split)
         say(f"train: {source.split} has {pool}")
         for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):
             say(f"train: {advice}")

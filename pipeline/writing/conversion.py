@@ -183,7 +183,7 @@ def convert(
         converted = _write_shards(settings, split, entries, options)
         settings, again, rotations = _settle_ambiguous(settings, split, entries, options)
         seconds = time.monotonic() - start
-        summary = write_metadata(settings, split, metadata, arguments, coco.counts)
+        summary = write_metadata(settings, split, metadata, arguments, coco)
         notes = (*coco.notes, *rotations)
         result = ConversionResult(summary, skipped_by_reason(output, split), converted + again, seconds, notes)
         write_summary(result, output, split)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from pipeline import records, storage
+from pipeline.coco import CocoData
 from pipeline.command import UserError, shown
 from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, lacking_keys, parse_record_folder
 from pipeline.writing.shard_writer import ShardSettings, finished_shards
@@ -79,7 +80,7 @@ def remove_split(output: str, split: str, metadata: dict[str, Any]) -> None:
 
 
 def write_metadata(
-    settings: ShardSettings, split: str, metadata: dict[str, Any], arguments: Mapping[str, Any], counts: Mapping[str, int]
+    settings: ShardSettings, split: str, metadata: dict[str, Any], arguments: Mapping[str, Any], coco: CocoData
 ) -> dict[str, int]:
     """Writes index, list of errors, TFDS metadata, and at last `pipeline.json`; returns the summary."""
     finished = finished_shards(settings, range(settings.num_shards))
@@ -113,7 +114,7 @@ def write_metadata(
     keys = ("persons", "labelled_persons", "labelled_keypoints", "crowds")
     summary = {"images": len(rows), "images_skipped": len(errors), "images_rotated": totals["images_rotated"]}
     summary |= {"rotations_ambiguous": len(ambiguous), "images_shrunk": totals["images_shrunk"]}
-    summary |= {key: totals[key] for key in keys} | dict(counts)
+    summary |= {key: totals[key] for key in keys} | dict(coco.counts)
     summary |= {"image_bytes": totals["image_bytes"], "record_bytes": sum(facts["bytes"] for facts in all_facts)}
     metadata["splits"][split] = {
         "arguments": dict(arguments),
@@ -123,6 +124,7 @@ def write_metadata(
         "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "shards": [{key: facts[key] for key in ("file", "records", "bytes", "sha256")} for facts in all_facts],
         "summary": summary,
+        "stated": dict(coco.stated),
     }
     with tempfile.TemporaryDirectory(prefix="make_tfrecords-") as scratch:
         for file in _tfds_metadata(Path(scratch), metadata):
