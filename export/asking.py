@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from export.compare import Answer, ConversionError
+from model.inference import two_stages
 
-Runtime = Literal["saved_model", "tflite", "onnx"]
+Runtime = Literal["saved_model", "tflite", "tflite_parts", "onnx"]
 Pixels = npt.NDArray[np.uint8]
 
+_TWO_STAGES = Path(two_stages.__file__).read_text().replace("from __future__ import annotations\n", "")
 _BEGIN = """
+from __future__ import annotations
 import sys
 import numpy as np
 model, pixels, answers = sys.argv[1:]
@@ -35,6 +38,13 @@ interpreter = Interpreter(model_path=model)
 signature = interpreter.get_signature_runner("serve_images")
 run = lambda p: signature(images=p)
 allowed = {"ai_edge_litert"}
+""",
+    "tflite_parts": f"""
+{_TWO_STAGES}
+from ai_edge_litert.interpreter import Interpreter
+two_stages = TwoStages(Interpreter(model_path=model))
+run = lambda p: two_stages(images=p)
+allowed = {{"ai_edge_litert"}}
 """,
     "onnx": """
 import onnxruntime

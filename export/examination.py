@@ -20,6 +20,7 @@ from model.config import AnyConfig
 from model.evaluation.consistency import check_images
 from model.evaluation.evaluator import evaluate
 from model.evaluation.ground_truth import GroundTruth, ground_truth_of
+from model.inference import two_stages
 from model.inference.predictor import Predictor, open_model
 from model.inference.serving import ServingModule, own_pixels
 from pipeline import data_config, image
@@ -114,7 +115,7 @@ def examine(artifact: Artifact, asked: Questions, bars: Bars, skeleton: Skeleton
     Raises:
       ConversionError: it cannot be run, its answers have other shapes or are not finite, or it is below its bar.
     """
-    number = asked.fixed if artifact.format.runtime == "tflite" else len(asked.images)
+    number = asked.fixed if artifact.format.is_tflite else len(asked.images)
     answers = ask(artifact.format.runtime, artifact.path, [*asked.images[:number], asked.blank], folder)
     title, wanted = artifact.format.title, {name: value.shape for name, value in asked.expected[0].items()}
     for answer in answers:
@@ -160,10 +161,10 @@ def threads() -> int:
 def _runner(artifact: Artifact) -> Run:
     if artifact.format.runtime == "onnx":
         return onnx_model.runner(artifact.path, threads())
-    if artifact.format.runtime == "tflite":
+    if artifact.format.is_tflite:
         from ai_edge_litert.interpreter import Interpreter
 
-        run = Interpreter(model_path=str(artifact.path), num_threads=threads()).get_signature_runner("serve_images")
+        run = two_stages.runner(Interpreter(model_path=str(artifact.path), num_threads=threads()))
         return lambda pixels: run(images=pixels)
     loaded = tf.saved_model.load(str(artifact.path))
     return lambda pixels: loaded.signatures["serve_images"](images=tf.constant(pixels))["boxes"].numpy()

@@ -12,7 +12,10 @@ from absl import flags
 
 from pipeline import command
 
-FORMATS = ("saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_int8_all", "onnx", "tf_trt")
+FORMATS = (
+    "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_int8_all", "tflite_parts", "onnx",
+    "tf_trt",
+)  # fmt: skip
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "A model directory. Required.", flag_values=FLAGS)
@@ -22,7 +25,8 @@ flags.DEFINE_integer("version", None, "The version of the SavedModel; by default
 flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
-    f"What to write: some of {', '.join(FORMATS)}; or all, which leaves out tflite_int8_all. A format that this machine cannot "
+    f"What to write: some of {', '.join(FORMATS)}; or all, which leaves out tflite_int8_all and "
+    "tflite_parts. A format that this machine cannot "
     "make says why, and does not stop the others.",
     flag_values=FLAGS,
 )

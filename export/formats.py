@@ -34,6 +34,10 @@ class Format:
     quantised: Kind | None = None
 
     @property
+    def is_tflite(self) -> bool:
+        return self.runtime.startswith("tflite")
+
+    @property
     def has_ranges(self) -> bool:
         """Whether its arithmetic in int8 needs ranges that were seen on images."""
         return self.quantised in ("int8", "int8_all")
@@ -46,10 +50,12 @@ FORMATS: Mapping[str, Format] = {
     "tflite_dynamic": Format("TFLite dynamic int8", ".dynamic.tflite", "tflite", False, "dynamic"),
     "tflite_int8": Format("TFLite int8", ".int8.tflite", "tflite", False, "int8"),
     "tflite_int8_all": Format("TFLite int8 everywhere", ".int8_all.tflite", "tflite", False, "int8_all"),
+    "tflite_parts": Format("TFLite in two parts", ".parts.tflite", "tflite_parts", True),
     "onnx": Format("ONNX", ".onnx", "onnx", True),
     "tf_trt": Format("TF-TRT", "", "saved_model", False),
 }
-OF_ALL = tuple(name for name in FORMATS if name != "tflite_int8_all")  # the fast extra is made only if it is named
+EXTRAS = ("tflite_int8_all", "tflite_parts")  # the fast one, and the one for delegates: made only if they are named
+OF_ALL = tuple(name for name in FORMATS if name not in EXTRAS)
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from export.examination import Conditions, Examined
 from export.saved_model import versions
 from model.config import AnyConfig, Config
 from model.matterport.network import MaskRCNN
-from model.network.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import PEOPLE_AT_ONCE, KeypointRCNN
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -39,6 +39,9 @@ def card(
         config=model.config,
         network=_network(model.config),
         skeleton=model.skeleton,
+        has_parts=isinstance(model, KeypointRCNN),
+        proposals=model.config.rpn.proposals_test if isinstance(model, KeypointRCNN) else None,
+        people_at_once=PEOPLE_AT_ONCE,
         people=model.config.inference.max_detections,
         weights=dict(weights),
         started_from=json.dumps(weights.get("started_from"), indent=2),

@@ -5,14 +5,11 @@ Nothing gets a name unless every artifact that could be made has passed; what a 
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export import client_notes, model_card, onnx_model, report_page, sample_images, saved_model, tflite
+from export import model_card, report_page, sample_images, saved_model, tflite
 from export.examination import (
     Ap,
     Bars,
@@ -27,37 +24,16 @@ from export.examination import (
     questions,
     time_them,
 )
-from export.formats import ALL, FORMATS, Artifact, chosen, sha256_of
+from export.formats import ALL, FORMATS, chosen
+from export.making import Making, Report, open_source
 from export.sample_images import Fit, Sample
-from export.tflite_quantized import MissingError, quantize
 from model.config import AnyConfig
 from model.inference.predictor import model_predictor
 from model.inference.serving import ServingModule
-from model.model_dir import load_any, load_note, newest_checkpoint
-from model.training_data import training_data
 from pipeline.command import UserError
 from pipeline.files import only_writer, publish, read_json, write_file, write_json
 
 REPORT, CARD = "export-report", "model-card.md"
-
-Report = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The model that is exported."""
-
-    module: ServingModule
-    weights: dict[str, Any]  # where they come from
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What a client of pixels must know, and what made the export."""
-        model = self.module.model
-        return {
-            **client_notes.notes_for_pixels(model.config, model.skeleton),
-            "versions": saved_model.versions(self.weights),
-        }
 
 
 def export_model(
@@ -113,7 +89,7 @@ def export_model(
     in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
     if in_versions:
         saved_model.choose_version(output_dir / name, version)  # before the work
-    source = _open_source(model_dir, data_licence)
+    source = open_source(model_dir, data_licence)
     model = source.module.model
     fit = _tflite_fit(model.config, tflite_height, tflite_width)
     split = None
@@ -130,7 +106,7 @@ def export_model(
         _check_other_model(output_dir, name, source.weights, overwrite)
         number = saved_model.choose_version(output_dir / name, version) if in_versions else 0
         asked = questions(source.module, compared.images)
-        making = _Making(source, output_dir, name, number, fit, tflite_static_shapes, ranges, temporary, report)
+        making = Making(source, output_dir, name, number, fit, tflite_static_shapes, ranges, temporary, report)
         found = _examined(making, formats, asked, bars)
         time_them(found, compared.images[0])
         own = _measured_ap(found, split, bars, source.module, report)
@@ -157,7 +133,7 @@ def _tflite_fit(config: AnyConfig, height: int | None, width: int | None) -> Fit
     return Fit(height, width, config.data.resize)
 
 
-def _examined(making: _Making, formats: Sequence[str], asked: Questions, bars: Bars) -> list[Examined]:
+def _examined(making: Making, formats: Sequence[str], asked: Questions, bars: Bars) -> list[Examined]:
     """Makes each format and compares it with the model. Raises: UserError, if no format can be made here."""
     found: list[Examined] = []
     for artifact in making.artifacts(chosen(formats)):
@@ -199,24 +175,6 @@ def _check_all_made(formats: Sequence[str], missing: Mapping[str, str]) -> None:
             raise UserError(f"--formats={kind}: cannot be made here: {missing[kind]}; the others are written")
 
 
-def _open_source(model_dir: str | Path, data_licence: str | None) -> Source:
-    model = load_any(model_dir)
-    checkpoint = newest_checkpoint(Path(model_dir))
-    weights: dict[str, Any] = {
-        "model_dir": Path(model_dir).resolve().name,
-        "checkpoint": Path(checkpoint).name if checkpoint else None,
-    }
-    if checkpoint:
-        parts = sorted(Path(checkpoint).parent.glob(f"{Path(checkpoint).name}.*"))
-        weights["sha256"] = {part.name: sha256_of(part) for part in parts}
-    started_from = load_note(Path(model_dir))  # their licence travels with weights that began as somebody else's
-    weights |= {"started_from": started_from} if started_from is not None else {}
-    trained_on = training_data(Path(model_dir))
-    weights |= {"trained_on": trained_on} if trained_on else {}
-    weights |= {"data_licence": data_licence} if data_licence else {}
-    return Source(ServingModule(model), weights)
-
-
 def _check_other_model(output_dir: Path, name: str, weights: Mapping[str, Any], overwrite: bool) -> None:
     """Raises: UserError, if the folder holds the export of another model, or of this model by another name."""
     path = output_dir / f"{REPORT}.json"
@@ -230,94 +188,6 @@ def _check_other_model(output_dir: Path, name: str, weights: Mapping[str, Any], 
             f"--output_dir={output_dir}: holds the export {there[0]} of the model {there[1]}, this is {name} of "
             f"{weights['model_dir']}; name another folder, or replace it with --overwrite"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Making:
-    """What all artifacts of an export are made with.
-
-    Attributes:
-      output_dir, name, version: where they will be published, and under which names.
-      fit, static_shapes: of the TFLite files.
-      ranges: images for int8, of the TFLite files' size.
-      temporary: a folder to write to.
-      missing: the formats that could not be made, and why; filled while they are made.
-    """
-
-    source: Source
-    output_dir: Path
-    name: str
-    version: int
-    fit: Fit
-    static_shapes: bool
-    ranges: Sample
-    temporary: Path
-    report: Report
-    missing: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def artifacts(self, wanted: Sequence[str]) -> Iterator[Artifact]:
-        """Makes one format after the other; those that this machine cannot make go to `missing`."""
-        floats: bytes | None = None  # the TFLite file that the smaller ones are made of
-        for kind in wanted:
-            form = FORMATS[kind]
-            path = self.temporary / f"{self.name}{form.ending or '.' + kind}"
-            final = self.output_dir / f"{self.name}{form.ending}"
-            try:
-                if kind == "saved_model":
-                    self.report("SavedModel: tracing and saving")
-                    saved_model.write_saved_model(self.source.module, path, self.source.weights, self.name)
-                    yield Artifact(kind, path, final / str(self.version))
-                elif form.runtime == "tflite":
-                    floats = self._float_tflite() if floats is None else floats
-                    content = floats
-                    if form.quantised is not None:
-                        ranges = f", ranges from {self.ranges.origin}" if form.has_ranges else ""
-                        self.report(f"{form.title}: quantising{ranges}")
-                        content = quantize(floats, form.quantised, self.ranges.images, tflite.SIGNATURE)
-                    path.write_bytes(content)
-                    sidecar = self._sidecar(path, final)
-                    write_json(path.with_suffix(".json"), sidecar)
-                    yield Artifact(kind, path, final, sidecar)
-                elif kind == "onnx":
-                    self.report("ONNX: converting (a large model takes minutes, and r50_fpn up to 9 GB of memory)")
-                    path.write_bytes(onnx_model.convert(self.source.module, self.source.notes))
-                    yield Artifact(kind, path, final)
-                else:
-                    self._tensorrt(path)
-                    yield Artifact(kind, path, final / str(self.version + ("saved_model" in wanted)))
-            except MissingError as reason:
-                self.missing[kind] = str(reason)
-                self.report(f"{form.title}: not made: {reason}")
-
-    def _float_tflite(self) -> bytes:
-        self.report(f"TFLite: converting for images of {self.fit.height}×{self.fit.width}")
-        model = self.source.module.model
-        content = tflite.convert(model, self.fit.height, self.fit.width, self.temporary, static_shapes=self.static_shapes)
-        tflite.check_file(content, model)
-        return content
-
-    def _sidecar(self, path: Path, final: Path) -> dict[str, Any]:
-        return {
-            "signature": tflite.SIGNATURE,
-            "file": final.name,
-            "sha256": sha256_of(path),
-            **client_notes.letterbox_notes(self.fit.height, self.fit.width),
-            **self.source.notes,
-        }
-
-    def _tensorrt(self, path: Path) -> None:
-        """Calls the converter, a program of its own. Raises: MissingError, if it refuses."""
-        program = Path(__file__).with_name("convert_tensorrt.py")
-        self.report("TF-TRT: asking export/convert_tensorrt.py")
-        ended = subprocess.run([sys.executable, str(program), "--check"], capture_output=True, text=True)
-        if ended.returncode == 0:
-            plain = self.temporary / "for_tensorrt"
-            saved_model.write_saved_model(self.source.module, plain, self.source.weights, self.name)
-            arguments = [f"--saved_model={plain}", f"--output_dir={path}"]
-            ended = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True)
-        if ended.returncode:
-            said = ended.stderr.strip().splitlines() or ["it ended without a word"]
-            raise MissingError(said[-1].removeprefix("error: "))
 
 
 def _checked(one: Examined) -> str:

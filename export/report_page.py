@@ -13,7 +13,7 @@ from export.examination import ROUNDS, Ap, Conditions, Examined, Questions, thre
 from export.formats import FORMATS
 from export.saved_model import versions
 from model.matterport.network import MaskRCNN
-from model.network.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import PEOPLE_AT_ONCE, KeypointRCNN
 from pipeline.drawing import draw_people, drawn_people
 from pipeline.image_writer import encode
 from pipeline.inspection import html_page
@@ -77,15 +77,20 @@ def pages(
 
 def _about(one: Examined, model_ap: Ap | None, width: int, height: int) -> dict[str, Any]:
     artifact = one.artifact
-    sizes = {"tflite": f"uint8 [1, {height}, {width}, 3]", "onnx": "uint8 [1, height, width, 3]"}
+    one_size = f"uint8 [1, {height}, {width}, 3]"
+    signatures = {
+        "saved_model": "serving_default, serving_tolerant: JPEG or PNG files; serve_images: uint8 [N, height, width, 3]; "
+        "serve_one_image, raw: uint8 [1, height, width, 3]",
+        "tflite": f"serve_images: {one_size}",
+        "tflite_parts": f"find_people: {one_size}; find_keypoints: float32 [{PEOPLE_AT_ONCE}, 4], p2…p5 of find_people",
+        "onnx": "uint8 [1, height, width, 3]",
+    }
     path = artifact.final
     return {
         "format": artifact.name,
         "title": artifact.format.title,
         "path": f"{path.parent.name}/{path.name}" if artifact.path.is_dir() else path.name,
-        "signature": f"serve_images: {sizes[artifact.format.runtime]}"
-        if artifact.format.runtime in sizes
-        else "serving_default, serving_tolerant: JPEG or PNG files; serve_images: uint8 [N, height, width, 3]",
+        "signature": signatures[artifact.format.runtime],
         "bytes": artifact.bytes(),
         "sha256": artifact.sha256(),
         "milliseconds": one.milliseconds,

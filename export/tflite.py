@@ -6,7 +6,7 @@ given. An image of another size is letterboxed by the caller: made as large as i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,17 @@ from ai_edge_litert.interpreter import Interpreter
 from export.compare import ConversionError
 from export.saved_model import temporary_folder
 from model.config import AnyConfig
+from model.inference import parts, two_stages
 from model.inference.serving import ServingModule, round_up
 from model.matterport.network import MaskRCNN
-from model.network.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import PEOPLE_AT_ONCE, KeypointRCNN
 from pipeline.command import UserError
 from pipeline.data_config import CANVAS_MULTIPLE
 
 Pixels = npt.NDArray[np.uint8]
 
-SIGNATURE = "serve_images"
+SIGNATURE = two_stages.WHOLE
+PARTS = (two_stages.FIND_PEOPLE, two_stages.FIND_KEYPOINTS)
 # A converter that misses the variables writes these, a file without weights, and no error.
 VARIABLE_OPERATORS = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
@@ -55,12 +57,29 @@ def convert(model: KeypointRCNN | MaskRCNN, height: int, width: int, folder: Pat
       folder: where a SavedModel may lie for a moment.
       static_shapes: keypoints are looked for in all D places, for delegates that want fixed shapes; some 2 to 5 times as slow.
     """
+    function = ServingModule(model).serve_images_of_size(height, width, static_shapes=static_shapes)
+    return _converted(model, {SIGNATURE: function}, folder)
+
+
+def convert_parts(model: KeypointRCNN, height: int, width: int, folder: Path) -> bytes:
+    """The model as a TFLite file of two signatures, all shapes fixed, for delegates that want that (`model.inference.parts`).
+
+    Args:
+      model, height, width, folder: as for `convert`.
+    """
+    stages = (parts.find_people(model, height, width), parts.find_keypoints(model, height, width, PEOPLE_AT_ONCE))
+    return _converted(model, dict(zip(PARTS, stages, strict=True)), folder)
+
+
+def _converted(
+    model: KeypointRCNN | MaskRCNN, functions: Mapping[str, tf.types.experimental.ConcreteFunction], folder: Path
+) -> bytes:
+    """Functions of a model as the signatures of a TFLite file."""
     weights = tf.Module()  # instead of the serving module, whose other functions would be traced, saved and loaded too
     weights.variables_ = list(model.variables_by_path().values())
-    signatures = {SIGNATURE: ServingModule(model).serve_images_of_size(height, width, static_shapes=static_shapes)}
     with temporary_folder(folder, "tflite") as temporary:
-        tf.saved_model.save(weights, str(temporary), signatures=signatures)
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(temporary), signature_keys=[SIGNATURE])
+        tf.saved_model.save(weights, str(temporary), signatures=dict(functions))
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(temporary), signature_keys=list(functions))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         content: bytes = converter.convert()
     return content

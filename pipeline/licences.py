@@ -21,9 +21,12 @@ def stated_in(content: Mapping[str, Any]) -> dict[str, Any]:
       `info`: text by key; `licences`: a list of `name`, `url` and the number of `images` that have it; `unlicensed_images`: the
       number of images without any. What is no text there is left out; nothing is returned if nothing is stated.
     """
-    images = Counter[object](e.get("license") for e in content["images"] if isinstance(e.get("license"), int))
+    images: Counter[int] = Counter()
+    for entry in content["images"]:
+        number = entry.get("license")
+        images.update([number] if isinstance(number, int) else [])
     given = content.get("licenses")
-    licences = [
+    licences: list[dict[str, Any]] = [
         {"name": entry.get("name"), "url": entry.get("url"), "images": images[entry["id"]]}
         for entry in (given if isinstance(given, list) else ())
         if isinstance(entry, dict) and isinstance(entry.get("id"), int)

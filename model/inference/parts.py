@@ -13,12 +13,11 @@ from typing import Any
 import tensorflow as tf
 
 from model.inference.serving import on_canvas
+from model.inference.two_stages import LEVELS
 from model.network import box_head
 from model.network.keypoint_head import decode_fast
 from model.network.keypoint_rcnn import KeypointRCNN, first_places
 from model.network.rpn import NOTHING
-
-PYRAMID = ("p2", "p3", "p4", "p5")  # the levels that the keypoint head looks at
 
 
 def raw(model: KeypointRCNN, height: int | None = None, width: int | None = None) -> tf.types.experimental.ConcreteFunction:
@@ -70,7 +69,7 @@ def find_people(model: KeypointRCNN, height: int, width: int) -> tf.types.experi
         pyramid, proposals, proposal_scores = model.propose(pixels, size)
         logits, deltas = model.classify(pyramid, proposals)
         boxes, scores, number = box_head.detections(model.config.inference, logits, deltas, proposals, proposal_scores, size)
-        levels = {name: tf.identity(level) for name, level in zip(PYRAMID, pyramid, strict=False)}
+        levels = {name: tf.identity(level) for name, level in zip(LEVELS, pyramid, strict=False)}
         return {"num_detections": number, "boxes": boxes, "scores": scores, **levels}
 
     return _concrete(function, tf.TensorSpec([1, height, width, 3], tf.uint8, name="images"))
@@ -92,7 +91,7 @@ def find_keypoints(model: KeypointRCNN, height: int, width: int, count: int) -> 
 
     levels = [
         tf.TensorSpec([1, height // stride, width // stride, channels], name=name)
-        for name, stride in zip(PYRAMID, model.config.anchors.strides, strict=False)
+        for name, stride in zip(LEVELS, model.config.anchors.strides, strict=False)
     ]
     return _concrete(function, tf.TensorSpec([count, 4], name="boxes"), *levels)
 

@@ -29,6 +29,7 @@ from model.inference.encoded_images import headers
 from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, letterbox, without_rotation
 from model.inference.people import People
 from model.inference.serving import ServingModule, round_up
+from model.inference.two_stages import runner
 from model.matterport.decoding import decode_places, legacy_pixels
 from model.matterport.masks import people_masks
 from model.matterport.network import MaskRCNN
@@ -361,7 +362,7 @@ def _tflite_runner(path: Path) -> Any:
     from ai_edge_litert.interpreter import Interpreter  # who has no TFLite file need not have it
 
     try:
-        return Interpreter(model_path=str(path), num_threads=os.cpu_count()).get_signature_runner("serve_images")
+        return runner(Interpreter(model_path=str(path), num_threads=os.cpu_count()))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -12,10 +12,10 @@ from model.inference.predictor import open_model
 from pipeline.command import UserError
 
 
-def test_all_leaves_out_the_fast_extra_alone() -> None:
-    assert chosen(["all"]) == OF_ALL == tuple(name for name in FORMATS if name != "tflite_int8_all")
+def test_all_leaves_out_the_extras_alone() -> None:
+    assert chosen(["all"]) == OF_ALL == tuple(name for name in FORMATS if name not in ("tflite_int8_all", "tflite_parts"))
     assert chosen(["onnx", "saved_model"]) == ("saved_model", "onnx")
-    assert chosen(["tflite_int8_all", "all"]) == tuple(FORMATS)
+    assert chosen(["tflite_int8_all", "tflite_parts", "all"]) == tuple(FORMATS)
 
 
 def test_the_sidecar_holds_what_a_client_needs(exported: Path) -> None:

@@ -13,6 +13,7 @@ from examples.finish_raw import finish
 from export.tflite import random_images
 from model.inference import parts
 from model.inference.serving import ServingModule
+from model.inference.two_stages import LEVELS
 from model.network.keypoint_rcnn import KeypointRCNN
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -75,7 +76,7 @@ def test_the_two_stages_give_the_answer_of_the_whole(small_model: KeypointRCNN, 
     found = arrays(first(images=tf.constant(pixels(96, 128))))
     for name in ("num_detections", "boxes", "scores"):
         np.testing.assert_allclose(found[name], expected[name], atol=0.01)
-    levels = {name: tf.constant(found[name]) for name in parts.PYRAMID}
+    levels = {name: tf.constant(found[name]) for name in LEVELS}
     answer = arrays(second(boxes=tf.constant(found["boxes"][0, :2]), **levels))
     np.testing.assert_allclose(answer["keypoint_scores"], expected["keypoint_scores"][0, :2], atol=1e-4)
     assert (np.abs(answer["keypoints"] - expected["keypoints"][0, :2]) < 0.02).mean() > 0.97
