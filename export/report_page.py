@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export import client_notes
-from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, Answer
+from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, Answer, compare
 from export.examination import ROUNDS, Ap, Conditions, Examined, Questions, threads
 from export.formats import FORMATS
 from export.saved_model import versions
@@ -112,12 +112,17 @@ def _difference(ap: Ap | None, model_ap: Ap | None) -> dict[str, float] | None:
 
 def _drawing(one: Examined, asked: Questions, skeleton: Skeleton) -> dict[str, Any]:
     number = one.comparison.worst
-    expected = _drawn(asked, number, asked.expected[number], skeleton)
+    expected, answer = asked.expected[number], one.answers[number]
+    here = compare([expected], [answer], skeleton.sigmas)
     return {
         "title": one.artifact.format.title,
         "number": number + 1,
-        "model": expected,
-        "artifact": _drawn(asked, number, one.answers[number], skeleton),
+        "equal": here.equal.matched,
+        "detections": here.equal.total,
+        "box_pixels": here.box_pixels[0],
+        "keypoint_pixels": here.keypoint_pixels[0],
+        "model": _drawn(asked, number, expected, skeleton),
+        "artifact": _drawn(asked, number, answer, skeleton),
     }
 
 
