@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,18 @@ def whole(small_model: KeypointRCNN) -> ServingModule:
     return ServingModule(small_model)
 
 
+@pytest.fixture(scope="module")
+def raw(small_model: KeypointRCNN) -> Callable[..., dict[str, tf.Tensor]]:
+    return parts.raw(small_model)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_nms_and_decoding_in_numpy_finish_raw(small_model: KeypointRCNN, whole: ServingModule, size: tuple[int, int]) -> None:
+def test_nms_and_decoding_in_numpy_finish_raw(
+    small_model: KeypointRCNN, whole: ServingModule, raw: Callable[..., dict[str, tf.Tensor]], size: tuple[int, int]
+) -> None:
     expected = arrays(whole.serve_one_image(pixels(*size)))
     inference = small_model.config.inference
-    found = arrays(parts.raw(small_model)(images=tf.constant(pixels(*size))))
+    found = arrays(raw(images=tf.constant(pixels(*size))))
     number = small_model.config.rpn.proposals_test
     assert found["boxes"].shape == (1, number, 4) and found["logits"].shape == (1, number, 2)
     assert found["heatmaps"].shape[2:] == (56, 56, small_model.skeleton.num_keypoints)
@@ -56,8 +64,10 @@ def test_nms_and_decoding_in_numpy_finish_raw(small_model: KeypointRCNN, whole: 
         assert close.mean() > (0.97 if name.startswith("keypoint") else 0.999), name  # random weights: peaks may be equal
 
 
-def test_raw_is_sorted_and_has_the_heatmaps_of_all_who_count(small_model: KeypointRCNN) -> None:
-    found = arrays(parts.raw(small_model)(images=tf.constant(pixels(96, 128))))
+def test_raw_is_sorted_and_has_the_heatmaps_of_all_who_count(
+    small_model: KeypointRCNN, raw: Callable[..., dict[str, tf.Tensor]]
+) -> None:
+    found = arrays(raw(images=tf.constant(pixels(96, 128))))
     scores = tf.nn.softmax(found["logits"][0]).numpy()[:, 1]
     exists = (found["boxes"][0] != 0).any(axis=1)
     assert (np.diff(scores[exists]) <= 1e-6).all() and not found["logits"][0][~exists].any()

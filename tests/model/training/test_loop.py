@@ -27,6 +27,7 @@ from model.training.interrupt import InterruptedTrainingError
 from model.training.loop import Run, train
 from model.training.step import Learner
 from model.training.strategies import distribute, make_strategy
+from model.training_data import training_data
 from pipeline.command import UserError
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.options import LoadingOptions
@@ -117,6 +118,9 @@ def test_trains_under_each_strategy_and_precision(
     saved = json.loads((tmp_path / "run" / "canvases.json").read_text())
     chosen = training_pool(record_folder, "train", small_config.data).canvases
     assert [(c["height"], c["width"]) for c in saved["canvases"]] == list(chosen.sizes) and saved["padding"] == chosen.padding
+    (trained_on,) = training_data(tmp_path / "run")
+    assert (trained_on["split"], trained_on["images"]) == ("train", len(record_folder.index("train")))
+    assert [licence["name"] for licence in trained_on["stated"]["licences"]] == ["CC0 1.0"]  # of the rendered images
     model = model_dir.load_model(tmp_path / "run")
     assert all(v.dtype == tf.float32 and np.isfinite(v).all() for v in model.variables_by_path().values())
 
