@@ -49,6 +49,8 @@ SKELETON = Skeleton(
 COLOURS = np.array([[255, 255, 255], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 0]], np.uint8)  # of each keypoint
 MARK = 6  # half the side of a keypoint's square
 
+LOG_LEVEL = os.environ.get("TF_CPP_MIN_LOG_LEVEL")  # as this run was started with
+
 MakeRecordFolder = Callable[..., RecordFolder]
 
 
@@ -59,8 +61,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts what runs in its background with SIGINT ignored, and the commands under test would inherit that.
+    # What a shell runs in its background ignores SIGINT, and SIGHUP under nohup; the commands under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("--fast"):
         return
     import tensorflow as tf
@@ -75,6 +78,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.getoption("--fast") and collection_path.is_file():
         return str(collection_path.relative_to(Path(__file__).parent)) not in FAST
     return None
+
+
+@pytest.fixture(autouse=True)
+def terminal_log_level() -> None:
+    """Commands under test start as from a terminal: some libraries set TF_CPP_MIN_LOG_LEVEL when they are imported."""
+    if LOG_LEVEL is None:
+        os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 
 
 def draw(image: CocoImage) -> bytes:

@@ -113,7 +113,7 @@ def test_a_worker_that_waits_says_for_whom_and_hears_signals(number: int, status
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert lines[0].startswith(f"train: worker 0 waits for {missing}; start the same command there")
     assert f"waits for 1 s for {missing}" in lines[2]
     assert process.returncode == status and errors.startswith("error: stopped") and errors.count("\n") == 1
