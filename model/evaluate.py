@@ -70,10 +70,10 @@ def main(_rest: list[str]) -> None:
     except ValueError:
         raise command.UserError(f"--sigmas={','.join(FLAGS.sigmas)}: must be numbers with commas between") from None
     command.load_tensorflow()
-    from model.evaluation.evaluator import evaluate_files
+    from model.api import evaluate
 
     print(
-        evaluate_files(
+        evaluate(
             annotations=FLAGS.annotations,
             model=FLAGS.model,
             data_dir=FLAGS.data_dir,

@@ -36,9 +36,10 @@ CHAPTERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("pipeline.record_folder", ("open_record_folder", "RecordFolder")),
     ),
     "Import weights": (("model.weights.importing", ("import_model",)),),
-    "Train": (("model.training.loop", ("train", "Run")),),
+    "Train": (("model.api", ("train",)),),
     "Evaluate": (
-        ("model.evaluation.evaluator", ("evaluate_files", "evaluate", "evaluate_results")),
+        ("model.api", ("evaluate", "EvaluationResult")),
+        ("model.evaluation.evaluator", ("evaluate", "evaluate_results")),
         ("model.evaluation.figures_table", ("table",)),
     ),
     "Export": (("export.publish", ("export_model",)),),

@@ -179,15 +179,15 @@ def check_message(error: Exception) -> None:
 
 
 def read_annotations(folder: Path, file: Path) -> None:
-    from model.evaluation.evaluator import evaluate_files
+    from model.api import evaluate
     from model.inference.image_names import read_image_names
     from pipeline.coco import read_coco
 
     each(
         lambda: read_coco(file),
         lambda: read_image_names(file),
-        lambda: evaluate_files(annotations=str(file), results=str(folder / "predictions.json")),
-        lambda: evaluate_files(
+        lambda: evaluate(annotations=str(file), results=str(folder / "predictions.json")),
+        lambda: evaluate(
             annotations=str(file), results=str(folder / "predictions.json"), data_dir=str(folder / "records"), split="train"
         ),
     )
@@ -206,10 +206,10 @@ def convert_annotations(folder: Path, file: Path) -> None:
 
 
 def read_results(folder: Path, file: Path) -> None:
-    from model.evaluation.evaluator import evaluate_files
+    from model.api import evaluate
 
     annotations = folder / "data" / "annotations" / "person_keypoints_train.json"
-    each(lambda: evaluate_files(annotations=str(annotations), results=str(file)))
+    each(lambda: evaluate(annotations=str(annotations), results=str(file)))
 
 
 def read_records(folder: Path, file: Path) -> None:

@@ -20,22 +20,19 @@ from model.evaluation.consistency import (
     check_file_name,
     check_images,
     check_keypoints,
-    checksum_notes,
     figure_notes,
     result_notes,
     scale_of,
 )
-from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
 from model.evaluation.keypoint_errors import KeypointErrors
 from model.inference.coco_format import Result, results_to_coco
-from model.inference.predictor import Predictor, open_model
+from model.inference.predictor import Predictor
 from pipeline import records
 from pipeline.command import Progress, UserError, reason_of
-from pipeline.files import write_json
-from pipeline.record_folder import RecordFolder, open_record_folder
+from pipeline.record_folder import RecordFolder
 from pipeline.sides import plain_names
-from pipeline.skeleton import Skeleton, read_category
+from pipeline.skeleton import Skeleton
 
 IMAGES_AT_ONCE = 64  # encoded, held while they are sorted into batches: a bound of the memory
 
@@ -126,12 +123,12 @@ def evaluate(
     """
     truth = annotations if isinstance(annotations, GroundTruth) else ground_truth_of(annotations, record_folder.skeleton)
     notes = check_images(truth, record_folder, split)  # before the work
-    evaluation = Evaluation(truth, _with_sigmas(record_folder.skeleton, sigmas), notes)
+    evaluation = Evaluation(truth, with_sigmas(record_folder.skeleton, sigmas), notes)
     evaluation.add(predict_split(predictor, record_folder, split, truth, progress=progress))
     return evaluation.figures()
 
 
-def _with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton:
+def with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton:
     """The skeleton with other sigmas, one for each keypoint or one for all."""
     if sigmas is None:
         return skeleton
@@ -230,65 +227,3 @@ def evaluate_results(
     evaluation = Evaluation(truth, skeleton, result_notes(truth, found))
     evaluation.add((image_id, found.of(image_id)) for image_id in sorted(set(counted)))
     return evaluation.figures()
-
-
-def evaluate_files(
-    *,
-    annotations: str,
-    model: str | None = None,
-    data_dir: str | None = None,
-    split: str = "val",
-    results: str | None = None,
-    category: str | None = None,
-    sigmas: Sequence[float] | None = None,
-    decoder: str = "fast",
-    legacy_decoding: bool = False,
-    output_dir: str | None = None,
-) -> str:
-    """The command `model.evaluate`: a model over records, or a file of results. Returns what to print.
-
-    With results, the records say which images count, and what the keypoint set is; they may be left out.
-
-    Raises:
-      UserError: neither or both of model and results, and all that the functions above refuse.
-    """
-    if (model is None) == (results is None):
-        raise UserError("--model (with --data_dir) or --results: give one of them")
-    if results is not None and decoder != "fast":
-        raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
-    if results is not None and legacy_decoding:
-        raise UserError("--legacy_decoding: --results are decoded already; leave it out")
-    if category is not None and data_dir is not None:
-        raise UserError(f"--category={category}: --data_dir has the category that its records were made of; leave it out")
-    if model is not None and data_dir is None:
-        raise UserError("--data_dir: --model needs the folder of records that it shall look at")
-    record_folder = None if data_dir is None else open_record_folder(data_dir)
-    if record_folder is None:
-        truth = read_ground_truth(annotations, category)
-    else:
-        truth = ground_truth_of(annotations, record_folder.skeleton)
-    notes: list[str] = []
-    if record_folder is not None:  # before a model is opened: what is refused is refused at once
-        check_keypoints(truth, record_folder.skeleton)
-        check_images(truth, record_folder, split)
-        notes = checksum_notes(truth, record_folder, split)
-    if model is not None:
-        assert record_folder is not None
-        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding)
-        figures = evaluate(opened, record_folder, split, truth, sigmas=sigmas)
-        title = f"{model} on {split} of {data_dir}"
-    else:
-        assert results is not None
-        skeleton = truth.skeleton(sigmas) if record_folder is None else _with_sigmas(record_folder.skeleton, sigmas)
-        if record_folder is None:
-            notes = [note for note in read_category(truth.category, sigmas=sigmas)[1] if note.startswith("OKS sigma")]
-        image_ids = None if record_folder is None else record_folder.index(split)["image_id"].tolist()
-        figures = evaluate_results(truth, results, skeleton, image_ids)
-        title = f"{results} against {annotations}"
-    figures["notes"] = [*notes, *figures["notes"]]
-    lines = [title, "", table(figures)]
-    if output_dir is not None:
-        path = Path(output_dir) / f"evaluation-{split}.json"
-        write_json(path, {**figures, "model": model, "results": results, "annotations": annotations, "split": split})
-        lines += ["", f"written: {path}"]
-    return "\n".join(lines)

@@ -68,6 +68,6 @@ def test_signatures_and_docstrings() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["convert", "train", "evaluate_files", "export_model", "import_model", "open_model"])
+@pytest.mark.parametrize("command", ["convert", "train", "evaluate", "export_model", "import_model", "open_model"])
 def test_every_commands_function_is_there(command: str) -> None:
     assert f".{command}`" in page()

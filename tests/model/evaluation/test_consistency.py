@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model import api
 from model.config import TINY
 from model.evaluation.consistency import check_images, checksum_notes
-from model.evaluation.evaluator import evaluate, evaluate_files, evaluate_results
+from model.evaluation.evaluator import evaluate, evaluate_results
 from model.evaluation.ground_truth import read_ground_truth
 from model.inference.image_folder import image_files, predict_files
 from model.inference.image_names import annotated, read_image_names
@@ -106,14 +107,14 @@ def test_the_conversions_checksum(
 ) -> None:
     noted = {"val": {**record_folder.splits["val"], "input_sha256": read_coco(annotations).sha256()}}
     folder = dataclasses.replace(record_folder, splits=noted)
-    monkeypatch.setattr("model.evaluation.evaluator.open_record_folder", lambda _: folder)
+    monkeypatch.setattr("model.api.open_record_folder", lambda _: folder)
     results = tmp_path / "results.json"
     results.write_text(json.dumps(perfect()))
-    assert "note:" not in evaluate_files(annotations=str(annotations), results=str(results), data_dir="records")
+    assert "note:" not in str(api.evaluate(annotations=str(annotations), results=str(results), data_dir="records"))
     content = ground_truth()
     content["annotations"][0]["keypoints"][0] += 1
     other = write(tmp_path / "other.json", content)
-    text = evaluate_files(annotations=str(other), results=str(results), data_dir="records")
+    text = str(api.evaluate(annotations=str(other), results=str(results), data_dir="records"))
     assert f"note: {other} is not what the split 'val' was converted from, or was changed since" in text
 
 
@@ -222,5 +223,5 @@ def test_predictions_of_files_without_digits_are_evaluated(shared_data: Path, tm
     summary = predict_files(predictor, files, tmp_path)
     ids = [entry["image_id"] for entry in json.loads(summary.predictions.read_text())]
     assert ids == ([1, 2] if given else [0, 1])
-    text = evaluate_files(annotations=truth.path, results=str(summary.predictions))
+    text = str(api.evaluate(annotations=truth.path, results=str(summary.predictions)))
     assert text.count("AP 1.000") == 3 and ("the file name decides" in text) == (not given)

@@ -15,8 +15,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from model import api
 from model.config import TINY
-from model.evaluation.evaluator import evaluate, evaluate_files, evaluate_results
+from model.evaluation.evaluator import evaluate, evaluate_results
 from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import read_ground_truth
 from model.inference.coco_format import results_to_coco
@@ -276,7 +277,10 @@ def test_results_have_cocos_format() -> None:
 def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
-    text = evaluate_files(annotations=str(annotations), results=str(results), output_dir=str(tmp_path / "out"))
+    result = api.evaluate(annotations=annotations, results=results, output_dir=tmp_path / "out")
+    text = str(result)
+    assert result.keypoint_ap == result.keypoints["AP"] == result.boxes["AP"] == result.box_ap == pytest.approx(1.0)
+    assert result.joints["nose"]["found"] == 4 and result.counts["images"] == 4 and result.notes == []
     assert "AP 1.000" in text and "evaluation-val.json" in text
     assert "left_eye / right_eye" in text and "0 pairs swapped back: keypoint AP 1.000, +0.000" in text
     written = json.loads((tmp_path / "out" / "evaluation-val.json").read_text())
@@ -285,11 +289,11 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
     assert written["joints"]["right_eye"]["labelled"] == written["twins"][0]["compared"] == 0
     assert written["swapped_back"]["AP_gain"] == 0
     with pytest.raises(UserError, match="give one of them"):
-        evaluate_files(annotations=str(annotations))
+        api.evaluate(annotations=str(annotations))
     with pytest.raises(UserError, match="--data_dir"):
-        evaluate_files(annotations=str(annotations), model="x")
+        api.evaluate(annotations=str(annotations), model="x")
     with pytest.raises(UserError, match="--decoder=reference"):
-        evaluate_files(annotations=str(annotations), results=str(results), decoder="reference")
+        api.evaluate(annotations=str(annotations), results=str(results), decoder="reference")
 
 
 def test_a_category_is_chosen_for_results_and_assumed_sigmas_are_told(tmp_path: Path) -> None:
@@ -302,13 +306,13 @@ def test_a_category_is_chosen_for_results_and_assumed_sigmas_are_told(tmp_path: 
     (tmp_path / "results.json").write_text(json.dumps(results))
     files: dict[str, Any] = {"annotations": str(tmp_path / "gt.json"), "results": str(tmp_path / "results.json")}
     with pytest.raises(UserError, match=r"\(deer, elk\); --category=all joins"):
-        evaluate_files(**files)
-    text = evaluate_files(**files, category="all")
+        api.evaluate(**files)
+    text = str(api.evaluate(**files, category="all"))
     assert "4 annotated 'all'" in text
     assert "AP 1.000" in text and "OKS sigma 0.107 is assumed" in text and "antler_l, antler_r" in text
-    assert "OKS sigma" not in evaluate_files(**files, category="all", sigmas=[0.05])
+    assert "OKS sigma" not in str(api.evaluate(**files, category="all", sigmas=[0.05]))
     with pytest.raises(UserError, match="--category=all: --data_dir has the category"):
-        evaluate_files(**files, category="all", data_dir=str(tmp_path))
+        api.evaluate(**files, category="all", data_dir=str(tmp_path))
 
 
 def test_results_of_a_split_of_records(
@@ -317,12 +321,10 @@ def test_results_of_a_split_of_records(
     """The records limit the images, and give the keypoint set: sigmas and twins that the JSON does not have."""
     pairs, sigmas = [("nose", "left_eye")], (0.5, 0.5, 0.5)
     other = record_folder.skeleton.from_category(CATEGORY, flip_pairs=pairs, sigmas=sigmas)
-    monkeypatch.setattr(
-        "model.evaluation.evaluator.open_record_folder", lambda folder: dataclasses.replace(record_folder, skeleton=other)
-    )
+    monkeypatch.setattr("model.api.open_record_folder", lambda folder: dataclasses.replace(record_folder, skeleton=other))
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{**a, "score": 1.0} for a in ground_truth()["annotations"]]))
-    evaluate_files(annotations=str(annotations), results=str(results), data_dir="records", output_dir=str(tmp_path))
+    api.evaluate(annotations=str(annotations), results=str(results), data_dir="records", output_dir=str(tmp_path))
     written = json.loads((tmp_path / "evaluation-val.json").read_text())
     assert written["counts"]["images"] == 3 and written["counts"]["results"] == 3
     assert [pair["joints"] for pair in written["twins"]] == [["nose", "left_eye"]]

@@ -1,0 +1,268 @@
+"""`train` and `evaluate` for programs in Python: the commands of these names, whose flags are the functions' keywords.
+
+    from model.api import evaluate, train
+
+    train(data_dir="records", model_dir="run", init="imported", steps=5000)
+    result = evaluate(model="run", data_dir="records", split="val", annotations="person_keypoints_val.json")
+    print(result.keypoint_ap, result.joints["left_wrist"]["mean_error"])
+
+`model.inference.predictor.open_model` opens what was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.evaluation import evaluator
+from model.evaluation.consistency import check_images, check_keypoints, checksum_notes
+from model.evaluation.evaluator import Figures, evaluate_results, with_sigmas
+from model.evaluation.figures_table import table
+from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
+from model.inference.predictor import open_model
+from model.model_dir import newest_checkpoint
+from model.training import loop
+from model.training.arguments import Arguments, OnDamaged, Precision, Strategy
+from model.training.evaluator_task import follow
+from model.training.starting_point import configuration, open_starting_point
+from model.training.strategies import make_strategy, naming_lost_workers
+from model.training.validation import Validation
+from pipeline.batch_flags import check_flip
+from pipeline.command import UserError
+from pipeline.files import write_json
+from pipeline.loading.options import Cache, OnError
+from pipeline.record_folder import open_record_folder
+from pipeline.skeleton import read_category
+
+
+def train(
+    *,
+    data_dir: str | Path,
+    model_dir: str | Path,
+    split: str = "train",
+    preset: str | None = None,
+    init: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    flip: bool | None = None,
+    brightness: float | None = None,
+    contrast: float | None = None,
+    saturation: float | None = None,
+    hue: float | None = None,
+    strategy: Strategy = "one_device",
+    precision: Precision = "float32",
+    jit_compile: bool = False,
+    save_every: int = 1000,
+    keep: int = 3,
+    on_damaged_checkpoint: OnDamaged = "previous",
+    eval_split: str | None = None,
+    eval_annotations: str | Path | None = None,
+    eval_every: int = 0,
+    on_error: OnError = "fail",
+    cache: Cache = "none",
+    data_service: str = "",
+    cpu_devices: int = 1,
+) -> Path:
+    """Trains Keypoint R-CNN on a record folder, or goes on where an earlier call with the same `model_dir` was stopped.
+
+    `python -m model.train --help` explains each argument at length, as the flag of its name. An argument that is None leaves
+    the choice to the preset.
+
+    Args:
+      data_dir, split: the record folder, and the split of it to train on.
+      model_dir: the directory that gets configuration, checkpoints and logs.
+      preset: the configuration to begin with; by default that of `model_dir` or `init`, else "r50_fpn".
+      init: the weights to start from: a ResNet's file or a model directory; by default random ones.
+      overrides: values of the configuration, such as "rpn.nms_threshold=0.6": the flag --set.
+      steps, batch_size, learning_rate, seed: the schedule. The batch is that of all replicas together.
+      flip, brightness, contrast, saturation, hue: the augmentation.
+      strategy, precision, jit_compile, cpu_devices: the devices, and how they compute.
+      save_every, keep: steps between two checkpoints, and how many of the newest are kept.
+      on_damaged_checkpoint: whether training goes on from the checkpoint before a damaged one.
+      eval_split, eval_annotations, eval_every: the split that is evaluated, the COCO JSON that it was made of, and the steps
+        between two evaluations. With 0 steps, only the last weights are evaluated.
+      on_error, cache, data_service: how batches are loaded.
+
+    Returns:
+      `model_dir`, which `open_model`, `evaluate` and `export_model` take.
+
+    Raises:
+      UserError: a wrong argument, or a training that cannot go on; the message says what to do.
+      InterruptedTrainingError: a `UserError` after Ctrl-C, SIGTERM or SIGHUP. The same call goes on.
+    """
+    asked = Arguments(**locals())  # which checks them
+    where = Path(model_dir)
+    if asked.is_evaluator:
+        follow(where, _validation(asked))
+        return where
+    has_checkpoint = newest_checkpoint(where) is not None
+    start = open_starting_point(asked.init) if asked.init and not has_checkpoint else None
+    begun_with = configuration(where, start, asked.preset, asked.overrides)
+    config = asked.applied_to(begun_with)
+    strategy = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
+    record_folder = open_record_folder(asked.data_dir)
+    check_flip(config.data.flip, record_folder)
+    validate = _validation(asked) if asked.eval_split else None
+    run = loop.Run(
+        model_dir=where,
+        precision=asked.precision,
+        jit_compile=asked.jit_compile,
+        save_every=asked.save_every,
+        evaluate_every=asked.eval_every,
+        options=asked.loading,
+        keep=asked.keep,
+        on_damaged_checkpoint=asked.on_damaged_checkpoint,
+        remarks=asked.remarks(begun_with, config, has_checkpoint=has_checkpoint),
+    )
+    with naming_lost_workers(strategy):
+        loop.train(config, record_folder, asked.split, run, strategy, validate, start)
+    return where
+
+
+def _validation(asked: Arguments) -> Validation:
+    assert asked.eval_split is not None and asked.eval_annotations is not None  # `Arguments` has checked it
+    return Validation(open_record_folder(asked.data_dir), asked.eval_split, asked.eval_annotations)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found out. `str(result)` is the table that `model.evaluate` prints.
+
+    A figure that the annotations leave undefined, such as AP where nobody is annotated, is -1.
+
+    Attributes:
+      title: what was evaluated, on what.
+      figures: everything, as `model.evaluation.evaluator.evaluate` explains it and as the JSON file holds it.
+      written: the JSON file, if one was asked for.
+      keypoint_ap, box_ap: COCO's AP, the mean over the thresholds 0.50, 0.55, …, 0.95 of OKS or IoU.
+      keypoints, boxes: COCO's ten and twelve figures by name: AP, AP50, AP75, AP_medium, AP_large, AR and its like.
+      joints: for each keypoint, how many are labelled and found, their mean and median error, the share of hits.
+      counts: how many images, persons, persons_with_keypoints, crowds and results there were.
+      notes: lines on the input that may make the figures other than expected.
+    """
+
+    title: str
+    figures: Figures
+    written: Path | None = None
+
+    @property
+    def keypoint_ap(self) -> float:
+        return float(self.figures["keypoints"]["AP"])
+
+    @property
+    def box_ap(self) -> float:
+        return float(self.figures["bbox"]["AP"])
+
+    @property
+    def keypoints(self) -> Mapping[str, float]:
+        return self.figures["keypoints"]  # type: ignore[no-any-return]
+
+    @property
+    def boxes(self) -> Mapping[str, float]:
+        return self.figures["bbox"]  # type: ignore[no-any-return]
+
+    @property
+    def joints(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.figures["joints"]  # type: ignore[no-any-return]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.figures["counts"]  # type: ignore[no-any-return]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.figures["notes"]  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        end = "" if self.written is None else f"\n\nwritten: {self.written}"
+        return f"{self.title}\n\n{table(self.figures)}{end}"
+
+
+def evaluate(
+    *,
+    annotations: str | Path,
+    model: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    split: str = "val",
+    results: str | Path | None = None,
+    category: str | None = None,
+    sigmas: Sequence[float] | None = None,
+    decoder: str = "fast",
+    legacy_decoding: bool = False,
+    output_dir: str | Path | None = None,
+) -> EvaluationResult:
+    """Judges a model over a split of a record folder, or a file of results.
+
+    Args:
+      annotations: the COCO JSON with the ground truth.
+      model: a model directory, a SavedModel or a `.tflite` file; needs `data_dir`.
+      data_dir, split: the record folder and its split with the images that the model looks at. With `results`, they limit the
+        images that count and give the keypoint set, and may be left out.
+      results: instead of `model`, a JSON file in COCO's results format.
+      category: of the annotations, for `results` without `data_dir`: a name, several with commas between, or "all".
+      sigmas: OKS constants, one for each keypoint or one for all; by default those of the records, else COCO's by name.
+      decoder: of the keypoints, "fast" or "reference"; the second is for a model directory only.
+      legacy_decoding: rounds as the original of the old network does.
+      output_dir: a folder that gets the figures as `evaluation-<split>.json`.
+
+    Returns:
+      The figures by name.
+
+    Raises:
+      UserError: neither or both of `model` and `results`; a wrong file; annotations of other keypoints or images.
+    """
+    _check_what_is_judged(model, data_dir, results, category, decoder, legacy_decoding)
+    record_folder = None if data_dir is None else open_record_folder(data_dir)
+    notes: list[str] = []
+    if record_folder is None:
+        truth = read_ground_truth(annotations, category)
+    else:  # before a model is opened: what is refused is refused at once
+        truth = ground_truth_of(annotations, record_folder.skeleton)
+        check_keypoints(truth, record_folder.skeleton)
+        check_images(truth, record_folder, split)
+        notes = checksum_notes(truth, record_folder, split)
+    if model is not None:
+        assert record_folder is not None
+        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding)
+        figures = evaluator.evaluate(opened, record_folder, split, truth, sigmas=sigmas)
+        title = f"{model} on {split} of {data_dir}"
+    else:
+        assert results is not None
+        skeleton = truth.skeleton(sigmas) if record_folder is None else with_sigmas(record_folder.skeleton, sigmas)
+        if record_folder is None:
+            notes = [note for note in read_category(truth.category, sigmas=sigmas)[1] if note.startswith("OKS sigma")]
+        image_ids = None if record_folder is None else record_folder.index(split)["image_id"].tolist()
+        figures = evaluate_results(truth, results, skeleton, image_ids)
+        title = f"{results} against {annotations}"
+    figures["notes"] = [*notes, *figures["notes"]]
+    written = None if output_dir is None else Path(output_dir) / f"evaluation-{split}.json"
+    if written is not None:
+        about = {"model": model, "results": results, "annotations": annotations}
+        names = {name: None if value is None else str(value) for name, value in about.items()}
+        write_json(written, {**figures, **names, "split": split})
+    return EvaluationResult(title, figures, written)
+
+
+def _check_what_is_judged(
+    model: str | Path | None,
+    data_dir: str | Path | None,
+    results: str | Path | None,
+    category: str | None,
+    decoder: str,
+    legacy_decoding: bool,
+) -> None:
+    if (model is None) == (results is None):
+        raise UserError("--model (with --data_dir) or --results: give one of them")
+    if results is not None and decoder != "fast":
+        raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
+    if results is not None and legacy_decoding:
+        raise UserError("--legacy_decoding: --results are decoded already; leave it out")
+    if category is not None and data_dir is not None:
+        raise UserError(f"--category={category}: --data_dir has the category that its records were made of; leave it out")
+    if model is not None and data_dir is None:
+        raise UserError("--data_dir: --model needs the record folder with the images that it looks at")

@@ -1,0 +1,149 @@
+"""What a training is asked for: the flags of `model.train`, which are the keywords of `model.api.train`, and their rules.
+
+It is checked without TensorFlow, so that a wrong flag is answered before TensorFlow loads, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from model import config as config_lib
+from model.config import Config
+from model.training.cluster import read_cluster
+from model.training.learning_rate import advice_on_batch_size
+from pipeline import config_overrides
+from pipeline.batch_flags import COLOURS
+from pipeline.command import UserError
+from pipeline.loading.options import Cache, LoadingOptions, OnError
+
+Strategy = Literal["one_device", "mirrored", "multi_worker"]
+Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+OnDamaged = Literal["previous", "fail"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of a training, as `model.api.train` explains them.
+
+    Raises:
+      UserError: a value that cannot be, arguments that contradict each other, or a wrong preset, configuration or override.
+    """
+
+    data_dir: str | Path
+    model_dir: str | Path
+    split: str = "train"
+    preset: str | None = None
+    init: str | Path | None = None
+    overrides: Sequence[str] = ()
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    flip: bool | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None
+    strategy: Strategy = "one_device"
+    precision: Precision = "float32"
+    jit_compile: bool = False
+    save_every: int = 1000
+    keep: int = 3
+    on_damaged_checkpoint: OnDamaged = "previous"
+    eval_split: str | None = None
+    eval_annotations: str | Path | None = None
+    eval_every: int = 0
+    on_error: OnError = "fail"
+    cache: Cache = "none"
+    data_service: str = ""
+    cpu_devices: int = 1
+
+    def __post_init__(self) -> None:
+        for name, kind in (("strategy", Strategy), ("precision", Precision), ("on_damaged_checkpoint", OnDamaged)):
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(get_args(kind))}")
+        self._check_cluster()
+        self._check_evaluation()
+        for name in ("steps", "batch_size", "learning_rate", "save_every", "keep", "cpu_devices"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name}={value}: must be above 0")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed={self.seed}: must be from 0 to 2^63 - 1")
+        if self.init and not Path(self.init).exists():
+            raise UserError(f"--init={self.init}: does not exist; give a ResNet's file or a model directory")
+        _ = self.loading  # which checks its own
+        self._check_configuration()
+
+    def _check_cluster(self) -> None:
+        if self.strategy == "multi_worker" and not os.environ.get("TF_CONFIG"):
+            raise UserError(
+                "--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index"
+            )
+        if self.is_evaluator and not self.eval_split:
+            raise UserError("TF_CONFIG: this task is the evaluator; it needs --eval_split and --eval_annotations")
+
+    def _check_evaluation(self) -> None:
+        if (self.eval_split is None) != (self.eval_annotations is None):
+            raise UserError("--eval_split and --eval_annotations: give both or neither")
+        if self.eval_every < 0:
+            raise UserError(f"--eval_every={self.eval_every}: must be 0 or more")
+        if self.eval_every and not self.eval_split:
+            raise UserError(
+                f"--eval_every={self.eval_every}: needs --eval_split and --eval_annotations; give both, or leave it out"
+            )
+
+    def _check_configuration(self) -> None:
+        config = config_lib.preset(self.preset or "r50_fpn")
+        if self.init and Path(self.init).is_dir():
+            own = config_lib.load_any(Path(self.init) / "config.json")
+            if isinstance(own, Config):  # the old network's says nothing of training
+                if self.preset:
+                    raise UserError(
+                        f"--init={self.init}: a model directory has a configuration of its own; "
+                        f"leave --preset={self.preset} out"
+                    )
+                config = own
+        if (Path(self.model_dir) / "config.json").is_file():
+            config = config_lib.load(Path(self.model_dir) / "config.json")
+        config_overrides.override(config, self.overrides)
+
+    @property
+    def is_evaluator(self) -> bool:
+        """Whether this process evaluates the checkpoints of a training that other processes of its cluster do."""
+        return self.strategy == "multi_worker" and read_cluster(os.environ["TF_CONFIG"]).is_evaluator
+
+    @property
+    def loading(self) -> LoadingOptions:
+        """How batches are loaded."""
+        return LoadingOptions(on_error=self.on_error, cache=self.cache, data_service=self.data_service)
+
+    def applied_to(self, config: Config) -> Config:
+        """The configuration with the values of --steps, --batch_size and their like."""
+        schedule = self._given(steps="steps", batch_size="global_batch_size", learning_rate="learning_rate", seed="seed")
+        augmentation = self._given(**{name: name for name in ("flip", *COLOURS)})
+        return dataclasses.replace(
+            config, train=dataclasses.replace(config.train, **schedule), data=dataclasses.replace(config.data, **augmentation)
+        )
+
+    def _given(self, **fields: str) -> dict[str, Any]:
+        """The arguments that have a value, by the name of their field of the configuration."""
+        return {field: value for name, field in fields.items() if (value := getattr(self, name)) is not None}
+
+    def remarks(self, before: Config, config: Config, *, has_checkpoint: bool) -> tuple[str, ...]:
+        """Lines on what these arguments do that somebody may have overlooked.
+
+        Args:
+          before, config: the configuration without and with --batch_size and its like.
+          has_checkpoint: whether the model directory holds a checkpoint to go on from.
+        """
+        remarks = []
+        if self.init and has_checkpoint:
+            remarks.append(f"--init={self.init} is passed over, because {self.model_dir} holds a checkpoint to go on from")
+        chosen = self.learning_rate is not None or any(text.startswith("train.learning_rate=") for text in self.overrides)
+        advice = None if chosen else advice_on_batch_size(before.train, config.train)
+        return (*remarks, advice) if advice else tuple(remarks)
