@@ -39,15 +39,16 @@ def main(_rest: list[str]) -> None:
     from export.compare import Agreement, agreement
     from model.inference.image_folder import image_files
     from model.inference.image_input import letterbox_file
-    from model.inference.predictor import saved_model_folder, tflite_size
+    from model.inference.predictor import saved_model_folder
     from model.inference.serving import ServingModule
+    from model.inference.tflite_file import size_of
     from model.model_dir import load_model
     from pipeline.files import write_json
 
     saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)
     if saved_model is None:
         raise command.UserError(f"--saved_model={FLAGS.saved_model}: not a SavedModel")
-    height, width = tflite_size(tflite)
+    height, width = size_of(tflite)
     files = image_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
     pixels = [np.asarray(letterbox_file(path, height, width)) for path in files]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +24,11 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.config import AnyConfig
+from model.inference import tflite_file
 from model.inference.encoded_images import headers
-from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, letterbox, without_rotation
+from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, without_rotation
 from model.inference.people import People
 from model.inference.serving import ServingModule, round_up
-from model.inference.two_stages import runner
 from model.matterport.decoding import decode_places, legacy_pixels
 from model.matterport.masks import people_masks
 from model.matterport.network import MaskRCNN
@@ -38,7 +37,6 @@ from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config
 from pipeline.command import UserError
-from pipeline.files import read_json
 from pipeline.skeleton import Skeleton
 
 MAX_BATCH = 16
@@ -185,10 +183,52 @@ def open_model(
     Raises:
       UserError: nothing there, not a model, or an option that this kind of model cannot follow.
     """
-    path = Path(path)
-    opened = _opened(path, score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
-    settings = (opened.score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
+    path, wanted = Path(path), _Wanted(score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
+    opened = _opened(path, wanted)
+    settings = dataclasses.astuple(dataclasses.replace(wanted, score_threshold=opened.score_threshold))
     return dataclasses.replace(opened, identity=f"{path.resolve()} {_state_of_files(path)} {settings}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """How `open_model` is asked to answer: its arguments."""
+
+    score_threshold: float | None
+    short_edge: int | None
+    max_edge: int | None
+    decoder: str
+    legacy_decoding: bool
+    masks: bool
+
+    def refuse_old_networks_own(self, path: Path) -> None:
+        """Raises: UserError, if something is wanted that only the old network can do."""
+        for flag, given in (("--legacy_decoding", self.legacy_decoding), ("--masks", self.masks)):
+            if given:
+                raise UserError(
+                    f"{flag}: wants a model directory that model.import_weights --source=matterport wrote, not {path}"
+                )
+
+    def refuse_what_an_export_has_fixed(self, path: Path) -> None:
+        """Raises: UserError, if something is wanted that only a model directory can do."""
+        if self.short_edge is not None or self.max_edge is not None:
+            raise UserError(
+                f"--model={path}: an export's image size is fixed; --short_edge and --max_edge want a model directory"
+            )
+        if self.decoder != "fast":
+            raise UserError(
+                f"--decoder={self.decoder}: {path} is an export, which decodes as --decoder=fast; give a model directory"
+            )
+
+    def applied_to(self, config: AnyConfig) -> Any:
+        """The configuration with the sizes and the score that are wanted."""
+        own = config.inference
+        lowest = own.score_threshold if self.score_threshold is None else min(own.score_threshold, self.score_threshold)
+        changes: dict[str, Any] = {
+            "score_threshold": lowest,
+            "short_edge": self.short_edge or own.short_edge,
+            "max_edge": self.max_edge or own.max_edge,
+        }
+        return dataclasses.replace(config, inference=dataclasses.replace(own, **changes))  # type: ignore[arg-type]
 
 
 def _state_of_files(path: Path) -> str:
@@ -208,15 +248,7 @@ def _state_of_files(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _opened(
-    path: Path,
-    score_threshold: float | None,
-    short_edge: int | None,
-    max_edge: int | None,
-    decoder: str,
-    legacy_decoding: bool,
-    masks: bool,
-) -> Predictor:
+def _opened(path: Path, wanted: _Wanted) -> Predictor:
     if not path.exists():
         raise UserError(f"--model={path}: does not exist; give a model directory, a SavedModel or a .tflite file")
     saved_model = saved_model_folder(path)
@@ -226,62 +258,37 @@ def _opened(
                 f"--model={path}: not a model: no config.json with checkpoints (a model directory), "
                 "no saved_model.pb or <version>/saved_model.pb (a SavedModel), no .tflite file"
             )
-        return _open_directory(path, score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
-    _refuse(path, legacy_decoding, masks)
-    if short_edge is not None or max_edge is not None:
-        raise UserError(f"--model={path}: an export's image size is fixed; --short_edge and --max_edge want a model directory")
-    if decoder != "fast":
-        raise UserError(f"--decoder={decoder}: {path} is an export, which decodes as --decoder=fast; give a model directory")
+        return _open_directory(path, wanted)
+    wanted.refuse_old_networks_own(path)
+    wanted.refuse_what_an_export_has_fixed(path)
     if saved_model is not None:
-        return _open_saved_model(saved_model, score_threshold)
-    return _open_tflite(path, score_threshold)
+        return _open_saved_model(saved_model, wanted.score_threshold)
+    return _open_tflite(path, wanted.score_threshold)
 
 
-def _refuse(path: Path, legacy_decoding: bool, masks: bool) -> None:
-    """Refuses what only the old network can do. Raises: UserError."""
-    for flag, given in (("--legacy_decoding", legacy_decoding), ("--masks", masks)):
-        if given:
-            raise UserError(f"{flag}: wants a model directory that model.import_weights --source=matterport wrote, not {path}")
-
-
-def _open_directory(
-    path: Path,
-    score_threshold: float | None,
-    short_edge: int | None,
-    max_edge: int | None,
-    decoder: str,
-    legacy_decoding: bool,
-    masks: bool,
-) -> Predictor:
+def _open_directory(path: Path, wanted: _Wanted) -> Predictor:
     model = load_any(path)
-    inference = model.config.inference
-    lowest = inference.score_threshold if score_threshold is None else min(inference.score_threshold, score_threshold)
-    asked: dict[str, Any] = {
-        "score_threshold": lowest,
-        "short_edge": short_edge or inference.short_edge,
-        "max_edge": max_edge or inference.max_edge,
-    }
-    # Read when the functions are traced, below.
     if isinstance(model, MaskRCNN):
-        if decoder != "fast":
-            raise UserError(f"--decoder={decoder}: {path} holds the old network, which has its own; leave the flag out")
-        model.config = dataclasses.replace(model.config, inference=dataclasses.replace(model.config.inference, **asked))
-        return _old_network_predictor(model, score_threshold, legacy_decoding, masks)
-    _refuse(path, legacy_decoding, masks)
-    model.config = dataclasses.replace(model.config, inference=dataclasses.replace(model.config.inference, **asked))
-    return model_predictor(model, score_threshold=score_threshold, decode=DECODERS[decoder])
+        if wanted.decoder != "fast":
+            raise UserError(f"--decoder={wanted.decoder}: {path} holds the old network, which has its own; leave the flag out")
+        model.config = wanted.applied_to(model.config)  # read when the functions are traced
+        return _old_network_predictor(model, wanted)
+    wanted.refuse_old_networks_own(path)
+    model.config = wanted.applied_to(model.config)
+    return model_predictor(model, score_threshold=wanted.score_threshold, decode=DECODERS[wanted.decoder])
 
 
-def _old_network_predictor(model: MaskRCNN, score_threshold: float | None, legacy: bool, masks: bool) -> Predictor:
-    model.with_masks = masks
-    module = ServingModule(model, decode_places, legacy_pixels) if legacy else ServingModule(model)
-    predictor = _of_module(module, score_threshold)
-    if not masks:
+def _old_network_predictor(model: MaskRCNN, wanted: _Wanted) -> Predictor:
+    model.with_masks = wanted.masks
+    module = ServingModule(model, decode_places, legacy_pixels) if wanted.legacy_decoding else ServingModule(model)
+    predictor = _of_module(module, wanted.score_threshold)
+    if not wanted.masks:
         return predictor
 
     def answer(images: Sequence[bytes]) -> Answer:
         found = predictor.answer(images)
-        return {**found, "masks": people_masks(found, headers(tf.constant(images, tf.string))[1].numpy(), legacy=legacy)}
+        sizes = headers(tf.constant(images, tf.string))[1].numpy()
+        return {**found, "masks": people_masks(found, sizes, legacy=wanted.legacy_decoding)}
 
     return dataclasses.replace(predictor, answer=answer)
 
@@ -347,63 +354,12 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
     return _of_function(config, skeleton, function, threshold)
 
 
-def tflite_size(path: Path) -> tuple[int, int]:
-    """Height and width of the images that a TFLite file takes. Raises: UserError for a file of another kind."""
-    return _size_taken(_tflite_runner(path))
-
-
-def _size_taken(run: Any) -> tuple[int, int]:
-    _, height, width, _ = run.get_input_details()["images"]["shape"]
-    return int(height), int(width)
-
-
-def _tflite_runner(path: Path) -> Any:
-    """The function `serve_images` of a TFLite file."""
-    from ai_edge_litert.interpreter import Interpreter  # who has no TFLite file need not have it
-
-    try:
-        return runner(Interpreter(model_path=str(path), num_threads=os.cpu_count()))
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--model={path}: not a TFLite file with a signature serve_images ({reason}); export it again"
-        ) from None
-
-
 def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
-    sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
-        raise UserError(f"--model={path}: {sidecar.name} is not beside it; export.export_model writes both, keep them together")
-    about = read_json(sidecar)
-    try:
-        config, skeleton = config_lib.any_from_json(about["config"]), Skeleton.from_json(about["skeleton"])
-    except (UserError, KeyError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, UserError) else repr(error)
-        raise UserError(f"{sidecar}: not what export.export_model writes ({reason}); export the model again") from None
-    threshold = _threshold(config, score_threshold)
-    with path.open("rb") as file:
-        if about.get("sha256", found := hashlib.file_digest(file, "sha256").hexdigest()) != found:
-            raise UserError(
-                f"--model={path}: is not the file that {sidecar.name} belongs to (its SHA-256 is {found[:12]}…, "
-                f"the sidecar has {str(about['sha256'])[:12]}…): damaged, or of another export; copy both again"
-            )
-    run = _tflite_runner(path)
-    height, width = _size_taken(run)
-    offset = config.data.keypoint_offset  # taken off in pixels of the letterbox, and due in those of the image
-
-    def answer(images: Sequence[bytes]) -> Answer:
-        (encoded,) = images
-        pixels, inside, own = letterbox(encoded, height, width, config.data.resize)
-        found = run(images=pixels[None])
-        factor = np.array([own[1] / inside[1], own[0] / inside[0]], np.float32)  # x, y
-        limit = np.array([own[1], own[0]] * 2, np.float32)
-        return {
-            **found,
-            "boxes": np.clip(found["boxes"] * np.tile(factor, 2), 0, limit),
-            "keypoints": (found["keypoints"] + offset) * factor - offset,
-        }
+    file = tflite_file.read(path)
+    threshold = _threshold(file.config, score_threshold)
+    answer, height, width = file.runner()
 
     def canvas(_height: int, _width: int) -> tuple[int, int]:
         return height, width
 
-    return Predictor(config, skeleton, answer, canvas, max_batch=1, score_threshold=threshold)
+    return Predictor(file.config, file.skeleton, answer, canvas, max_batch=1, score_threshold=threshold)

@@ -96,7 +96,7 @@ def test_a_tflite_file_of_detectron2s_family(tmp_path: Path, monkeypatch: pytest
         def __call__(self, images: np.ndarray) -> Answer:
             return {**fake_answer([png(32, 64)]), "keypoints": np.full((1, 4, 17, 2), 10 - 0.5, np.float32)}
 
-    monkeypatch.setattr("model.inference.predictor._tflite_runner", lambda _: Runner())
+    monkeypatch.setattr("model.inference.tflite_file._runner", lambda _: Runner())
     (people,) = open_model(tmp_path / "x.tflite").predict([png(64, 128)])
     assert people.boxes[0].tolist() == [0, 0, 128, 64] and (people.keypoints == 20 - 0.5).all()
 
