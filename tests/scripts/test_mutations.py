@@ -16,16 +16,8 @@ from PIL import Image
 
 from pipeline.command import UserError
 from scripts import mutation_targets, mutations
-from scripts.mutation_targets import (
-    Damage,
-    Target,
-    bytes_anywhere,
-    exif_bytes,
-    header_bytes,
-    json_lines,
-    json_values,
-    png_chunks,
-)
+from scripts.mutation_damage import Damage, bytes_anywhere, exif_bytes, header_bytes, json_lines, json_values, png_chunks
+from scripts.mutation_targets import Target
 
 
 def encoded(image_format: str) -> bytes:
@@ -98,9 +90,9 @@ def test_memory_is_told_whatever_an_earlier_input_took(earlier_bytes: int, tmp_p
     code = f"""
 import pathlib, sys
 import numpy as np
-from scripts import mutation_targets, mutations
+from scripts import mutation_damage, mutation_targets, mutations
 mutation_targets.TARGETS = {{
-    "a kind": mutation_targets.Target(1, "a.json", mutation_targets.json_values, lambda *_: np.ones(1_700_000_000, np.uint8))
+    "a kind": mutation_targets.Target(1, "a.json", mutation_damage.json_values, lambda *_: np.ones(1_700_000_000, np.uint8))
 }}
 mutations.FLAGS(["mutations", "--seed=3"])
 np.ones({earlier_bytes}, np.uint8)
