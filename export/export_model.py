@@ -10,6 +10,7 @@ OUT/model-card.md. Every artifact is run and compared with the model before it g
 
 from absl import flags
 
+from model.checkpoint_names import define_which
 from pipeline import command
 
 FORMATS = (
@@ -87,6 +88,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("overwrite", False, "Replaces the export of another model in --output_dir.", flag_values=FLAGS)
+define_which(FLAGS)
 flags.mark_flags_as_required(["model", "output_dir"], flag_values=FLAGS)
 
 
@@ -112,6 +114,7 @@ def main(_rest: list[str]) -> None:
         bars=Bars(FLAGS.min_equal, FLAGS.min_alike, FLAGS.min_ap_kept),
         data_licence=FLAGS.data_licence,
         overwrite=FLAGS.overwrite,
+        which=FLAGS.which,
     )
     for kind, path in written.items():
         command.say(f"written: {path} ({kind})")

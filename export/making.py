@@ -14,9 +14,11 @@ from export import client_notes, onnx_model, saved_model, tflite
 from export.formats import FORMATS, Artifact, Format, sha256_of
 from export.sample_images import Fit, Sample
 from export.tflite_quantized import MissingError, quantize
+from model.checkpoint_files import chosen_checkpoint
+from model.checkpoint_names import Which, model_dir_of
 from model.inference.serving import ServingModule
 from model.matterport.network import MaskRCNN
-from model.model_dir import load_any, load_note, newest_checkpoint
+from model.model_dir import load_any, load_note
 from model.training_data import training_data
 from pipeline.files import write_json
 
@@ -40,20 +42,20 @@ class Source:
         }
 
 
-def open_source(model_dir: str | Path, data_licence: str | None) -> Source:
-    """Opens a model directory. Raises: UserError, if it holds no model, or a damaged one."""
-    model = load_any(model_dir)
-    checkpoint = newest_checkpoint(Path(model_dir))
+def open_source(named: str | Path, data_licence: str | None, which: Which = "newest") -> Source:
+    """Opens a model directory, or one of its checkpoints. Raises: UserError, if it holds no model, or a damaged one."""
+    model = load_any(named, which)
+    model_dir, checkpoint = model_dir_of(Path(named)), chosen_checkpoint(Path(named), which)
     weights: dict[str, Any] = {
-        "model_dir": Path(model_dir).resolve().name,
+        "model_dir": model_dir.resolve().name,
         "checkpoint": Path(checkpoint).name if checkpoint else None,
     }
     if checkpoint:
         parts = sorted(Path(checkpoint).parent.glob(f"{Path(checkpoint).name}.*"))
         weights["sha256"] = {part.name: sha256_of(part) for part in parts}
-    started_from = load_note(Path(model_dir))  # their licence travels with weights that began as somebody else's
+    started_from = load_note(model_dir)  # their licence travels with weights that began as somebody else's
     weights |= {"started_from": started_from} if started_from is not None else {}
-    trained_on = training_data(Path(model_dir))
+    trained_on = training_data(model_dir)
     weights |= {"trained_on": trained_on} if trained_on else {}
     weights |= {"data_licence": data_licence} if data_licence else {}
     return Source(ServingModule(model), weights)

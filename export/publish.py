@@ -27,6 +27,7 @@ from export.examination import (
 from export.formats import ALL, FORMATS, chosen
 from export.making import Making, Report, open_source
 from export.sample_images import Fit, Sample
+from model.checkpoint_names import Which
 from model.config import AnyConfig
 from model.inference.predictor import model_predictor
 from model.inference.serving import ServingModule
@@ -54,12 +55,13 @@ def export_model(
     bars: Bars | None = None,
     data_licence: str | None = None,
     overwrite: bool = False,
+    which: Which = "newest",
     report: Report = print,
 ) -> dict[str, Path]:
     """Writes the artifacts of a model with a report of what they are worth, and a model card.
 
     Args:
-      model_dir: a trained model.
+      model_dir: a trained model: its directory, or one checkpoint of it.
       output_dir: a folder for the export of one model.
       name: of the artifacts: `<name>/<version>/`, `<name>.tflite` with `<name>.json`, `<name>.onnx`, … An earlier file of the
         same model is replaced, an earlier version never.
@@ -74,6 +76,7 @@ def export_model(
       bars: what artifacts must reach.
       data_licence: of the training data, for the model card, beside what the model directory knows of it.
       overwrite: whether files of another model's export are replaced.
+      which: the checkpoint: the newest, or the best of the evaluations made in training.
       report: called with a line at each step.
 
     Returns:
@@ -89,7 +92,7 @@ def export_model(
     in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
     if in_versions:
         saved_model.choose_version(output_dir / name, version)  # before the work
-    source = open_source(model_dir, data_licence)
+    source = open_source(model_dir, data_licence, which)
     model = source.module.model
     fit = _tflite_fit(model.config, tflite_height, tflite_width)
     split = None

@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint_files import newest_checkpoint
+from model.checkpoint_names import Which
 from model.evaluation import evaluator
 from model.evaluation.consistency import check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate_results, with_sigmas
 from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from model.inference.predictor import open_model
-from model.model_dir import newest_checkpoint
 from model.training import loop
 from model.training.arguments import Arguments, OnDamaged, Precision, Strategy
 from model.training.evaluator_task import follow
@@ -44,6 +45,7 @@ def train(
     split: str = "train",
     preset: str | None = None,
     init: str | Path | None = None,
+    which: Which = "newest",
     overrides: Sequence[str] = (),
     steps: int | None = None,
     batch_size: int | None = None,
@@ -59,6 +61,7 @@ def train(
     jit_compile: bool = False,
     save_every: int = 1000,
     keep: int = 3,
+    keep_every: int = 0,
     on_damaged_checkpoint: OnDamaged = "previous",
     eval_split: str | None = None,
     eval_annotations: str | Path | None = None,
@@ -78,11 +81,13 @@ def train(
       model_dir: the directory that gets configuration, checkpoints and logs.
       preset: the configuration to begin with; by default that of `model_dir` or `init`, else "r50_fpn".
       init: the weights to start from: a ResNet's file or a model directory; by default random ones.
+      which: the checkpoint of the model directory that `init` names: the newest, or the best of the evaluations.
       overrides: values of the configuration, such as "rpn.nms_threshold=0.6": the flag --set.
       steps, batch_size, learning_rate, seed: the schedule. The batch is that of all replicas together.
       flip, brightness, contrast, saturation, hue: the augmentation.
       strategy, precision, jit_compile, cpu_devices: the devices, and how they compute.
-      save_every, keep: steps between two checkpoints, and how many of the newest are kept.
+      save_every, keep, keep_every: steps between two checkpoints, how many of the newest are kept, and the steps between two
+        that are kept for good. The best by keypoint AP of the evaluations is kept in any case.
       on_damaged_checkpoint: whether training goes on from the checkpoint before a damaged one.
       eval_split, eval_annotations, eval_every: the split that is evaluated, the COCO JSON that it was made of, and the steps
         between two evaluations. With 0 steps, only the last weights are evaluated.
@@ -101,7 +106,7 @@ def train(
         follow(where, _validation(asked))
         return where
     has_checkpoint = newest_checkpoint(where) is not None
-    start = open_starting_point(asked.init) if asked.init and not has_checkpoint else None
+    start = open_starting_point(asked.init, asked.which) if asked.init and not has_checkpoint else None
     begun_with = configuration(where, start, asked.preset, asked.overrides)
     config = asked.applied_to(begun_with)
     strategy = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
@@ -116,6 +121,7 @@ def train(
         evaluate_every=asked.eval_every,
         options=asked.loading,
         keep=asked.keep,
+        keep_every=asked.keep_every,
         on_damaged_checkpoint=asked.on_damaged_checkpoint,
         remarks=asked.remarks(begun_with, config, has_checkpoint=has_checkpoint),
     )
@@ -195,6 +201,7 @@ def evaluate(
     decoder: str = "fast",
     legacy_decoding: bool = False,
     output_dir: str | Path | None = None,
+    which: Which = "newest",
 ) -> EvaluationResult:
     """Judges a model over a split of a record folder, or a file of results.
 
@@ -209,6 +216,7 @@ def evaluate(
       decoder: of the keypoints, "fast" or "reference"; the second is for a model directory only.
       legacy_decoding: rounds as the original of the old network does.
       output_dir: a folder that gets the figures as `evaluation-<split>.json`.
+      which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
 
     Returns:
       The figures by name.
@@ -216,7 +224,7 @@ def evaluate(
     Raises:
       UserError: neither or both of `model` and `results`; a wrong file; annotations of other keypoints or images.
     """
-    _check_what_is_judged(model, data_dir, results, category, decoder, legacy_decoding)
+    _check_what_is_judged(model, data_dir, results, category, decoder, legacy_decoding, which)
     record_folder = None if data_dir is None else open_record_folder(data_dir)
     notes: list[str] = []
     if record_folder is None:
@@ -228,9 +236,9 @@ def evaluate(
         notes = checksum_notes(truth, record_folder, split)
     if model is not None:
         assert record_folder is not None
-        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding)
+        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding, which=which)
         figures = evaluator.evaluate(opened, record_folder, split, truth, sigmas=sigmas)
-        title = f"{model} on {split} of {data_dir}"
+        title = f"{model}{', the best checkpoint,' if which == 'best' else ''} on {split} of {data_dir}"
     else:
         assert results is not None
         skeleton = truth.skeleton(sigmas) if record_folder is None else with_sigmas(record_folder.skeleton, sigmas)
@@ -255,11 +263,14 @@ def _check_what_is_judged(
     category: str | None,
     decoder: str,
     legacy_decoding: bool,
+    which: Which,
 ) -> None:
     if (model is None) == (results is None):
         raise UserError("--model (with --data_dir) or --results: give one of them")
     if results is not None and decoder != "fast":
         raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
+    if results is not None and which != "newest":
+        raise UserError(f"--which={which}: --results come from no checkpoint; leave it out")
     if results is not None and legacy_decoding:
         raise UserError("--legacy_decoding: --results are decoded already; leave it out")
     if category is not None and data_dir is not None:

@@ -15,6 +15,7 @@ With --results, --data_dir limits the images to those of the split, and gives th
 
 from absl import flags
 
+from model.checkpoint_names import define_which
 from pipeline import command
 
 FLAGS = flags.FlagValues()
@@ -61,6 +62,7 @@ flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("output_dir", None, "Folder for evaluation-SPLIT.json. By default none is written.", flag_values=FLAGS)
+define_which(FLAGS)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 
 
@@ -84,6 +86,7 @@ def main(_rest: list[str]) -> None:
             decoder=FLAGS.decoder,
             legacy_decoding=FLAGS.legacy_decoding,
             output_dir=FLAGS.output_dir,
+            which=FLAGS.which,
         )
     )
 

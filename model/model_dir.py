@@ -9,27 +9,25 @@ slots that are numbered would not survive a change in the order of layers.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from model import config as config_lib
+from model.checkpoint_files import chosen_checkpoint, newest_checkpoint, note_checksums
+from model.checkpoint_names import Which, model_dir_of
 from model.config import Config
 from model.matterport.config import MatterportConfig
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import KeypointRCNN
-from pipeline.command import UserError, reason_of, say
-from pipeline.files import an_object, checked_json, only_writer, read_json, write_file, write_json
+from pipeline.command import UserError, reason_of
+from pipeline.files import an_object, checked_json, only_writer, write_file, write_json
 from pipeline.skeleton import Skeleton
 
-OnDamaged = Literal["previous", "fail"]
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
 _RESTORE = "restore the file that was written with the model"
 # What may change between two runs into the same directory; all else decides what the weights mean.
@@ -172,113 +170,20 @@ def load_note(model_dir: Path) -> dict[str, Any] | None:
     return checked_json(path, "not a note on weights", an_object, remedy=_RESTORE)
 
 
-def newest_checkpoint(model_dir: Path) -> str | None:
-    """The newest checkpoint's path; None before the first one.
-
-    A checkpoint is whole once its index is there; the file that says which is the newest comes last, and may be missing if a
-    process was killed in between.
-
-    Raises:
-      UserError: that file is damaged, or what it names is gone.
-    """
-    folder = model_dir / "checkpoints"
-    state_file = folder / "checkpoint"  # TensorFlow's name for it
-    try:
-        state = tf.train.get_checkpoint_state(str(folder))
-    except ValueError:  # of a file that is empty, or no text
-        state = None
-    path: str | None = state.model_checkpoint_path if state else None
-    named = [path, *state.all_model_checkpoint_paths] if state else []
-    if any(Path(name).parent.absolute() != folder.absolute() for name in named):  # saving removes the older ones of them
-        raise UserError(f"{state_file}: names checkpoints of another folder; restore it, or remove it")
-    if path is not None and Path(f"{path}.index").exists():
-        return path
-    present = sorted((index.stem for index in folder.glob("*.index")), key=lambda name: (len(name), name))  # step-8, step-20
-    if present and not state_file.exists():
-        return str(folder / present[-1])
-    if present:
-        line = f'model_checkpoint_path: "{present[-1]}"'
-        raise UserError(f"{state_file}: does not name a checkpoint beside it; restore it, or let {line} be all that it holds")
-    if state_file.exists():
-        raise UserError(f"{state_file}: the checkpoint that it should name is gone; restore both, or remove {folder}")
-    return None
-
-
-def note_checksums(path: str) -> None:
-    """Brings a checkpoint that has just been saved to the disk, and writes the sha256 of its files to `PATH.sha256`."""
-    digests: dict[str, str] = {}
-    for file in _files_of(path):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_json(Path(f"{path}.sha256"), digests)
-
-
-def damage(path: str) -> str | None:
-    """What is wrong with the files of a checkpoint; None if they are as they were saved, or came without checksums."""
-    note = Path(f"{path}.sha256")
-    if not note.exists():
-        return None
-    try:
-        digests = dict(read_json(note))
-    except (UserError, TypeError, ValueError):
-        return f"{note.name} is damaged"
-    present = {file.name: file for file in _files_of(path)}
-    for name, digest in digests.items():
-        if name not in present:
-            return f"{name} is missing"
-        with present[name].open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                return f"{name} is not as it was saved: its sha256 differs"
-    return None
-
-
-def sound_checkpoint(model_dir: Path, on_damaged: OnDamaged = "previous") -> str | None:
-    """The newest checkpoint whose files are as they were saved; None if there is no checkpoint yet.
+def load_model(named: str | Path, which: Which = "newest") -> KeypointRCNN:
+    """The model of a directory that `model.train` or `model.import_weights` wrote, in float32.
 
     Args:
-      on_damaged: what happens if the newest checkpoint is damaged. "previous": it is named, and the one before it is taken.
-        "fail": an error.
-
-    Raises:
-      UserError: as `newest_checkpoint`; the newest is damaged, and no other is to be taken or is sound.
-    """
-    newest = newest_checkpoint(model_dir)
-    wrong = damage(newest) if newest is not None else None
-    if newest is None or wrong is None:
-        return newest
-    if on_damaged == "fail":
-        raise UserError(
-            f"{newest}: damaged ({wrong}); restore it, or take the one before with --on_damaged_checkpoint=previous"
-        )
-    others = sorted(Path(newest).parent.glob("*.index"), key=lambda index: (len(index.stem), index.stem), reverse=True)
-    for path in (str(index.with_suffix("")) for index in others):
-        if path != newest and damage(path) is None:
-            say(f"{newest}: damaged ({wrong}); {Path(path).name} is taken instead")
-            return path
-    raise UserError(f"{newest}: damaged ({wrong}), and there is no sound one before it; restore it, or name another directory")
-
-
-def _files_of(path: str) -> list[Path]:
-    """The index and the data of a checkpoint."""
-    folder, name = Path(path).parent, Path(path).name
-    return sorted(
-        file for file in folder.glob(f"{name}.*") if re.fullmatch(r"\.(index|data-\d+-of-\d+)", file.name[len(name) :])
-    )
-
-
-def load_model(model_dir: str | Path) -> KeypointRCNN:
-    """The model of a directory that `model.train` or `model.import_weights` wrote, in float32, with the newest weights.
+      named: the model directory, or one of its checkpoints: `run/checkpoints/step-200`.
+      which: the checkpoint of the model directory: the newest, or the best of the evaluations made in training.
 
     Raises:
       UserError: no such directory, no configuration or no checkpoint in it, or one that is damaged or of another model.
     """
-    model_dir = Path(model_dir)
+    model_dir = model_dir_of(Path(named))
     if not (model_dir / "config.json").exists():
-        raise UserError(
-            f"--model={model_dir}: has no config.json; name a directory that model.train or model.import_weights wrote"
-        )
-    path = sound_checkpoint(model_dir)
+        raise UserError(f"--model={named}: has no config.json; name a directory that model.train or model.import_weights wrote")
+    path = chosen_checkpoint(Path(named), which)
     if path is None:
         raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
     config = config_lib.load(model_dir / "config.json")
@@ -292,13 +197,14 @@ def load_model(model_dir: str | Path) -> KeypointRCNN:
     return model
 
 
-def load_any(model_dir: str | Path) -> KeypointRCNN | MaskRCNN:
+def load_any(named: str | Path, which: Which = "newest") -> KeypointRCNN | MaskRCNN:
     """As `load_model`, or the old network of a directory that `model.import_weights --source=matterport` wrote."""
-    model_dir = Path(model_dir)
-    path = newest_checkpoint(model_dir) if (model_dir / "config.json").exists() else None
-    config = None if path is None else config_lib.load_any(model_dir / "config.json")
+    model_dir = model_dir_of(Path(named))
+    is_old = (model_dir / "config.json").exists() and newest_checkpoint(model_dir) is not None
+    config = config_lib.load_any(model_dir / "config.json") if is_old else None
+    path = chosen_checkpoint(Path(named), which) if isinstance(config, MatterportConfig) else None
     if path is None or not isinstance(config, MatterportConfig):
-        return load_model(model_dir)
+        return load_model(named, which)
     model = MaskRCNN(config, load_skeleton(model_dir))
     restore(checkpoint_of(model), path, partial=True)
     return model

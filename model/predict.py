@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from model.checkpoint_names import define_which
 from pipeline import command
 
 SCORE_THRESHOLD = 0.5  # what suits drawings
@@ -82,6 +83,7 @@ flags.DEFINE_bool(
     "Adds each person's mask to predictions.json (segmentation, run lengths); for the network of --source=matterport only.",
     flag_values=FLAGS,
 )
+define_which(FLAGS)
 flags.mark_flags_as_required(["model", "input", "output_dir"], flag_values=FLAGS)
 
 
@@ -107,6 +109,7 @@ def main(_rest: list[str]) -> None:
         decoder=FLAGS.decoder,
         legacy_decoding=FLAGS.legacy_decoding,
         masks=FLAGS.masks,
+        which=FLAGS.which,
     )
     if FLAGS.score_threshold is None:
         predictor = dataclasses.replace(predictor, score_threshold=max(SCORE_THRESHOLD, predictor.score_threshold))

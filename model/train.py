@@ -15,6 +15,7 @@ import dataclasses
 
 from absl import flags
 
+from model.checkpoint_names import define_which
 from model.training.arguments import Arguments
 from pipeline import batch_flags, command
 
@@ -42,6 +43,7 @@ flags.DEFINE_string(
     "the backbone, or a model directory. The default is random weights.",
     flag_values=FLAGS,
 )
+define_which(FLAGS, of="--init")
 flags.DEFINE_multi_string(
     "set",
     [],
@@ -72,7 +74,18 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_bool("jit_compile", False, "Compiles each replica's step with XLA.", flag_values=FLAGS)
 flags.DEFINE_integer("save_every", 1000, "Steps between two checkpoints.", flag_values=FLAGS)
-flags.DEFINE_integer("keep", 3, "Number of checkpoints that are kept, the newest.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "keep",
+    3,
+    "Number of checkpoints that are kept: the newest. The best by keypoint AP of the evaluations is kept beside them.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "keep_every",
+    0,
+    "Steps between two checkpoints that are kept for good; with 0, only the newest are kept.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "on_damaged_checkpoint",
     "previous",

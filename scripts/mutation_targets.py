@@ -207,7 +207,8 @@ def build_model(folder: Path, file: Path) -> None:
 
 
 def read_checkpoint(folder: Path, file: Path) -> None:
-    from model.model_dir import checkpoint_of, has_optimizer, newest_checkpoint, restore
+    from model.checkpoint_files import newest_checkpoint
+    from model.model_dir import checkpoint_of, has_optimizer, restore
 
     del file
 

@@ -23,6 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from model import config as config_lib
+from model.checkpoint_files import chosen_checkpoint
+from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
 from model.config import AnyConfig
 from model.inference import tflite_file
 from model.inference.encoded_images import headers
@@ -32,7 +34,7 @@ from model.inference.serving import ServingModule, round_up
 from model.matterport.decoding import decode_places, legacy_pixels
 from model.matterport.masks import people_masks
 from model.matterport.network import MaskRCNN
-from model.model_dir import load_any, load_skeleton, newest_checkpoint
+from model.model_dir import load_any, load_skeleton
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config
@@ -169,24 +171,26 @@ def open_model(
     decoder: str = "fast",
     legacy_decoding: bool = False,
     masks: bool = False,
+    which: Which = "newest",
 ) -> Predictor:
     """Opens a model directory, a SavedModel (`<name>/<version>`, or `<name>`: its newest version) or a `.tflite` file.
 
     Args:
-      path: of the model.
+      path: of the model; also one checkpoint of a model directory, such as `run/checkpoints/step-2000`.
       score_threshold: people below it are left out; only a model directory can go below its `inference.score_threshold`.
       short_edge, max_edge: instead of the configuration's; a model directory only, an export has them fixed in its graph.
       decoder: of the keypoints, one of `DECODERS`; an export has "fast" in its graph.
       legacy_decoding: boxes, keypoints and masks as the original of the old network rounds them (see `model.matterport`).
-      masks: whether to look for masks, too; the last two are for a model directory of the old network.
+      masks: whether to look for masks, too; these two are for a model directory of the old network.
+      which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
 
     Raises:
       UserError: nothing there, not a model, or an option that this kind of model cannot follow.
     """
-    path, wanted = Path(path), _Wanted(score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks)
+    path, wanted = Path(path), _Wanted(score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks, which)
     opened = _opened(path, wanted)
     settings = dataclasses.astuple(dataclasses.replace(wanted, score_threshold=opened.score_threshold))
-    return dataclasses.replace(opened, identity=f"{path.resolve()} {_state_of_files(path)} {settings}")
+    return dataclasses.replace(opened, identity=f"{path.resolve()} {_state_of_files(path, which)} {settings}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +203,7 @@ class _Wanted:
     decoder: str
     legacy_decoding: bool
     masks: bool
+    which: Which
 
     def refuse_old_networks_own(self, path: Path) -> None:
         """Raises: UserError, if something is wanted that only the old network can do."""
@@ -214,6 +219,8 @@ class _Wanted:
             raise UserError(
                 f"--model={path}: an export's image size is fixed; --short_edge and --max_edge want a model directory"
             )
+        if self.which == "best":
+            raise UserError(f"--which=best: {path} is an export, which has one set of weights; leave the flag out")
         if self.decoder != "fast":
             raise UserError(
                 f"--decoder={self.decoder}: {path} is an export, which decodes as --decoder=fast; give a model directory"
@@ -231,16 +238,16 @@ class _Wanted:
         return dataclasses.replace(config, inference=dataclasses.replace(own, **changes))  # type: ignore[arg-type]
 
 
-def _state_of_files(path: Path) -> str:
+def _state_of_files(path: Path, which: Which) -> str:
     """Changes when a model's files are written again: of their names, sizes and times, not of their contents."""
     folder = saved_model_folder(path)
-    if path.is_file():
+    if path.is_file() and not is_in_model_dir(path):
         files = [path, path.with_suffix(".json")]
     elif folder is not None:
         files = sorted(file for file in folder.rglob("*") if file.is_file())
     else:
-        checkpoint = Path(newest_checkpoint(path) or path)
-        files = [path / "config.json", path / "skeleton.json", *sorted(checkpoint.parent.glob(f"{checkpoint.name}.*"))]
+        own, checkpoint = model_dir_of(path), Path(chosen_checkpoint(path, which) or path)
+        files = [own / "config.json", own / "skeleton.json", *sorted(checkpoint.parent.glob(f"{checkpoint.name}.*"))]
     digest = hashlib.sha256()
     for file in files:
         if file.exists():
@@ -249,6 +256,8 @@ def _state_of_files(path: Path) -> str:
 
 
 def _opened(path: Path, wanted: _Wanted) -> Predictor:
+    if is_in_model_dir(path):
+        return _open_directory(path, wanted)
     if not path.exists():
         raise UserError(f"--model={path}: does not exist; give a model directory, a SavedModel or a .tflite file")
     saved_model = saved_model_folder(path)
@@ -267,7 +276,7 @@ def _opened(path: Path, wanted: _Wanted) -> Predictor:
 
 
 def _open_directory(path: Path, wanted: _Wanted) -> Predictor:
-    model = load_any(path)
+    model = load_any(path, wanted.which)
     if isinstance(model, MaskRCNN):
         if wanted.decoder != "fast":
             raise UserError(f"--decoder={wanted.decoder}: {path} holds the old network, which has its own; leave the flag out")

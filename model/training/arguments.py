@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from model import config as config_lib
+from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
 from model.config import Config
 from model.training.cluster import read_cluster
 from model.training.learning_rate import advice_on_batch_size
@@ -38,6 +39,7 @@ class Arguments:
     split: str = "train"
     preset: str | None = None
     init: str | Path | None = None
+    which: Which = "newest"
     overrides: Sequence[str] = ()
     steps: int | None = None
     batch_size: int | None = None
@@ -53,6 +55,7 @@ class Arguments:
     jit_compile: bool = False
     save_every: int = 1000
     keep: int = 3
+    keep_every: int = 0
     on_damaged_checkpoint: OnDamaged = "previous"
     eval_split: str | None = None
     eval_annotations: str | Path | None = None
@@ -63,7 +66,12 @@ class Arguments:
     cpu_devices: int = 1
 
     def __post_init__(self) -> None:
-        for name, kind in (("strategy", Strategy), ("precision", Precision), ("on_damaged_checkpoint", OnDamaged)):
+        for name, kind in (
+            ("strategy", Strategy),
+            ("precision", Precision),
+            ("on_damaged_checkpoint", OnDamaged),
+            ("which", Which),
+        ):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(get_args(kind))}")
         self._check_cluster()
@@ -72,9 +80,15 @@ class Arguments:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name}={value}: must be above 0")
+        if self.keep_every < 0:
+            raise UserError(f"--keep_every={self.keep_every}: must be 0 or more")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"--seed={self.seed}: must be from 0 to 2^63 - 1")
-        if self.init and not Path(self.init).exists():
+        if self.which != "newest" and not self.init:
+            raise UserError(
+                f"--which={self.which}: needs --init, whose model directory it is about; training goes on from the newest"
+            )
+        if self.init and not Path(self.init).exists() and not is_in_model_dir(Path(self.init)):
             raise UserError(f"--init={self.init}: does not exist; give a ResNet's file or a model directory")
         _ = self.loading  # which checks its own
         self._check_configuration()
@@ -99,8 +113,8 @@ class Arguments:
 
     def _check_configuration(self) -> None:
         config = config_lib.preset(self.preset or "r50_fpn")
-        if self.init and Path(self.init).is_dir():
-            own = config_lib.load_any(Path(self.init) / "config.json")
+        if self.init and (Path(self.init).is_dir() or is_in_model_dir(Path(self.init))):
+            own = config_lib.load_any(model_dir_of(Path(self.init)) / "config.json")
             if isinstance(own, Config):  # the old network's says nothing of training
                 if self.preset:
                     raise UserError(

@@ -1,22 +1,19 @@
-"""What a training goes on from, and how it saves its checkpoints."""
+"""What a training goes on from."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
-import tensorflow as tf
-
 from model import model_dir as model_dirs
+from model.checkpoint_files import OnDamaged, sound_checkpoint
 from model.config import Config
 from model.training.starting_point import StartingPoint
 from model.training.step import Learner
 from model.training.strategies import num_workers
-from pipeline.command import UserError, reason_of, say
+from pipeline.command import UserError, say
 from pipeline.files import read_json, write_json
 
-KEPT_CHECKPOINTS = 3
 RUN_FILE = "run.json"  # how the newest run into a model directory ran: precision, replicas, workers
 
 
@@ -65,9 +62,7 @@ class Origin:
         return 0
 
 
-def find_origin(
-    model_dir: Path, config: Config, start: StartingPoint | None, on_damaged: model_dirs.OnDamaged = "previous"
-) -> Origin:
+def find_origin(model_dir: Path, config: Config, start: StartingPoint | None, on_damaged: OnDamaged = "previous") -> Origin:
     """Chooses what a training into `model_dir` goes on from. The first of these that exists:
 
     1. The newest checkpoint of `model_dir` with an optimizer: training goes on as if it had never stopped.
@@ -80,7 +75,7 @@ def find_origin(
     Raises:
       UserError: random weights would have frozen norms; a damaged checkpoint.
     """
-    checkpoint = model_dirs.sound_checkpoint(model_dir, on_damaged)
+    checkpoint = sound_checkpoint(model_dir, on_damaged)
     if checkpoint is None and start is None and config.backbone.norm == "frozen_batch":
         raise UserError(
             "backbone.norm=frozen_batch: random weights have no statistics to freeze, and the loss would explode within a few "
@@ -116,56 +111,3 @@ def note_run(model_dir: Path, learner: Learner, precision: str, done: int, *, wr
             )
     if writes:
         write_json(path, now)
-
-
-class Saver:
-    """Saves checkpoints, and goes on if the disk does not let it.
-
-    Every worker has to take part in saving. What workers other than the first write is of no use, and goes to a folder of its
-    own.
-    """
-
-    def __init__(self, learner: Learner, model_dir: Path, worker: int, keep: int = KEPT_CHECKPOINTS) -> None:
-        name = "checkpoints" if worker == 0 else f"checkpoints-of-worker-{worker}"
-        self._learner, self._folder = learner, model_dir / name
-        self._sweep()
-        self._manager = tf.train.CheckpointManager(
-            learner.checkpoint,
-            str(self._folder),
-            max_to_keep=keep,
-            step_counter=learner.step,
-            checkpoint_name="step",
-        )
-
-    def save(self, done: int, *, required: bool) -> None:
-        """Saves the weights, the optimizer and the number of steps done.
-
-        Args:
-          required: whether this is the last save; else a failure is printed, and the next save is another attempt.
-
-        Raises:
-          UserError: a checkpoint that is required could not be written.
-        """
-        self._learner.step.assign(done)
-        try:
-            if not self._folder.parent.is_dir():  # TensorFlow would make it anew, without configuration
-                raise FileNotFoundError(2, "the model directory has vanished")
-            model_dirs.note_checksums(self._manager.save(checkpoint_number=done))
-            self._sweep()  # the checksums of checkpoints that are kept no longer
-        except tf.errors.UnavailableError:
-            raise  # another worker has ended
-        except (OSError, tf.errors.OpError) as error:
-            self._sweep()
-            message = f"{self._folder}: the checkpoint of step {done} could not be written ({reason_of(error)})"
-            if required:
-                raise UserError(f"{message}; make room or put the folder right, then the same command goes on") from None
-            say(f"train: {message}; training goes on, and the next save is another attempt")
-
-    def _sweep(self) -> None:
-        """Removes what a save that was killed or failed has left behind: temporary folders, and parts without an index."""
-        for leftover in self._folder.glob("step-*"):
-            stem = leftover.name.partition(".")[0]
-            if leftover.name.endswith("_temp"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            elif ".tempstate" in leftover.name or not (self._folder / f"{stem}.index").exists():
-                leftover.unlink(missing_ok=True)

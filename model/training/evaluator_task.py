@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model import config as config_lib
-from model.model_dir import checkpoint_of, load_model, newest_checkpoint, restore
+from model.checkpoint_files import newest_checkpoint, step_of
+from model.model_dir import checkpoint_of, load_model, restore
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.training import best_checkpoint
 from model.training.interrupt import Interrupt
-from model.training.loop import Validate
 from model.training.metrics_log import MetricsLog
+from model.training.run import Validate
 from pipeline.command import UserError, say
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -42,7 +44,7 @@ def follow(model_dir: Path, validate: Validate) -> None:
 
         while True:
             path = _wait_for_another(model_dir, evaluated, hear)
-            step = _step_of(path)
+            step = step_of(path)
             try:
                 if model is None:
                     model = load_model(model_dir)
@@ -55,6 +57,7 @@ def follow(model_dir: Path, validate: Validate) -> None:
             log = log or MetricsLog(model_dir / "evaluator", step)
             if not log.has_evaluation(step):
                 validate(model, log, step, hear)
+                best_checkpoint.offer(model_dir, step, log.evaluation_of(step) or {})
             evaluated = step
             total = config_lib.load(model_dir / "config.json").train.steps
             if step >= total:
@@ -71,14 +74,10 @@ def _wait_for_another(model_dir: Path, evaluated: int, hear: Callable[[], None])
     while True:
         hear()
         path = newest_checkpoint(model_dir) if (model_dir / "config.json").exists() else None
-        if path is not None and _step_of(path) > evaluated:
+        if path is not None and step_of(path) > evaluated:
             return path
         now = time.monotonic()
         if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
             say(f"train: the evaluator has been waiting for a checkpoint in {model_dir} for {now - started:.0f} s")
         time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _step_of(path: str) -> int:
-    return int(path.rpartition("-")[2])

@@ -79,9 +79,13 @@ class MetricsLog:
     def __init__(self, model_dir: Path, first_step: int) -> None:
         self._path, self._folder = model_dir / "metrics.jsonl", model_dir / "tensorboard"
         self._lost = 0
+        self._evaluations: dict[int, Mapping[str, float | None]] = {}
         if self._path.exists():
             kept = [line for line in self._path.read_text(errors="replace").splitlines() if _step(line) <= first_step]
             write_file(self._path, "".join(line + "\n" for line in kept))
+            for line in map(json.loads, kept):
+                if line.pop("kind", None) == "eval":
+                    self._evaluations[line.pop("step")] = line
         for events in sorted(self._folder.glob("events.out.tfevents.*")):
             _drop_later_events(events, first_step)
         self._writer = tf.summary.create_file_writer(str(self._folder))
@@ -91,14 +95,16 @@ class MetricsLog:
         self._write("train", step, values)
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        self._evaluations[step] = _rounded(figures)
         self._write("eval", step, figures)
+
+    def evaluation_of(self, step: int) -> Mapping[str, float | None] | None:
+        """The figures of the evaluation of a step, as the log holds them; None if there is none."""
+        return self._evaluations.get(step)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the model of this step has been evaluated."""
-        if not self._path.exists():
-            return False
-        lines = self._path.read_text(errors="replace").splitlines()
-        return any(_step(line) == step and json.loads(line).get("kind") == "eval" for line in lines)
+        return step in self._evaluations
 
     def images(self, step: int, images: Sequence[np.ndarray]) -> None:
         """uint8 [H, W, 3] each: prediction beside truth."""
@@ -115,10 +121,8 @@ class MetricsLog:
             say(f"train: {self._lost} lines or images of the log could not be written to {self._path.parent}")
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        # JSON has no NaN: a mean that does not exist is null.
-        rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
         with self._reporting_loss():
-            _append_line(self._path, json.dumps({"kind": kind, "step": step} | rounded, allow_nan=False))
+            _append_line(self._path, json.dumps({"kind": kind, "step": step} | _rounded(values), allow_nan=False))
             with self._writer.as_default():
                 for name, value in values.items():
                     if math.isfinite(value):
@@ -133,6 +137,11 @@ class MetricsLog:
             self._lost += 1
             if self._lost == 1:
                 say(f"train: {self._path.parent}: the log cannot be written ({reason_of(error)}); training goes on without")
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+    """To six digits; JSON has no NaN: a mean that does not exist is null."""
+    return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _append_line(path: Path, line: str) -> None:

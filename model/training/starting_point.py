@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from model import config as config_lib
+from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
 from model.config import BackboneConfig, Config
 from model.matterport.network import MaskRCNN
 from model.matterport.starting_point import OldNetwork
@@ -142,16 +143,22 @@ def configuration(model_dir: Path, start: StartingPoint | None, preset: str | No
     return config_overrides.override(config, assignments)
 
 
-def open_starting_point(path: str | Path) -> StartingPoint:
+def open_starting_point(path: str | Path, which: Which = "newest") -> StartingPoint:
     """Reads what `--init` names.
+
+    Args:
+      which: the checkpoint of a model directory.
 
     Raises:
       UserError: neither a model directory nor a file of a ResNet.
     """
     path = Path(path)
-    if path.is_dir():
-        model, source = load_any(path), load_note(path) or {"model_dir": path.name}
+    if path.is_dir() or is_in_model_dir(path):
+        own = model_dir_of(path)
+        model, source = load_any(path, which), load_note(own) or {"model_dir": own.resolve().name}
         return OldNetwork(path, model, source) if isinstance(model, MaskRCNN) else ModelDirectory(path, model, source)
+    if which == "best":
+        raise UserError(f"--which=best: --init={path} is a file of weights; leave the flag out")
     tensors = read_weights(path)
     try:
         family = names.recognise(tensors)

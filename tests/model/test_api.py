@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from model import api
+from model.checkpoint_files import newest_checkpoint
 from model.config import Config, to_json
-from model.model_dir import newest_checkpoint, prepare_model_dir
+from model.model_dir import prepare_model_dir
 from model.training.arguments import Arguments
 from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder

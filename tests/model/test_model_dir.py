@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from model.checkpoint_files import newest_checkpoint
 from model.config import Config
 from model.model_dir import (
     checkpoint_of,
     has_optimizer,
     load_model,
     load_skeleton,
-    newest_checkpoint,
     prepare_model_dir,
     write_new,
 )

@@ -5,20 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import resource
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from model.checkpoint_files import chosen_checkpoint, newest_checkpoint
+from model.checkpoint_names import model_dir_of
 from model.config import Config
-from model.model_dir import newest_checkpoint
-from model.training.checkpoints import RUN_FILE, Saver, find_origin, note_run
+from model.model_dir import restore
+from model.training import best_checkpoint
+from model.training.checkpoints import RUN_FILE, find_origin, note_run
 from model.training.optimizer import FIRST_LOSS_SCALE, Sgd
+from model.training.saver import Saver
 from pipeline.command import UserError
 
 START: Any = object()  # a starting point that is not looked at
@@ -104,8 +112,10 @@ def full_disk(bytes_left: int) -> Iterator[None]:
 def test_a_save_that_fails_is_told_and_leaves_nothing_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saver = Saver(learner(), tmp_path, 0)
     saver.save(1, required=False)
+    saver.wait()
     with full_disk(10_000):
         saver.save(2, required=False)
+        saver.wait()
         assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "step-1")
         assert not [path.name for path in (tmp_path / "checkpoints").iterdir() if "step-2" in path.name]
         with pytest.raises(UserError, match=r"checkpoints: the checkpoint of step 3 could not be written \(.+\); make room"):
@@ -120,8 +130,10 @@ def test_a_folder_that_has_vanished_is_told_and_not_made_anew(tmp_path: Path, ca
     (tmp_path / "run").mkdir()
     saver = Saver(learner(), tmp_path / "run", 0)
     saver.save(1, required=False)
+    saver.wait()
     shutil.rmtree(tmp_path / "run")
     saver.save(2, required=False)
+    saver.wait()
     assert "the model directory has vanished" in capsys.readouterr().out
     with pytest.raises(UserError, match="the model directory has vanished"):
         saver.save(3, required=True)
@@ -200,3 +212,109 @@ def test_what_changes_between_two_runs_is_noted_and_told(tmp_path: Path, capsys:
     (tmp_path / RUN_FILE).write_text("[]")
     with pytest.raises(UserError, match=r"run\.json: must hold a JSON object"):
         run(2, "float32", 30)
+
+
+def test_a_save_goes_on_beside_the_steps_and_holds_what_was_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also: while a save is in progress, the next one is left out and told; one that is required waits for it."""
+    held, honest = threading.Event(), Saver._write
+
+    def slow(self: Saver, *arguments: Any) -> None:
+        assert held.wait(30)
+        honest(self, *arguments)
+
+    monkeypatch.setattr(Saver, "_write", slow)
+    trained = learner()
+    weights = trained.checkpoint.weights
+    before = weights.numpy().copy()
+    with Saver(trained, tmp_path, 0) as saver:
+        saver.save(1, required=False)
+        weights.assign_add(tf.ones_like(weights))  # the next step, which the disk does not hold up
+        saver.save(2, required=False)
+        assert newest_checkpoint(tmp_path) is None and saver.written == -1
+        threading.Timer(0.2, held.set).start()
+        saver.save(3, required=True)
+        assert saver.written == 3
+    assert (
+        capsys.readouterr().out
+        == "train: the checkpoint of step 2 is left out, because the one before is still being written\n"
+    )
+    names = [name for name, _ in tf.train.list_variables(str(tmp_path / "checkpoints" / "step-1"))]
+    assert sorted(names) == sorted(name for name, _ in tf.train.list_variables(trained.checkpoint.save(str(tmp_path / "own"))))
+    for step, values in ((1, before), (3, before + 1)):
+        again = learner()
+        restore(again.checkpoint, str(tmp_path / "checkpoints" / f"step-{step}"))
+        np.testing.assert_array_equal(again.checkpoint.weights, values)
+        assert int(again.step) == step
+
+
+def test_a_save_in_progress_is_waited_for_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Saver._write
+
+    def slow(self: Saver, *arguments: Any) -> None:
+        time.sleep(0.3)
+        honest(self, *arguments)
+
+    monkeypatch.setattr(Saver, "_write", slow)
+    with pytest.raises(RuntimeError), Saver(learner(), tmp_path, 0) as saver:
+        saver.save(7, required=False)
+        raise RuntimeError
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "step-7")
+
+
+def test_some_checkpoints_are_kept_for_good(tmp_path: Path) -> None:
+    with Saver(learner(), tmp_path, 0, keep=1, keep_every=4) as saver:
+        for step in (2, 4, 6, 8, 10, 11):
+            saver.save(step, required=True)
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.index")) == ["step-11", "step-4", "step-8"]
+    with Saver(learner(), tmp_path, 1) as other_worker:
+        other_worker.save(12, required=True)
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "step-11")
+
+
+def test_the_best_is_kept_whatever_comes_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Saver(learner(), tmp_path, 0, keep=1) as saver:
+        for step, figure in ((1, 0.25), (2, 0.5), (3, 0.5), (4, -1.0), (5, math.nan), (6, 0.25)):
+            saver.save(step, required=True)
+            best_checkpoint.offer(tmp_path, step, {"keypoint_ap": figure, "box_ap": 0.75})
+    best = tmp_path / "checkpoints" / "best"
+    names = ["best.json", "step-2.data-00000-of-00001", "step-2.index", "step-2.sha256"]
+    assert sorted(path.name for path in best.iterdir()) == names
+    assert json.loads((best / "best.json").read_text()) == {"step": 2, "figures": {"keypoint_ap": 0.5, "box_ap": 0.75}}
+    output = capsys.readouterr().out
+    assert (
+        output.count("is the best so far") == 2 and f"step 2 is the best so far (keypoint AP 0.500); kept in {best}" in output
+    )
+    best_checkpoint.offer(tmp_path, 7, {"keypoint_ap": 0.75})
+    assert "step 7 is the best so far (keypoint AP 0.750), but its checkpoint is not there" in capsys.readouterr().out
+    (best / "best.json").write_text("{")
+    best_checkpoint.offer(tmp_path, 6, {"keypoint_ap": 0.25})
+    assert "best.json: not a note on the best checkpoint" in capsys.readouterr().out
+    assert json.loads((best / "best.json").read_text())["step"] == 6
+
+
+def test_any_checkpoint_can_be_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with Saver(learner(), run, 0) as saver:
+        for step in (1, 2):
+            saver.save(step, required=True)
+    (run / "config.json").touch()
+    step_1 = str(run / "checkpoints" / "step-1")
+    assert chosen_checkpoint(run) == str(run / "checkpoints" / "step-2")
+    with pytest.raises(UserError, match=r"run: has no best checkpoint, because no evaluation .* take --which=newest"):
+        chosen_checkpoint(run, "best")
+    best_checkpoint.offer(run, 1, {"keypoint_ap": 0.5})
+    best = str(run / "checkpoints" / "best" / "step-1")
+    assert chosen_checkpoint(run, "best") == chosen_checkpoint(run / "checkpoints" / "best") == best
+    assert chosen_checkpoint(Path(best)) == best
+    for name in ("step-1", "step-1.index", "step-1.data-00000-of-00001", "step-1.sha256"):
+        named = run / "checkpoints" / name
+        assert chosen_checkpoint(named) == step_1 and model_dir_of(named) == run
+    with pytest.raises(UserError, match=r"step-9: no such checkpoint; .*checkpoints has step-1, step-2"):
+        chosen_checkpoint(run / "checkpoints" / "step-9")
+    flip_a_bit(Path(f"{step_1}.data-00000-of-00001"))
+    for named in (Path(step_1), run / "checkpoints" / "best"):  # which share their files
+        with pytest.raises(UserError, match=r"step-1: damaged \(.+\); restore it, or take another checkpoint"):
+            chosen_checkpoint(named)

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from model.checkpoint_files import newest_checkpoint
 from model.config import Config
-from model.model_dir import load_model, newest_checkpoint, prepare_model_dir
+from model.model_dir import load_model, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.evaluator_task import follow
 from model.training.loop import Run, train

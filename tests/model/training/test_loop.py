@@ -22,6 +22,7 @@ import pytest
 import tensorflow as tf
 
 from model import model_dir
+from model.checkpoint_files import newest_checkpoint
 from model.config import Config
 from model.training.interrupt import InterruptedTrainingError
 from model.training.loop import Run, train
@@ -186,7 +187,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     hot = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, learning_rate=1e30, clip_norm=0.0))
     with pytest.raises(UserError, match=r"step \d: the loss \w+ is (nan|inf) on images \[\d+"):
         train(hot, record_folder, "train", Run(tmp_path / "run", save_every=1), make_strategy("one_device"))
-    saved = model_dir.newest_checkpoint(tmp_path / "run")
+    saved = newest_checkpoint(tmp_path / "run")
     if saved is not None:
         model = model_dir.load_model(tmp_path / "run")
         assert all(np.isfinite(v).all() for v in model.variables_by_path().values())
@@ -244,7 +245,7 @@ def test_ctrl_c_saves_a_checkpoint(record_folder: RecordFolder, small_config: Co
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
         train(long, record_folder, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
-    assert model_dir.newest_checkpoint(tmp_path / "run") is not None
+    assert newest_checkpoint(tmp_path / "run") is not None
     assert signal.getsignal(signal.SIGINT) is previous
 
 
@@ -315,7 +316,7 @@ def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
     assert stopped, output
     silence = rf"train: step {stopped[1]} has been waiting for data for \d+ s; {address} does not answer \("
     assert re.search(silence, output), output
-    newest = model_dir.newest_checkpoint(tmp_path / "run")
+    newest = newest_checkpoint(tmp_path / "run")
     assert newest == str(tmp_path / "run" / "checkpoints" / f"step-{stopped[1]}")
 
 

@@ -1,0 +1,33 @@
+"""How a training runs, as opposed to what it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from model.checkpoint_files import OnDamaged
+from model.network.keypoint_rcnn import KeypointRCNN
+from model.training.metrics_log import MetricsLog
+from model.training.saver import KEPT_CHECKPOINTS
+from pipeline.loading.options import PLAIN, LoadingOptions
+
+# Takes the model, the log, the step, and a function to call now and then, which raises if the training shall stop.
+Validate = Callable[[KeypointRCNN, MetricsLog, int, Callable[[], None]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How a training runs, as opposed to what it trains (`Config`)."""
+
+    model_dir: Path
+    precision: str = "float32"
+    jit_compile: bool = False
+    save_every: int = 1000  # steps
+    evaluate_every: int = 0  # steps; 0: not while training
+    log_every: int = 20  # steps between two lines of metrics.jsonl
+    options: LoadingOptions = PLAIN
+    keep: int = KEPT_CHECKPOINTS  # the newest
+    keep_every: int = 0  # steps; 0: none is kept for good
+    on_damaged_checkpoint: OnDamaged = "previous"
+    remarks: tuple[str, ...] = ()  # printed after the first line, which says what trains

@@ -1,0 +1,268 @@
+"""Takes the steps of a training, one after the other: reads metrics, logs, saves, evaluates, stops."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from model.training import best_checkpoint
+from model.training.data_source import DataSource
+from model.training.feed import Feed
+from model.training.interrupt import Interrupt
+from model.training.learning_rate import learning_rate
+from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
+from model.training.run import Run, Validate
+from model.training.saver import Saver
+from model.training.step import Learner
+from model.training.strategies import num_workers
+from pipeline.command import Progress, UserError, reason_of, say
+from pipeline.random_draws import step_seed
+from pipeline.records import READ_ERRORS
+
+SECONDS_OF_PATIENCE = 60  # between two lines that say that training waits for data
+EARLY_STEPS = 100  # a loss that explodes within them does so because of the learning rate or the initial weights
+MOST_SKIPPED_IN_A_ROW = 10  # steps whose gradient is not finite though the loss is not scaled up
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step that the device may still be working on."""
+
+    number: int
+    metrics: dict[str, tf.Tensor]
+    image_ids: Sequence[tf.Tensor]
+    unreadable: Sequence[tf.Tensor]
+
+
+class Stepper:
+    """Takes the steps of a run. One step, in this order:
+
+    1. Wait for its batch. Meanwhile the device works on the step before.
+    2. Start it. The device takes it over, and Python goes on at once.
+    3. Settle the step before, whose metrics are read now because the device has its next work already. A loss that is not
+       finite ends the training before anything of it is saved. The metrics also say whether any worker was asked to stop:
+       all workers read the same sum, so all stop after the same step.
+    4. Log, if it is time: the means of the settled steps.
+    5. Save, if it is time or the training shall stop. This step is settled first: nothing is saved after one that went wrong.
+    6. Evaluate, if it is time: after the save, so that a kill costs no step, and the next start makes the evaluation up.
+    7. Stop, if it is asked to.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        source: DataSource,
+        run: Run,
+        validate: Validate | None,
+        log: MetricsLog | None,
+        *,
+        first: int,
+        saver: Saver,
+        feed: Feed[dict[str, Any]],
+        interrupt: Interrupt,
+        progress: Progress,
+    ) -> None:
+        self._learner, self._source, self._run, self._validate, self._log = learner, source, run, validate, log
+        self._feed, self._interrupt, self._progress = feed, interrupt, progress
+        self._config, self._total = learner.config.train, learner.config.train.steps
+        self._alone = num_workers(learner.strategy) == 1
+        self._saver, self._first = saver, first
+        self._interval = Interval()
+        self._pending: _Step | None = None  # started, and not settled yet
+        self._stop = False  # whether some worker was asked to stop
+        self._skipped_in_a_row = self._skipped = self._settled = 0
+        self._loss = ""
+
+    def take_steps(self) -> None:
+        """Takes the steps to the end of training."""
+        for step in range(self._first, self._total):
+            done, last = step + 1, step + 1 == self._total
+            batch = self._wait_for_batch(step)  # 1
+            before = self._pending
+            self._pending = self._start(step, batch)  # 2
+            self._settle(before)  # 3
+            if step == self._first and not last:  # it contains tracing and compilation: not counted in rates
+                self._settle_pending()
+                self._interval.restart()
+            self._log_if_due(step)  # 4
+            self._progress.advance(1)
+            evaluation_due = last or (self._run.evaluate_every > 0 and done % self._run.evaluate_every == 0)
+            if self._stop or evaluation_due or done % self._run.save_every == 0:
+                self._settle_pending()
+                if evaluation_due:
+                    self._saver.wait()  # so that this step's checkpoint is not left out
+                self._saver.save(done, required=self._stop or last)  # 5
+            if evaluation_due and (last or not self._stop):
+                self.evaluate(done)  # 6
+            if self._stop and not last:  # 7
+                raise self._interrupt.error(
+                    f"stopped at step {done} of {self._total}; its checkpoint is in {self._run.model_dir}: the same command "
+                    "goes on"
+                )
+
+    def result(self) -> str:
+        """The last loss and the number of skipped steps, for the last line.
+
+        Raises:
+          UserError: none of them changed a weight.
+        """
+        if self._settled and self._skipped == self._settled:
+            raise UserError(
+                f"none of the {self._settled} steps changed a weight, because no gradient was finite; {self._ways_out()}"
+            )
+        return f"{self._loss}, {self._skipped} of them skipped (gradient not finite)" if self._skipped else self._loss
+
+    def _wait_for_batch(self, step: int) -> dict[str, Any]:
+        """1. The batch of `step`.
+
+        Raises:
+          InterruptedTrainingError: training was asked to stop before the batch came.
+          UserError: the batch cannot be made. It names the first image that cannot be read. The steps before are saved.
+        """
+        try:
+            with self._interval.waiting():
+                batch = self._feed.take(lambda seconds: self._is_patient(step, seconds))
+        except (*READ_ERRORS, StopIteration) as error:
+            if isinstance(error, tf.errors.UnavailableError) and not self._alone:
+                raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
+            self._save_before_ending(step)
+            raise self._source.error(error, step) from None
+        if batch is None:
+            self._save_before_ending(step)
+            raise self._interrupt.error(
+                f"stopped at step {step} of {self._total}, waiting for data; the same command goes on in {self._run.model_dir}"
+            )
+        return batch
+
+    def _is_patient(self, step: int, seconds: float) -> bool:
+        if self._interrupt.asked and self._alone:  # else the others are in the step already, and wait for this one
+            return False
+        if seconds % SECONDS_OF_PATIENCE == 0:
+            say(f"train: step {step} has been waiting for data for {seconds:.0f} s; {self._source.why_waiting()}")
+        return True
+
+    def _save_before_ending(self, step: int) -> None:
+        """Saves the steps before `step`, unless they are saved; not among other workers, who take no part in it now."""
+        self._settle_pending()
+        self._saver.wait()
+        if self._alone and step > self._first and self._saver.written != step:
+            self._saver.save(step, required=False)
+            self._saver.wait()
+
+    def _start(self, step: int, batch: dict[str, Any]) -> _Step:
+        """2. Hands a step to the device."""
+        with self._naming_lack_of_memory(step):
+            metrics = self._learner.take_step(
+                batch,
+                tf.constant(learning_rate(self._config, step), tf.float32),
+                tf.constant(step_seed(self._config.seed, step), tf.int32),
+                tf.constant(float(self._interrupt.asked)),
+            )
+        local = self._learner.strategy.experimental_local_results
+        ids = {name: local(batch[name]) for name in ("image_id", "unreadable") if name in batch}
+        return _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()))
+
+    def _settle_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        self._settle(pending)
+
+    def _settle(self, step: _Step | None) -> None:
+        """3. Waits for a step and counts its metrics.
+
+        Raises:
+          UserError: a loss that is not finite, or too many gradients that are not. (Such a gradient changes no weight.)
+        """
+        if step is None:
+            return
+        with self._naming_lack_of_memory(step.number):
+            values = {name: float(value) for name, value in step.metrics.items()}
+        for name in (*LOSSES, "loss"):
+            if not math.isfinite(values[name]):
+                ids = [int(i) for part in step.image_ids for i in part.numpy() if i >= 0]
+                early = ", train longer with a low one (train.warmup_steps), start from published weights with --init,"
+                raise UserError(
+                    f"step {step.number}: the loss {name} is {values[name]} on images {ids}; the weights of the last "
+                    f"checkpoint in {self._run.model_dir} are sound: lower --learning_rate"
+                    f"{early if step.number < EARLY_STEPS else ''} or look at these images"
+                )
+        self._stop |= values.pop("stop") > 0
+        self._interval.add(values)
+        self._loss = f", loss {values['loss']:.3f}"
+        self._count_skipped(step.number, values)
+        for part in step.unreadable:
+            self._source.skipped.see(part.numpy())
+
+    def _count_skipped(self, step: int, values: dict[str, float]) -> None:
+        skipped = values["skipped"] > 0
+        self._settled += 1
+        self._skipped += skipped
+        # While a dynamic loss scale is above 1, it is what makes gradients overflow, and each skipped step halves it.
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped and values["loss_scale"] <= 1 else 0
+        if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"step {step}: no gradient of the last {self._skipped_in_a_row} steps was finite, so none of them changed a "
+                f"weight; {self._ways_out()}; the weights of the last checkpoint in {self._run.model_dir} are sound"
+            )
+
+    def _ways_out(self) -> str:
+        other = " or train with --precision=float32 or mixed_bfloat16," if self._run.precision == "mixed_float16" else ""
+        return f"lower --learning_rate,{other} set train.clip_norm=10, or start from published weights with --init"
+
+    @contextlib.contextmanager
+    def _naming_lack_of_memory(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.ResourceExhaustedError as error:
+            replicas = self._learner.strategy.num_replicas_in_sync
+            share = self._config.global_batch_size // replicas
+            half = " or --precision=mixed_float16" if self._run.precision == "float32" else ""
+            raise UserError(
+                f"step {step}: out of memory with {share} images per replica on canvases up to "
+                f"{max(self._learner.config.data.short_edges)}×{self._learner.config.data.max_edge} ({_allocation(error)}); "
+                f"try a smaller --batch_size{half}, smaller data.short_edges and data.max_edge, more GPUs with "
+                "--strategy=mirrored, or end other programs on the GPU (nvidia-smi lists them)"
+            ) from None
+
+    def _log_if_due(self, step: int) -> None:
+        """4. Writes the means of the settled steps. The last step is settled only for a run too short to have others."""
+        done, last = step + 1, step + 1 == self._total
+        if last and not self._interval.steps:
+            self._settle_pending()
+        if self._log is None or not (done % self._run.log_every == 0 or last) or not self._interval.steps:
+            return
+        values = self._interval.means() | {"learning_rate": learning_rate(self._config, step)}
+        self._log.train(done, values)
+        self._progress.advance(0, notes(values, self._interval))
+        self._interval.restart()
+
+    def evaluate(self, done: int) -> None:
+        """6. Evaluates the model as it is after `done` steps; only the first worker does."""
+        if self._validate is None or self._log is None:
+            return
+
+        def hear() -> None:
+            if self._interrupt.asked and (self._alone or done == self._total):  # else the others wait for this one
+                self._saver.wait()
+                if done > self._first and self._saver.written != done:
+                    self._saver.save(done, required=True)
+                raise self._interrupt.error(
+                    f"stopped in the evaluation of step {done} of {self._total}; the checkpoint of this step is in "
+                    f"{self._run.model_dir}: the same command makes the evaluation up and goes on"
+                )
+
+        self._validate(self._learner.model, self._log, done, hear)
+        self._saver.wait()
+        best_checkpoint.offer(self._run.model_dir, done, self._log.evaluation_of(done) or {})
+        self._interval.restart()
+
+
+def _allocation(error: tf.errors.OpError) -> str:
+    """What could not be allocated and where, from an error of 22 lines."""
+    found = re.search(r"OOM when allocating tensor with shape\[[\d,]*\] and type (\w+) on (\S+)", error.message)
+    return f"{found.group(0).partition(' by ')[0]}" if found else reason_of(error)[:200]
