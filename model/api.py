@@ -25,7 +25,7 @@ from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from model.inference.predictor import open_model
 from model.training import loop
-from model.training.arguments import Arguments, OnDamaged, Precision, Strategy
+from model.training.arguments import Arguments, OnDamaged, OnNonfinite, Precision, Strategy
 from model.training.evaluator_task import follow
 from model.training.starting_point import configuration, open_starting_point
 from model.training.strategies import make_strategy, naming_lost_workers
@@ -63,6 +63,7 @@ def train(
     keep: int = 3,
     keep_every: int = 0,
     on_damaged_checkpoint: OnDamaged = "previous",
+    on_nonfinite: OnNonfinite = "stop",
     eval_split: str | None = None,
     eval_annotations: str | Path | None = None,
     eval_every: int = 0,
@@ -89,6 +90,7 @@ def train(
       save_every, keep, keep_every: steps between two checkpoints, how many of the newest are kept, and the steps between two
         that are kept for good. The best by keypoint AP of the evaluations is kept in any case.
       on_damaged_checkpoint: whether training goes on from the checkpoint before a damaged one.
+      on_nonfinite: whether a step whose loss is not finite ends the training, or changes nothing and is counted.
       eval_split, eval_annotations, eval_every: the split that is evaluated, the COCO JSON that it was made of, and the steps
         between two evaluations. With 0 steps, only the last weights are evaluated.
       on_error, cache, data_service: how batches are loaded.
@@ -123,6 +125,7 @@ def train(
         keep=asked.keep,
         keep_every=asked.keep_every,
         on_damaged_checkpoint=asked.on_damaged_checkpoint,
+        on_nonfinite=asked.on_nonfinite,
         remarks=asked.remarks(begun_with, config, has_checkpoint=has_checkpoint),
     )
     with naming_lost_workers(strategy):

@@ -94,6 +94,14 @@ flags.DEFINE_enum(
     "before, or names it and stops.",
     flag_values=FLAGS,
 )
+flags.DEFINE_enum(
+    "on_nonfinite",
+    "stop",
+    ["stop", "skip"],
+    "What happens at a loss that is not finite: the training names the images and stops, or the step changes nothing and is "
+    "counted. More than ten such steps in a row stop the training in any case.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("eval_split", None, "Split to evaluate while training. Needs --eval_annotations.", flag_values=FLAGS)
 flags.DEFINE_string("eval_annotations", None, "COCO JSON that --eval_split was converted from.", flag_values=FLAGS)
 flags.DEFINE_integer(

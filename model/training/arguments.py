@@ -24,6 +24,7 @@ from pipeline.loading.options import Cache, LoadingOptions, OnError
 Strategy = Literal["one_device", "mirrored", "multi_worker"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 OnDamaged = Literal["previous", "fail"]
+OnNonfinite = Literal["stop", "skip"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Arguments:
     keep: int = 3
     keep_every: int = 0
     on_damaged_checkpoint: OnDamaged = "previous"
+    on_nonfinite: OnNonfinite = "stop"
     eval_split: str | None = None
     eval_annotations: str | Path | None = None
     eval_every: int = 0
@@ -70,6 +72,7 @@ class Arguments:
             ("strategy", Strategy),
             ("precision", Precision),
             ("on_damaged_checkpoint", OnDamaged),
+            ("on_nonfinite", OnNonfinite),
             ("which", Which),
         ):
             if getattr(self, name) not in get_args(kind):

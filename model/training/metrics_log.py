@@ -29,6 +29,7 @@ class Interval:
     def restart(self) -> None:
         self.steps = self.skipped = 0
         self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         self._waited = 0.0
         self._start = time.monotonic()
 
@@ -39,19 +40,20 @@ class Interval:
         self._waited += time.monotonic() - asked
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Counts one step. `skipped`: whether its gradient was not finite, and so has no norm."""
+        """Counts one step. `skipped`: whether its gradient was not finite, and so has no norm, and perhaps no losses."""
         self.steps += 1
         self.skipped += values.get("skipped", 0.0) > 0
         for name, value in values.items():
-            if name != "gradient_norm" or math.isfinite(value):
+            if math.isfinite(value):
                 self._sums[name] = self._sums.get(name, 0.0) + value
+                self._counts[name] = self._counts.get(name, 0) + 1
+            else:
+                self._counts.setdefault(name, 0)
 
     def means(self) -> dict[str, float]:
-        """The means of the interval by name. `gradient_norm` is NaN if every step was skipped."""
+        """The means of the interval by name, over the steps in which a value is finite; NaN if it is in none."""
         seconds = time.monotonic() - self._start
-        means = {name: total / self.steps for name, total in self._sums.items()}
-        finite = self.steps - self.skipped
-        means["gradient_norm"] = self._sums.get("gradient_norm", 0.0) / finite if finite else math.nan
+        means = {name: self._sums[name] / count if count else math.nan for name, count in self._counts.items()}
         return means | {"images_per_second": self._sums.get("images", 0.0) / seconds, "waiting": self._waited / seconds}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from model.checkpoint_files import OnDamaged
 from model.network.keypoint_rcnn import KeypointRCNN
@@ -12,6 +13,7 @@ from model.training.metrics_log import MetricsLog
 from model.training.saver import KEPT_CHECKPOINTS
 from pipeline.loading.options import PLAIN, LoadingOptions
 
+OnNonfinite = Literal["stop", "skip"]  # what happens at a loss that is not finite
 # Takes the model, the log, the step, and a function to call now and then, which raises if the training shall stop.
 Validate = Callable[[KeypointRCNN, MetricsLog, int, Callable[[], None]], None]
 
@@ -29,5 +31,6 @@ class Run:
     options: LoadingOptions = PLAIN
     keep: int = KEPT_CHECKPOINTS  # the newest
     keep_every: int = 0  # steps; 0: none is kept for good
+    on_nonfinite: OnNonfinite = "stop"
     on_damaged_checkpoint: OnDamaged = "previous"
     remarks: tuple[str, ...] = ()  # printed after the first line, which says what trains

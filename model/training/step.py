@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -77,6 +78,8 @@ class Learner:
         gradients = tape.gradient(scaled, list(self._trainable.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO)
         values = tf.concat([shares, [loss], tf.stack(list(watched.values()))], axis=0)
         values = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
+        # A loss that is not finite on any replica makes the gradient so on all, and such a step changes nothing.
+        gradients[0] += tf.where(tf.math.is_finite(values[len(names)]), 0.0, math.nan)
         return gradients, dict(zip([*names, "loss", *watched], values, strict=True))
 
     def _replica_step(

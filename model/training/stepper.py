@@ -176,34 +176,39 @@ class Stepper:
         """3. Waits for a step and counts its metrics.
 
         Raises:
-          UserError: a loss that is not finite, or too many gradients that are not. (Such a gradient changes no weight.)
+          UserError: a loss that is not finite, unless it is to be skipped; too many gradients in a row that are not. (Such a
+            step changes no weight.)
         """
         if step is None:
             return
         with self._naming_lack_of_memory(step.number):
             values = {name: float(value) for name, value in step.metrics.items()}
-        for name in (*LOSSES, "loss"):
-            if not math.isfinite(values[name]):
-                ids = [int(i) for part in step.image_ids for i in part.numpy() if i >= 0]
-                early = ", train longer with a low one (train.warmup_steps), start from published weights with --init,"
+        wrong = next((name for name in (*LOSSES, "loss") if not math.isfinite(values[name])), None)
+        if wrong is not None:
+            ids = [int(i) for part in step.image_ids for i in part.numpy() if i >= 0]
+            told = f"step {step.number}: the loss {wrong} is {values[wrong]} on images {ids}"
+            early = ", train longer with a low one (train.warmup_steps), start from published weights with --init,"
+            if self._run.on_nonfinite == "stop":
                 raise UserError(
-                    f"step {step.number}: the loss {name} is {values[name]} on images {ids}; the weights of the last "
-                    f"checkpoint in {self._run.model_dir} are sound: lower --learning_rate"
+                    f"{told}; the weights of the last checkpoint in {self._run.model_dir} are sound: lower --learning_rate"
                     f"{early if step.number < EARLY_STEPS else ''} or look at these images"
                 )
+            say(f"train: {told}; the step changes nothing (--on_nonfinite=skip)")
         self._stop |= values.pop("stop") > 0
         self._interval.add(values)
-        self._loss = f", loss {values['loss']:.3f}"
-        self._count_skipped(step.number, values)
+        if wrong is None:
+            self._loss = f", loss {values['loss']:.3f}"
+        self._count_skipped(step.number, values, loss_is_finite=wrong is None)
         for part in step.unreadable:
             self._source.skipped.see(part.numpy())
 
-    def _count_skipped(self, step: int, values: dict[str, float]) -> None:
+    def _count_skipped(self, step: int, values: dict[str, float], *, loss_is_finite: bool) -> None:
         skipped = values["skipped"] > 0
         self._settled += 1
         self._skipped += skipped
         # While a dynamic loss scale is above 1, it is what makes gradients overflow, and each skipped step halves it.
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped and values["loss_scale"] <= 1 else 0
+        counts = skipped and (values["loss_scale"] <= 1 or not loss_is_finite)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if counts else 0
         if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
             raise UserError(
                 f"step {step}: no gradient of the last {self._skipped_in_a_row} steps was finite, so none of them changed a "
