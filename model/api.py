@@ -100,7 +100,7 @@ def train(
 
     Raises:
       UserError: a wrong argument, or a training that cannot go on; the message says what to do.
-      InterruptedTrainingError: a `UserError` after Ctrl-C, SIGTERM or SIGHUP. The same call goes on.
+      InterruptedWorkError: a `UserError` after Ctrl-C, SIGTERM or SIGHUP. The same call goes on.
     """
     asked = Arguments(**locals())  # which checks them
     where = Path(model_dir)

@@ -11,7 +11,7 @@ from model.checkpoint_files import newest_checkpoint, step_of
 from model.model_dir import checkpoint_of, load_model, restore
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training import best_checkpoint
-from model.training.interrupt import Interrupt
+from model.interrupt import Interrupt
 from model.training.metrics_log import MetricsLog
 from model.training.run import Validate
 from pipeline.command import UserError, say
@@ -31,7 +31,7 @@ def follow(model_dir: Path, validate: Validate) -> None:
 
     Raises:
       UserError: a directory of something else, or damaged.
-      InterruptedTrainingError: after Ctrl-C, SIGTERM or SIGHUP.
+      InterruptedWorkError: after Ctrl-C, SIGTERM or SIGHUP.
     """
     model: KeypointRCNN | None = None
     evaluated = -1

@@ -17,7 +17,7 @@ from model.training import best_checkpoint
 from model.training.checkpoints import Origin, find_origin, note_run
 from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
 from model.training.feed import Feed
-from model.training.interrupt import Interrupt
+from model.interrupt import Interrupt
 from model.training.metrics_log import MetricsLog
 from model.training.run import Run as Run
 from model.training.run import Validate as Validate
@@ -57,7 +57,7 @@ def train(
     Raises:
       UserError: a directory of another model, a batch size that replicas cannot share, random weights with frozen norms, a loss
         that is not finite, gradients that are not finite again and again.
-      InterruptedTrainingError: after Ctrl-C, SIGTERM or SIGHUP.
+      InterruptedWorkError: after Ctrl-C, SIGTERM or SIGHUP.
     """
     _check_batch_size(config, strategy)
     say(f"train: {describe(strategy, run.precision, config.train.global_batch_size)}")

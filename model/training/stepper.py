@@ -14,7 +14,7 @@ import tensorflow as tf
 from model.training import best_checkpoint
 from model.training.data_source import DataSource
 from model.training.feed import Feed
-from model.training.interrupt import Interrupt
+from model.interrupt import Interrupt
 from model.training.learning_rate import learning_rate
 from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.run import Run, Validate
@@ -122,7 +122,7 @@ class Stepper:
         """1. The batch of `step`.
 
         Raises:
-          InterruptedTrainingError: training was asked to stop before the batch came.
+          InterruptedWorkError: training was asked to stop before the batch came.
           UserError: the batch cannot be made. It names the first image that cannot be read. The steps before are saved.
         """
         try:

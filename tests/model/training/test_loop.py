@@ -24,7 +24,7 @@ import tensorflow as tf
 from model import model_dir
 from model.checkpoint_files import newest_checkpoint
 from model.config import Config
-from model.training.interrupt import InterruptedTrainingError
+from model.interrupt import InterruptedWorkError
 from model.training.loop import Run, train
 from model.training.step import Learner
 from model.training.strategies import distribute, make_strategy
@@ -243,7 +243,7 @@ def test_ctrl_c_saves_a_checkpoint(record_folder: RecordFolder, small_config: Co
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(InterruptedTrainingError, match=r"stopped at step \d+ of 5000"):
+    with pytest.raises(InterruptedWorkError, match=r"stopped at step \d+ of 5000"):
         train(long, record_folder, "train", Run(tmp_path / "run", log_every=1), make_strategy("one_device"))
     assert newest_checkpoint(tmp_path / "run") is not None
     assert signal.getsignal(signal.SIGINT) is previous
@@ -265,8 +265,8 @@ sys.stdin.read()
 TRAIN_FROM_SERVICE = """
 import sys
 from pathlib import Path
-from model import config
-from model.training import interrupt, loop, strategies
+from model import config, interrupt
+from model.training import loop, strategies
 from model.training.feed import Feed
 from pipeline.command import Progress
 from pipeline.record_folder import open_record_folder
@@ -276,7 +276,7 @@ settings = loop.Run(Path(sys.argv[3]), log_every=1, options=LoadingOptions(data_
 strategy = strategies.make_strategy("one_device")
 try:
     loop.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), "train", settings, strategy)
-except interrupt.InterruptedTrainingError as error:
+except interrupt.InterruptedWorkError as error:
     print(error, flush=True)
     sys.exit(error.status)
 """

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP while a model trains: heard between two steps, so that a checkpoint can be saved first."""
+"""Ctrl-C, SIGTERM and SIGHUP while a model works: heard between two steps or frames, so that what is done is saved first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.command import UserError, say
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class InterruptedTrainingError(UserError):
-    """A training that a signal has stopped. Its steps have been saved.
+class InterruptedWorkError(UserError):
+    """Work that a signal has stopped. What was done until then has been saved.
 
     Args:
       message: where it stopped, and how to go on.
@@ -50,9 +50,9 @@ class Interrupt:
         self.asked, self._number = True, number
         say(self._line)
 
-    def error(self, message: str) -> InterruptedTrainingError:
+    def error(self, message: str) -> InterruptedWorkError:
         """The error to raise once the work is saved."""
-        return InterruptedTrainingError(message, self._number)
+        return InterruptedWorkError(message, self._number)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
