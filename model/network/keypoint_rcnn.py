@@ -173,7 +173,7 @@ class KeypointRCNN(tf.Module):
         losses |= box_head.box_losses(self.config.box_head, logits, deltas, rois, batch["boxes"])
 
         # 3. The keypoint head's loss, over the positive RoIs of all images together.
-        packed = pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
+        packed = self.pack(rois, batch)
         heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"], training=True)
         loss = keypoint_head.mask_loss if self.config.keypoint_head.loss == "mask" else keypoint_head.keypoint_loss
         losses["keypoint"] = loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
@@ -183,6 +183,37 @@ class KeypointRCNN(tf.Module):
             "keypoint_overflow": packed["overflow"],
         }
         return losses, watched
+
+    def pack(self, rois: dict[str, tf.Tensor], batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The positive RoIs of a batch that the keypoint head learns from; see `pack_positives`."""
+        return pack_positives(rois, batch["keypoints"], self.config.keypoint_head.rois * batch["image"].shape[0])
+
+    def trace(self, batch: dict[str, tf.Tensor], decode: Decoder = decode_fast, *, seed: int = 0) -> dict[str, tf.Tensor]:
+        """Every stage's tensors by name, as `detect` and `losses` have them, of one batch.
+
+        Args:
+          batch: `image` and `image_size`, as `detect` takes them; with `boxes`, `keypoints`, `box_kind` and `image_id`, as
+            `pipeline.loading.batches` yields them, also what the heads are taught.
+          decode: how heatmaps become keypoints.
+          seed: of the RoIs that are drawn.
+
+        Returns:
+          Boxes are float32 x0, y0, x1, y1 in canvas pixels. L is P2…P6.
+
+          `pixels` [B, H, W, 3], normalised; `pyramid/L` [B, H_l, W_l, C]; `anchors/L` [A_l, 4], `objectness/L` [B, A_l],
+          `deltas/L` [B, A_l, 4]; `before_nms/L` [B, k_l, 4] with `before_nms_scores/L`, the best of each level; `proposals`
+          [B, N, 4] with `proposal_scores`; `class_logits` [B, N, 2], `box_deltas` [B, N, 4]; `num_detections` [B], `boxes`
+          [B, D, 4], `scores` [B, D]; `heatmaps` [B, D, S, S, K], `keypoints` [B, D, K, 2], `keypoint_scores` [B, D, K] of all D
+          places, those behind the last detection included.
+
+          For training: `sampled_anchors` [B, A, 4] with `sampled_anchor_label` (1, 0, −1 unused), if the batch has them;
+          `roi_boxes` [B, R, 4], `roi_label`, `roi_true_box`; `keypoint_roi_boxes` [P, 4], `…_image_index`, `…_keypoints`
+          [P, K, 3], `…_used`, `…_overflow`, `…_heatmaps` [P, S, S, K]; `keypoint_target_place` int32 [P, K] (row × S + column)
+          and `keypoint_target_valid` bool [P, K].
+        """
+        from model.network.trace import trace  # (it is about this class)
+
+        return trace(self, batch, decode, seed)
 
     def classify(
         self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, *, training: bool = False

@@ -83,7 +83,7 @@ def proposals(
     count = config.proposals_train if training else config.proposals_test
 
     # 1. Of each level, the anchors of the largest logits become boxes; those that are too small lose their score.
-    candidates = [_level_candidates(config, top_k, *level, image_size) for level in zip(logits, deltas, anchors, strict=True)]
+    candidates = [level_candidates(config, top_k, *level, image_size) for level in zip(logits, deltas, anchors, strict=True)]
     level_boxes, level_scores = zip(*candidates, strict=True)  # L × [B, k_l, 4], L × [B, k_l]
     num_levels = len(level_boxes)
 
@@ -106,7 +106,7 @@ def proposals(
     return tf.reshape(boxes, [-1, count, 4]), tf.reshape(scores, [-1, count])
 
 
-def _level_candidates(
+def level_candidates(
     config: RpnConfig, top_k: int, logits: tf.Tensor, deltas: tf.Tensor, anchors: tf.Tensor, image_size: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One level's boxes of the k largest logits, [B, k, 4], and their scores [B, k]; `NOTHING` for boxes that are too small."""
