@@ -64,7 +64,7 @@ def render_image(seed: int, split: str, index: int, width: int, height: int) -> 
     image = random_background(rng, width, height)
     draw = ImageDraw.Draw(image)
     for layer in layers:
-        _paint(draw, layer)
+        paint(draw, layer)
     return RenderedImage(_photograph(rng, image), annotations)
 
 
@@ -171,7 +171,8 @@ def _random_crowd(rng: np.random.Generator, width: int, height: int, taken: list
     return Layer(tuple(figures), "crowd")
 
 
-def _paint(draw: ImageDraw.ImageDraw, layer: Layer) -> None:
+def paint(draw: ImageDraw.ImageDraw, layer: Layer) -> None:
+    """Paints a layer on an image of `SUPERSAMPLING` times its final size."""
     for polygon, color in layer.polygons:
         fill(draw, polygon, color)
     for figure, at in layer.figures:
