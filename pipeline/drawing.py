@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,12 @@ class Drawn:
     boxes: Floats  # [n, 4]: x0, y0, x1, y1
     keypoints: Floats  # [n, K, 3]: x, y and 0 not drawn, 1 hollow (hidden, unsure), 2 filled
     scores: Floats | None = None  # [n]
+    labels: Sequence[str] | None = None  # of each person, before the score
 
 
-def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | None = None) -> Pixels:
+def draw_people(
+    image: Pixels, people: Drawn, skeleton: Skeleton, line: int | None = None, *, names: bool = False, text: int | None = None
+) -> Pixels:
     """Draws people on a copy of an image.
 
     Args:
@@ -36,13 +40,15 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | No
       people: in pixels of `image`; a person whose box has no area is padding, and skipped.
       skeleton: tells left (orange) from right (blue).
       line: thickness in pixels; by default what suits the size of the image.
+      names: whether each keypoint's name stands beside it.
+      text: height of letters in pixels; by default what suits the size of the image.
 
     Returns:
       uint8 [h, w, 3].
     """
     canvas = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(9, min(canvas.size) // 40))
+    font = ImageFont.load_default(size=text or max(9, min(canvas.size) // 40))
     thin = line or _line(canvas)
     colours = [_COLOURS[side] for side in sides(skeleton)]
     for i, (box, points) in enumerate(zip(people.boxes, people.keypoints, strict=True)):
@@ -56,22 +62,21 @@ def draw_people(image: Pixels, people: Drawn, skeleton: Skeleton, line: int | No
             if points[a, 2] > 0 and points[b, 2] > 0:
                 ends = (*map(float, points[a, :2]), *map(float, points[b, :2]))
                 pen.line(ends, fill=_limb_colour(colours[a], colours[b]), width=size)
-        for colour, (x, y, shown) in zip(colours, points.tolist(), strict=True):
+        for k, (colour, (x, y, shown)) in enumerate(zip(colours, points.tolist(), strict=True)):
             if shown > 0:
                 circle = (x - size - 1, y - size - 1, x + size + 1, y + size + 1)
                 if shown >= 2:
                     pen.ellipse(circle, fill=colour, outline=(0, 0, 0))
                 else:
                     pen.ellipse(circle, fill=(0, 0, 0), outline=colour, width=max(1, size // 2))
-        if people.scores is not None:
-            pen.text(
-                (x0 + thin + 1, y0 + thin),
-                f"{people.scores[i]:.2f}",
-                fill=BOX,
-                font=font,
-                stroke_width=1,
-                stroke_fill=(0, 0, 0),
-            )
+                if names:
+                    pen.text(
+                        (x + size + 3, y), skeleton.keypoints[k], colour, font, "lm", stroke_width=1, stroke_fill=(0, 0, 0)
+                    )
+        score = "" if people.scores is None else f"{people.scores[i]:.2f}"
+        label = f"{'' if people.labels is None else people.labels[i]} {score}".strip()
+        if label:
+            pen.text((x0 + thin + 1, y0 + thin), label, BOX, font, stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(canvas)
 
 

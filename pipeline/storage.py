@@ -171,6 +171,13 @@ def listing(folder: str, prefix: str = "", *, limit: int | None = None) -> dict[
     return dict(sorted((metadata.path.rpartition("/")[2], metadata.size_in_bytes) for metadata in found))
 
 
+def matches(pattern: str) -> dict[str, int]:
+    """The files of a URL with * (within a folder) or ** (through folders), and their bytes, sorted by name."""
+    with _errors_of(pattern):
+        found = _beam().match([pattern])[0].metadata_list
+    return dict(sorted((metadata.path, metadata.size_in_bytes) for metadata in found))
+
+
 def make_folder(folder: str) -> None:
     if not is_url(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,22 @@ def place(folder: Path, file_name: str) -> Path:
     return folder.joinpath(*parts)
 
 
+def crop_names(file_name: str, people: int) -> list[str]:
+    """The names of an image's cut out people, from 1: photograph_1.jpg, photograph_2.jpg."""
+    stem, dot, ending = file_name.rpartition(".")
+    return [f"{stem}_{number}{dot}{ending}" for number in range(1, people + 1)]
+
+
+def cut_out(pixels: npt.NDArray[np.uint8], box: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """What a box, x0, y0, x1, y1 in pixels, holds of an image; at least one pixel."""
+    height, width = pixels.shape[:2]
+    x0, y0 = (int(min(max(low, 0), side - 1)) for low, side in zip(box[:2], (width, height), strict=True))
+    x1, y1 = (
+        int(min(max(np.ceil(high), low + 1), side)) for high, low, side in zip(box[2:], (x0, y0), (width, height), strict=True)
+    )
+    return pixels[y0:y1, x0:x1]
+
+
 def write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     """Writes pixels in the format that the name says, whole or not at all. Raises: OSError."""
     encoded = io.BytesIO()

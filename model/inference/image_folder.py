@@ -11,10 +11,13 @@ import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from model.inference import drawings as drawings_lib
 from model.inference.coco_format import Result
+from model.inference.drawing_style import DrawingStyle
 from model.inference.image_input import image_size, read_image_file, shown_pixels
 from model.inference.image_names import NumberedImage, numbered
 from model.inference.people import People
@@ -37,6 +40,7 @@ class Summary:
     Attributes:
       predictions: the file with one entry per person.
       drawings: the folder of drawn images; None if nothing was drawn.
+      crops: the folder of cut out people; None if nobody was cut out.
       images, people, empty: images looked at, people found, images in which nobody was.
       unreadable: a sentence for each image that could not be read.
       category: what the model finds.
@@ -57,6 +61,7 @@ class Summary:
     threshold: float = 0.0
     reused: int = 0
     notes: tuple[str, ...] = ()
+    crops: Path | None = None
 
 
 def image_files(path: Path, flag: str = "--input") -> list[Path]:
@@ -92,13 +97,14 @@ def look_into(path: Path, flag: str = "--input") -> tuple[list[Path], list[str]]
             passed_over.setdefault("entries that are no files (broken links, FIFOs, devices)", []).append(entry.name)
         else:
             files.append(entry)
-    notes = [f"passed over: {len(names)} {kind}: {_some(names)}" for kind, names in passed_over.items()]
+    notes = [f"passed over: {len(names)} {kind}: {some_of(names)}" for kind, names in passed_over.items()]
     if not files:
         raise UserError(f"{flag}={path}: no images in it; their names must end in {', '.join([*SUFFIXES, *notes])}")
     return files, notes
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
     return ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
@@ -108,6 +114,8 @@ def predict_files(
     output_dir: Path,
     *,
     draw: bool = True,
+    crop: bool = False,
+    style: DrawingStyle | None = None,
     notes: Sequence[str] = (),
 ) -> Summary:
     """Looks at every file. One that cannot be read is left out, and named in the summary.
@@ -117,6 +125,8 @@ def predict_files(
       files: JPEG or PNG images; as paths they are numbered by `image_names.numbered`.
       output_dir: gets `predictions.json` and `pictures/<file name>`.
       draw: whether to write the latter; if not, drawings of an earlier run are removed.
+      crop: whether to write `crops/<file name without its ending>_<n>.jpg` (or .png), what the box of the n-th person holds.
+      style: of the drawings.
       notes: go with the summary.
 
     Raises:
@@ -132,14 +142,16 @@ def predict_files(
             "give another folder, or --nodraw"
         )
     with only_writer(output_dir, "prediction"):
-        work = _Work(predictor, drawings if draw else None)
-        identity = predictor.identity and f"{predictor.identity}, people from {predictor.score_threshold}"
+        work = _Work(predictor, drawings if draw else None, output_dir / "crops" if crop else None, style or DrawingStyle())
+        identity = predictor.identity and f"{predictor.identity}, people from {predictor.score_threshold}, {style}"
         with Unfinished(output_dir / "predictions.unfinished.jsonl", identity) as unfinished:
             work.run(images, unfinished)
             results = work.results(images, unfinished)
             write_json(output_dir / "predictions.json", results)
             unfinished.remove()
         removed = drawings_lib.remove_others(drawings, {one.file_name for one in images} if draw else set())
+        crops = {name for one in images if crop for name in work.crop_names(one, unfinished)}
+        removed += drawings_lib.remove_others(output_dir / "crops", crops)
     told = [rule, f"removed: {removed} drawings of an earlier run" if removed else "", *work.notes, *notes]
     seen = [unfinished.done[one.file_name] for one in images if one.file_name in unfinished.done]
     return Summary(
@@ -154,6 +166,7 @@ def predict_files(
         threshold=predictor.score_threshold,
         reused=work.reused,
         notes=tuple(note for note in told if note),
+        crops=output_dir / "crops" if crop else None,
     )
 
 
@@ -163,12 +176,14 @@ class _Work:
     Args:
       predictor: the model.
       drawings: the folder that drawn images go to; None: nothing is drawn.
+      crops: the folder that cut out people go to; None: nobody is cut out.
+      style: of the drawings.
     """
 
-    def __init__(self, predictor: Predictor, drawings: Path | None) -> None:
+    def __init__(self, predictor: Predictor, drawings: Path | None, crops: Path | None, style: DrawingStyle) -> None:
         self._threshold = predictor.score_threshold
         self._predictor = dataclasses.replace(predictor, score_threshold=0.0)  # the best score is told, even if it is too low
-        self._drawings = drawings
+        self._drawings, self._crops, self._style = drawings, crops, style
         self._stored = self._undrawn = 0
         self.unreadable: list[str] = []
         self.reused = 0
@@ -209,11 +224,21 @@ class _Work:
 
     def _is_done(self, one: NumberedImage, unfinished: Unfinished) -> bool:
         done = unfinished.done.get(one.file_name)
-        if done is None or done.state != _state(one.path):
+        if done is None or done.state != _state(one):
             unfinished.done.pop(one.file_name, None)
             return False
-        drawing = None if self._drawings is None else drawings_lib.place(self._drawings, one.file_name)
-        return drawing is None or drawing.exists()
+        written = [] if self._drawings is None else [drawings_lib.place(self._drawings, one.file_name)]
+        if self._crops is not None:
+            written += [drawings_lib.place(self._crops, name) for name in self.crop_names(one, unfinished)]
+        return all(path.exists() for path in written)
+
+    def crop_names(self, one: NumberedImage, unfinished: Unfinished) -> list[str]:
+        """The names of the cut out people of an image that is done."""
+        return (
+            drawings_lib.crop_names(one.file_name, len(unfinished.done[one.file_name].people))
+            if (one.file_name in unfinished.done)
+            else []
+        )
 
     def _chunks(self, images: Sequence[NumberedImage]) -> Iterator[list[tuple[NumberedImage, bytes | None]]]:
         """Some images at a time with their files' bytes; None for what cannot be read, which is noted."""
@@ -221,7 +246,7 @@ class _Work:
         for one in images:
             content = None
             try:
-                content = read_image_file(one.path)
+                content = _read(one)
             except UserError as error:
                 self.unreadable.append(str(error))
             chunk.append((one, content))
@@ -252,24 +277,38 @@ class _Work:
     def _finish(self, one: NumberedImage, content: bytes, people: People, is_stored: bool, unfinished: Unfinished) -> None:
         best = float(people.scores.max()) if len(people) else None
         people = people.at_least(self._threshold)
-        if self._drawings is not None:
-            pixels = people.draw(shown_pixels(content, str(one.path), as_stored=is_stored))
-            try:
-                drawings_lib.write(drawings_lib.place(self._drawings, one.file_name), pixels)
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                self._undrawn += 1
+        if self._drawings is not None or self._crops is not None:
+            self._write(one, shown_pixels(content, str(one.path), as_stored=is_stored), people)
         entries = people.to_coco(one.image_id)
         for entry in entries:
             del entry["image_id"]  # numbers are given at the end, when all files are known
-        unfinished.add(one.file_name, Done(_state(one.path), best, entries))
+        unfinished.add(one.file_name, Done(_state(one), best, entries))
+
+    def _write(self, one: NumberedImage, pixels: npt.NDArray[np.uint8], people: People) -> None:
+        """Writes an image with its people, and each of them cut out of it."""
+        try:
+            if self._drawings is not None:
+                drawings_lib.write(drawings_lib.place(self._drawings, one.file_name), self._style.draw(pixels, people))
+            if self._crops is not None:
+                for name, box in zip(drawings_lib.crop_names(one.file_name, len(people)), people.boxes, strict=True):
+                    drawings_lib.write(drawings_lib.place(self._crops, name), drawings_lib.cut_out(pixels, box))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self._undrawn += 1
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _read(one: NumberedImage) -> bytes:
+    """An image's bytes. Raises: UserError."""
+    return read_image_file(one.path) if one.found is None or one.found.read is None else one.found.read()
+
+
+def _state(one: NumberedImage) -> tuple[int, int]:
     """Size and time of change: another state is another image."""
+    if one.found is not None and one.found.state is not None:
+        return one.found.state
     try:
-        status = path.stat()
+        status = one.path.stat()
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
@@ -304,5 +343,7 @@ def summary_text(summary: Summary) -> str:
     lines = [first, *summary.notes, f"written: {summary.predictions}"]
     if summary.drawings is not None:
         lines.append(f"written: {summary.drawings}/ ({summary.images} drawn image{'' if summary.images == 1 else 's'})")
+    if summary.crops is not None:
+        lines.append(f"written: {summary.crops}/ ({counted(summary.people, 'cut out person', 'cut out people')})")
     lines += [f"left out: {sentence}" for sentence in summary.unreadable]
     return "\n".join(shown(line) for line in lines)

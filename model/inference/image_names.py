@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -86,6 +86,23 @@ class ImageNames:
 
 
 @dataclasses.dataclass(frozen=True)
+class FoundImage:
+    """An image of a folder, a zip or a store.
+
+    Attributes:
+      path: of the file; of what is no file on a disk, the name by which messages call it.
+      file_name: with the folders below the one that was given before it.
+      read: gives the file's bytes, and raises UserError if it cannot; None: `path` is read.
+      state: of what is no file on a disk: another one is another image.
+    """
+
+    path: Path
+    file_name: str
+    read: Callable[[], bytes] | None = None
+    state: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class NumberedImage:
     """A file to look at, and what its people are listed under.
 
@@ -93,12 +110,14 @@ class NumberedImage:
       path: of the file.
       file_name, image_id: in `predictions.json`.
       size: height and width that annotations give it; None if they give none.
+      found: where it lies, if that is not simply `path`.
     """
 
     path: Path
     file_name: str
     image_id: int
     size: tuple[int, int] | None = None
+    found: FoundImage | None = None
 
 
 def image_id_of(path: Path, position: int) -> int:
@@ -107,18 +126,23 @@ def image_id_of(path: Path, position: int) -> int:
     return int(digits.group()) if digits else position
 
 
-def numbered(files: Sequence[Path]) -> tuple[list[NumberedImage], str]:
+def _all_found(files: Sequence[Path] | Sequence[FoundImage]) -> list[FoundImage]:
+    return [one if isinstance(one, FoundImage) else FoundImage(one, one.name) for one in files]
+
+
+def numbered(files: Sequence[Path] | Sequence[FoundImage]) -> tuple[list[NumberedImage], str]:
     """Files with ids of which no two are equal, and the rule that gave them, as a sentence.
 
     The id is `image_id_of`; if that gives two files one id, or one above `LARGEST_ID`, every file's id is its position.
     """
-    ids = [image_id_of(path, position) for position, path in enumerate(files)]
+    found = _all_found(files)
+    ids = [image_id_of(Path(one.file_name), position) for position, one in enumerate(found)]
     rule = "image_id is the number that ends a file's name, else its position in the sorted folder, from 0"
     if len(set(ids)) < len(ids) or max(ids, default=0) > LARGEST_ID:
         what = "two files have one number" if len(set(ids)) < len(ids) else f"a number is above {LARGEST_ID}"
         rule = f"image_id is a file's position in the sorted folder, from 0: by the numbers that end their names, {what}"
-        ids = list(range(len(files)))
-    return [NumberedImage(path, path.name, image_id) for path, image_id in zip(files, ids, strict=True)], rule
+        ids = list(range(len(found)))
+    return [NumberedImage(one.path, one.file_name, i, found=one) for one, i in zip(found, ids, strict=True)], rule
 
 
 def read_image_names(path: str | Path) -> ImageNames:
@@ -144,12 +168,14 @@ def read_image_names(path: str | Path) -> ImageNames:
     return ImageNames(entries)
 
 
-def annotated(given: Path, files: Sequence[Path], names: ImageNames, source: str) -> tuple[list[NumberedImage], list[str]]:
+def annotated(
+    given: Path, files: Sequence[Path] | Sequence[FoundImage], names: ImageNames, source: str
+) -> tuple[list[NumberedImage], list[str]]:
     """The images of annotations that lie in a folder, with the annotations' ids and names.
 
     Args:
       given: the folder that the annotations' file names are relative to; if they are not, their last parts count. Or one file.
-      files: the images that lie in the folder itself, or that file.
+      files: the images that lie in the folder itself, or that file; or those of a zip or a store.
       source: the annotations' file, for messages.
 
     Returns:
@@ -161,19 +187,21 @@ def annotated(given: Path, files: Sequence[Path], names: ImageNames, source: str
     folder = given if given.is_dir() else None
     found: list[NumberedImage] = []
     missing: list[str] = []
-    by_name = {plain_name(path.name): path for path in files}
+    there = _all_found(files)
+    by_name = {plain_name(one.file_name): one for one in there}
+    by_last_part = {_last_part(one.file_name): one for one in there}
     for image_id, entry in sorted(names.entries.items()):
         assert entry.file_name is not None
-        path = by_name.get(plain_name(entry.file_name))
-        if path is None and folder is not None:
-            path = _nested(folder, entry.file_name)
-        if path is None and len(names.ids_called(entry.file_name)) == 1:
-            path = by_name.get(_last_part(entry.file_name))
-        if path is None:
+        one = by_name.get(plain_name(entry.file_name))
+        if one is None and folder is not None and (path := _nested(folder, entry.file_name)) is not None:
+            one = FoundImage(path, path.name)
+        if one is None and len(names.ids_called(entry.file_name)) == 1:
+            one = by_last_part.get(_last_part(entry.file_name))
+        if one is None:
             missing.append(entry.file_name)
         else:
             size = None if entry.height is None or entry.width is None else (entry.height, entry.width)
-            found.append(NumberedImage(path, entry.file_name, image_id, size))
+            found.append(NumberedImage(one.path, entry.file_name, image_id, size, one))
     if not found:
         raise UserError(
             f"--annotations={source}: none of its {len(missing)} images is in --input={given}; the first is {missing[0]!r}"
@@ -182,7 +210,7 @@ def annotated(given: Path, files: Sequence[Path], names: ImageNames, source: str
     if missing and folder is not None:
         what = f"{len(missing)} of {len(names.entries)} images of {source}"
         notes.append(f"{what} are not in {given}; the first is {missing[0]!r}")
-    unknown = sorted({path.name for path in files} - {one.path.name for one in found})
+    unknown = sorted({one.path.name for one in there} - {one.path.name for one in found})
     if unknown:
         what = f"{len(unknown)} of {len(files)} images of {given}"
         notes.append(f"passed over: {what}, which are not in {source}; the first is {unknown[0]!r}")

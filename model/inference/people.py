@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,17 +108,29 @@ class People:
         """
         return results_to_coco(image_id, self, self.category_id, **more)
 
-    def draw(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def draw(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        *,
+        line: int | None = None,
+        text: int | None = None,
+        names: bool = False,
+        labels: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.uint8]:
         """Draws the people on a copy of the image: left limbs orange, right ones blue, unsure points hollow.
 
         Args:
           pixels: uint8 [h, w, 3], RGB, as a viewer shows the image.
+          line, text: thickness of lines and height of letters in pixels; by default what suits the size of the image.
+          names: whether each keypoint's name stands beside it.
+          labels: of each person, such as a number; they stand before the score.
 
         Returns:
           uint8 [h, w, 3].
         """
         drawn = drawn_people(self.boxes, self.scores, self.keypoints, self.keypoint_scores)
-        return draw_people(pixels, drawn, self._skeleton())
+        drawn = dataclasses.replace(drawn, labels=labels)
+        return draw_people(pixels, drawn, self._skeleton(), line, names=names, text=text)
 
     def _skeleton(self) -> Skeleton:
         if self.skeleton is None:

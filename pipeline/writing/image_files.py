@@ -232,7 +232,7 @@ def find_members(location: str, file_names: Iterable[str]) -> dict[str, ZipMembe
     try:
         with storage.open_for_reading(location) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                for path in _member_names(info):
+                for path in _names_of(info):
                     if path.rpartition("/")[2] in last_parts:
                         for name in _endings(path):
                             if name in wanted:
@@ -243,7 +243,16 @@ def find_members(location: str, file_names: Iterable[str]) -> dict[str, ZipMembe
     return {name: _member(plain, found[plain]) for name, plain in names.items()}
 
 
-def _member_names(info: zipfile.ZipInfo) -> Iterable[str]:
+def member_names(location: str) -> list[str]:
+    """The names of all files in a zip, in the zip's order. Raises: UserError if the zip cannot be read."""
+    try:
+        with storage.open_for_reading(location) as file, zipfile.ZipFile(file) as archive:
+            return [next(iter(_names_of(info))) for info in archive.infolist() if not info.is_dir()]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise UserError(f"{location}: not a whole zip file ({reason_of(error)}); fetch or copy it again") from None
+
+
+def _names_of(info: zipfile.ZipInfo) -> Iterable[str]:
     """The plain forms of a member's name: programs that do not set the zip's UTF-8 flag write the names of their system."""
     yield plain_name(info.filename)
     if not info.flag_bits & _UTF8 and not info.filename.isascii():
@@ -260,7 +269,7 @@ def _endings(path: str) -> Iterable[str]:
 
 
 def _member(name: str, infos: list[zipfile.ZipInfo]) -> ZipMember | str:
-    exact = [info for info in infos if name in _member_names(info)]
+    exact = [info for info in infos if name in _names_of(info)]
     infos = exact or infos
     if not infos:
         return "no such file in the zip"
