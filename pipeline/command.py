@@ -274,12 +274,14 @@ class Progress:
     with Progress(total=1000, title="train images", unit="image") as progress:
         progress.advance(8, note="loss 1.23")
         progress.advance(8, note=["loss 1.23", "5.1 images/s"])  # the most important first: a narrow terminal shows fewer
+
+    `total` is None where nobody knows it: of a camera.
     """
 
     SECONDS_BETWEEN_LINES = 10.0
     NARROWEST_BAR = 8  # columns
 
-    def __init__(self, total: int, title: str, unit: str, *, done: int = 0) -> None:
+    def __init__(self, total: int | None, title: str, unit: str, *, done: int = 0) -> None:
         self._total, self._title, self._unit = total, shown(title), unit
         self._done = self._first = done
         self._start = self._last_line = time.monotonic()
@@ -320,8 +322,9 @@ class Progress:
 
     def _print_line(self, now: float) -> None:
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
-        left = f"{duration((self._total - self._done) / rate)} left" if rate > 0 else ""
-        parts = [f"{self._title}: {self._done}/{self._total}", _speed(rate, self._unit), left, *self._notes]
+        left = f"{duration(max(self._total - self._done, 0) / rate)} left" if rate > 0 and self._total is not None else ""
+        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        parts = [f"{self._title}: {count}", _speed(rate, self._unit), left, *self._notes]
         print(", ".join(part for part in parts if part), flush=True)
 
     def __enter__(self) -> Progress:
