@@ -30,7 +30,15 @@ CHAPTERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "Find people in files": (
         ("model.inference.image_folder", ("look_into", "predict_files", "Summary", "summary_text")),
         ("model.inference.image_names", ("numbered", "annotated", "read_image_names", "NumberedImage")),
+        ("model.inference.image_source", ("find_images",)),
+        ("model.inference.drawing_style", ("DrawingStyle",)),
     ),
+    "Find people in clips and cameras": (
+        ("model.inference.video", ("predict_clip", "ClipSummary")),
+        ("model.inference.watching", ("watch",)),
+        ("model.inference.tracking", ("Tracker", "Tracker.update")),
+    ),
+    "Look inside the network": (("model.network.keypoint_rcnn", ("KeypointRCNN.trace",)),),
     "Convert": (
         ("pipeline.writing.conversion", ("convert", "ConversionConfig")),
         ("pipeline.record_folder", ("open_record_folder", "RecordFolder")),

@@ -35,6 +35,7 @@ UNTYPED = {
     "curl ": "needs a network",
     "docker ": "needs an image of TensorFlow Serving",
     "python -c ": "sends to a server",
+    "python -m model.predict --model=imported --input=camera:": "needs a camera",
     "tensorboard ": "serves until it is stopped",
 }
 WEIGHTS_FILE = "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
@@ -83,12 +84,28 @@ def prepare(folder: Path, shared: Path, steps: int) -> None:
     (folder / "my_images").mkdir()
     for image in sorted((sample / "val2017").glob("*.jpg"))[:3]:
         shutil.copy(image, folder / "my_images")
+    _write_clip(folder / "clip.mp4", sorted((folder / "my_images").iterdir())[0])
     _write_hands(folder, sample)
     shim = folder / "bin" / "python"
     shim.parent.mkdir()
     brief = f"--steps={steps} --batch_size=2 --precision=float32 --set data.short_edges=640"
     shim.write_text(f'#!/bin/sh\ncase "$*" in *"-m model.train "*) set -- "$@" {brief};; esac\nexec "{sys.executable}" "$@"\n')
     shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
+
+
+def _write_clip(path: Path, image: Path) -> None:
+    """Four frames of one image."""
+    import av
+    import numpy as np
+    from PIL import Image
+
+    with av.open(str(path), "w") as container, Image.open(image) as opened:
+        even = opened.convert("RGB").crop((0, 0, opened.width // 2 * 2, opened.height // 2 * 2))
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = even.width, even.height, "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(even))))
+        container.mux(stream.encode(None))
 
 
 def _write_hands(folder: Path, sample: Path) -> None:

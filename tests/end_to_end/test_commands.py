@@ -40,6 +40,7 @@ FLAGS = {
     "model.evaluate": ("model", "data_dir", "split", "annotations", "results", "sigmas", "decoder", "output_dir"),
     "model.predict": (
         "model", "input", "output_dir", "annotations", "score_threshold", "draw", "decoder", "short_edge", "max_edge",
+        "batch_size", "every", "from", "to", "track", "host", "port", "save", "subfolders", "line", "text", "names",
     ),
     "export.export_model": ("model", "output_dir", "name", "version", "formats", "tflite_height", "tflite_width"),
     "scripts.demo": ("output_dir", "num_train", "num_val", "steps"),
@@ -174,6 +175,21 @@ WRONG_INPUTS = {
     "predict: a threshold above 1": (
         "model.predict", ("--model=empty", "--input=one.png", "--output_dir=out", "--score_threshold=2"), "score_threshold",
     ),
+    "predict: a text called a clip": (
+        "model.predict", ("--model=empty", "--input=text.mp4", "--output_dir=out"), "text.mp4: cannot be opened as a video",
+    ),
+    "predict: a time that is none": (
+        "model.predict", ("--model=empty", "--input=text.mp4", "--output_dir=out", "--from=soon"), "--from=soon",
+    ),
+    "predict: every other image": (
+        "model.predict", ("--model=empty", "--input=one.png", "--output_dir=out", "--every=2"), "--every: is not for an image",
+    ),
+    "predict: a glob that matches nothing": (
+        "model.predict", ("--model=empty", "--input=*.jpg", "--output_dir=out"), "matches no image",
+    ),
+    "predict: a store that nobody knows": (
+        "model.predict", ("--model=empty", "--input=foo://bucket/x", "--output_dir=out"), "no filesystem for foo://",
+    ),
     "evaluate: both model and results": (
         "model.evaluate", ("--annotations=one_image.json", "--results=a_list.json", "--model=empty"), "give one of them",
     ),
@@ -188,6 +204,7 @@ def test_wrong_input(case: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a_list.json").write_text("[]")
     (tmp_path / "one.png").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no clip")
     category = {"id": 1, "name": "person", "keypoints": ["nose"], "skeleton": []}
     image = {"id": 1, "file_name": "1.jpg", "height": 20, "width": 30}
     person = {
