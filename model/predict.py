@@ -23,6 +23,7 @@ OUT/predictions.unfinished.jsonl; a run that was stopped goes on from there.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,11 +176,12 @@ def main(_rest: list[str]) -> None:
     for name in sorted({name for names in KINDS.values() for name in names} - set(KINDS[kind])):
         if FLAGS[name].present:
             raise command.UserError(f"--{name}: is not for {kind}, which --input={FLAGS.input} is; leave it out")
-    command.load_tensorflow()
     predict()
 
 
 def _images() -> None:
+    logging.getLogger().setLevel(logging.ERROR)  # Beam warns of clients of cloud services that are not installed
+    command.load_tensorflow()
     from model.inference.image_folder import predict_files, summary_text
     from model.inference.image_names import annotated, numbered, read_image_names
     from model.inference.image_source import find_images
@@ -211,13 +213,15 @@ def _images() -> None:
 
 
 def _clip() -> None:
-    from model.inference.video import BATCH_SIZE, predict_clip, seconds_of
-    from model.inference.video_reader import ClipReader
+    from model.inference.video_reader import ClipReader, seconds_of
 
     path = Path(FLAGS.input)
     start, end = seconds_of(FLAGS["from"].value, "--from"), seconds_of(FLAGS["to"].value, "--to")
-    with ClipReader(path, start, end):  # what is no clip is told before the model is loaded
+    with ClipReader(path, start, end):  # what is no clip is told before the seconds that TensorFlow takes
         pass
+    command.load_tensorflow()
+    from model.inference.video import BATCH_SIZE, predict_clip
+
     summary = predict_clip(
         _predictor(),
         path,
@@ -236,7 +240,10 @@ def _clip() -> None:
 
 
 def _camera() -> None:
-    from model.inference.video import seconds_of
+    from model.inference.video_reader import seconds_of
+
+    seconds = seconds_of(FLAGS.to, "--to")
+    command.load_tensorflow()
     from model.inference.watching import watch
 
     summary = watch(
@@ -246,7 +253,7 @@ def _camera() -> None:
         host=FLAGS.host,
         port=FLAGS.port,
         style=_style(),
-        seconds=seconds_of(FLAGS.to, "--to"),
+        seconds=seconds,
         track=FLAGS.track,
     )
     print(summary)

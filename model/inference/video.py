@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import time as clock
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from pipeline.files import only_writer, publish
 
 BATCH_SIZE = 8
 _BYTES_AT_ONCE = 1 << 28  # of pixels that wait for the network
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +65,6 @@ class ClipSummary:
         if self.clip is not None:
             lines.append(f"written: {self.clip}")
         return "\n".join(shown(line) for line in lines)
-
-
-def seconds_of(text: str | None, flag: str) -> float | None:
-    """A time as people write it, 12.5, 1:02.5 or 1:00:00, in seconds. Raises: UserError for another form."""
-    if text is None:
-        return None
-    parts = _TIME.fullmatch(text)
-    if parts is None:
-        raise UserError(f"{flag}={text}: must be a time in seconds or as 1:02.5 (minutes and seconds)")
-    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
-    return 3600 * hours + 60 * minutes + seconds
 
 
 def predict_clip(

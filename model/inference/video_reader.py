@@ -7,6 +7,7 @@ break; what is missing or made up is said in `ClipReader.notes`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -27,8 +28,20 @@ if TYPE_CHECKING:
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"),
 )
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)")
 _USUAL_RATE = Fraction(25)  # frames per second of a clip that does not tell its own
 _VARIES = 1.5  # the longest step between two frames over the shortest, from which the rate counts as variable
+
+
+def seconds_of(text: str | None, flag: str) -> float | None:
+    """A time as people write it, 12.5, 1:02.5 or 1:00:00, in seconds. Raises: UserError for another form."""
+    if text is None:
+        return None
+    parts = _TIME.fullmatch(text)
+    if parts is None:
+        raise UserError(f"{flag}={text}: must be a time in seconds or as 1:02.5 (minutes and seconds)")
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def load_av() -> ModuleType:

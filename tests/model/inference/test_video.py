@@ -18,7 +18,8 @@ from PIL import Image
 
 from model.config import TINY
 from model.inference.predictor import Answer, Predictor
-from model.inference.video import predict_clip, seconds_of
+from model.inference.video import predict_clip
+from model.inference.video_reader import seconds_of
 from model.interrupt import InterruptedWorkError
 from pipeline.command import UserError
 from pipeline.skeleton import COCO_PERSON, Skeleton
