@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from export.saved_model import write_saved_model
@@ -15,6 +16,7 @@ from model.matterport.importing import import_model
 from model.model_dir import load_any
 
 
+@pytest.mark.slow
 def test_a_saved_model_answers_as_the_model_directory(oracles: Path, tmp_path: Path) -> None:
     folder = oracles / "matterport"
     with np.load(folder / "land512.npz") as file:

@@ -56,6 +56,7 @@ def test_outputs_are_stripped(name: str) -> None:
         assert not cell["metadata"]
 
 
+@pytest.mark.slow
 def test_every_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
