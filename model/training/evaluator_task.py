@@ -8,10 +8,10 @@ from pathlib import Path
 
 from model import config as config_lib
 from model.checkpoint_files import newest_checkpoint, step_of
+from model.interrupt import Interrupt
 from model.model_dir import checkpoint_of, load_model, restore
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training import best_checkpoint
-from model.interrupt import Interrupt
 from model.training.metrics_log import MetricsLog
 from model.training.run import Validate
 from pipeline.command import UserError, say

@@ -13,11 +13,11 @@ import tensorflow as tf
 
 from model import model_dir as model_dirs
 from model.config import Config
+from model.interrupt import Interrupt
 from model.training import best_checkpoint
 from model.training.checkpoints import Origin, find_origin, note_run
 from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
 from model.training.feed import Feed
-from model.interrupt import Interrupt
 from model.training.metrics_log import MetricsLog
 from model.training.run import Run as Run
 from model.training.run import Validate as Validate

@@ -11,10 +11,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from model.interrupt import Interrupt
 from model.training import best_checkpoint
 from model.training.data_source import DataSource
 from model.training.feed import Feed
-from model.interrupt import Interrupt
 from model.training.learning_rate import learning_rate
 from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.run import Run, Validate
