@@ -88,7 +88,8 @@ class RpnConfig:
 
     top_k_train: int = 2000  # per level, before NMS
     top_k_test: int = 1000
-    proposals_train: int = 1000  # per image, after NMS
+    # Per image, after NMS: Detectron2's number for keypoints. Its Base-Keypoint-RCNN-FPN.yaml says that 1,000 hurt the box AP.
+    proposals_train: int = 1500
     proposals_test: int = 1000
     nms_threshold: float = 0.7
     # Proposals are ranked by their logit, or by its sigmoid as torchvision has it: those of large logits are equal in float32,
@@ -237,7 +238,8 @@ class Config:
 
 # Follows Detectron2's keypoint_rcnn_R_50_FPN_3x, of which its MODEL_ZOO.md publishes keypoint AP 65.5 and box AP 55.4 on COCO
 # val2017, from ImageNet weights, at 0.316 s a step on eight V100 (270,000 steps: 24 hours), with 5.0 GB of memory on each. This
-# project has not trained it to the end.
+# project has not trained it to the end. (No preset follows torchvision's recipe, which has 2,000 proposals: a model that
+# model.import_weights --source=torchvision made has them.)
 R50_FPN = Config()
 # Follows keypoint_rcnn_R_101_FPN_3x: published keypoint AP 66.1 and box AP 56.4, at 0.390 s a step on eight V100 (29 hours),
 # with 6.1 GB on each. This project has not trained it to the end.

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from model.config import PRESETS, TINY, from_json, load, to_json
+from model.config import PRESETS, R50_FPN, R101_FPN, TINY, from_json, load, to_json
+from model.weights import families
 from pipeline.command import UserError
 from pipeline.config_overrides import override
 
@@ -17,6 +18,11 @@ def test_a_file_of_an_earlier_version_means_what_it_meant():
     written = to_json(TINY)
     del written["rpn"]["min_size"], written["roi_align"]
     assert from_json(written) == TINY
+
+
+def test_presets_train_on_as_many_proposals_as_the_recipe_that_they_follow():
+    assert R50_FPN.rpn.proposals_train == R101_FPN.rpn.proposals_train == families.detectron2().rpn.proposals_train == 1500
+    assert families.torchvision().rpn.proposals_train == 2000
 
 
 def test_a_file_of_a_later_version_is_refused():
