@@ -75,5 +75,7 @@ def test_every_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert sum(issubclass(kind, Figure) for kind in kinds[name]) == figures, name
     figure = next(value for value in shown["train"] if isinstance(value, Figure))
     lines = {line.get_label(): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
-    assert len(lines) >= 5 and all(len(values) == 3 for values in lines.values())  # each loss at each step
+    assert len(lines) == 6 and all(len(values) and np.isfinite(values).all() for values in lines.values())
+    total = sum(values for name, values in lines.items() if name != "loss")
+    np.testing.assert_allclose(lines["loss"], total, rtol=1e-3)
     assert "people found in 16 images" in capsys.readouterr().out
