@@ -172,11 +172,10 @@ class ServingModule(tf.Module):
         if not tolerant:
             with tf.control_dependencies([all_read(status)]):
                 pixels = tf.identity(pixels)
-        if self.model.config.backbone.norm == "group":
-            # Its statistics are those of the whole canvas: on a canvas of its own, an image's answer is its own affair.
-            found = tf.map_fn(self._detect_alone, (pixels, resized), fn_output_signature=self._answer_of_one())
-        else:
-            found = self.model.detect(pixels, resized, self._decode)
+        # On a canvas of its own, an image's answer is its own affair: no company in the batch changes it. (The old network has
+        # one canvas for all images.)
+        own = {} if isinstance(self.model, MaskRCNN) else {"own_canvas": round_up(resized)}
+        found = self.model.detect(pixels, resized, self._decode, **own)
         answers = self._to_own_pixels(
             found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset
         )
@@ -188,14 +187,6 @@ class ServingModule(tf.Module):
             }
         answers["status"] = status
         return {name: value[:count] for name, value in answers.items()}
-
-    def _detect_alone(self, item: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """`detect` of one image, at the top left of a canvas that may be too large for it, on the smallest canvas."""
-        pixels, resized = item
-        own = round_up(resized)
-        pixels = pixels[: own[0], : own[1]]
-        found = self.model.detect(tf.expand_dims(pixels, 0), tf.expand_dims(resized, 0), self._decode)
-        return {name: value[0] for name, value in found.items()}
 
     def _answer_of_one(self) -> dict[str, tf.TensorSpec]:
         number, keypoints = self.model.config.inference.max_detections, self.model.skeleton.num_keypoints

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from model.config import BackboneConfig
 from model.network.layers import conv, norm
+from model.network.own_canvas import OwnCanvas
 
 
 def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
@@ -25,15 +26,17 @@ def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
     """
     pixels = keras.Input([None, None, 3], name="pixels")
     x = conv(pixels, config.stem_width or config.width, 7, "backbone.conv1", policy, stride=2, use_bias=False)
-    x = norm(config.norm, config.norm_epsilon, "backbone.bn1", policy)(x)
+    x = norm(config.norm, config.norm_epsilon, "backbone.bn1", policy, stride=2)(x)
     x = keras.layers.ReLU(name="backbone.relu", dtype=policy)(x)
+    x = OwnCanvas(2, name="backbone.pool.own", dtype=policy)(x)
     x = keras.layers.ZeroPadding2D(1, name="backbone.pool.pad", dtype=policy)(x)  # zeros do no harm behind a ReLU
     x = keras.layers.MaxPooling2D(3, strides=2, name="backbone.pool", dtype=policy)(x)
     stages = []
     for stage, blocks in enumerate(config.blocks):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            x = _bottleneck(x, config, config.width * 2**stage, stride, f"backbone.layer{stage + 1}.{block}", policy)
+            name = f"backbone.layer{stage + 1}.{block}"
+            x = _bottleneck(x, config, config.width * 2**stage, stride, 4 * 2**stage, name, policy)
         stages.append(x)
     model = keras.Model(pixels, stages, name="backbone")
     parts = [("backbone.conv1", "backbone.bn1"), *((f"backbone.layer{stage + 1}.",) for stage in range(len(config.blocks)))]
@@ -45,10 +48,18 @@ def resnet(config: BackboneConfig, policy: keras.DTypePolicy) -> keras.Model:
 
 
 def _bottleneck(
-    x: keras.KerasTensor, config: BackboneConfig, width: int, stride: int, name: str, policy: keras.DTypePolicy
+    x: keras.KerasTensor,
+    config: BackboneConfig,
+    width: int,
+    stride: int,
+    pixels_per_place: int,
+    name: str,
+    policy: keras.DTypePolicy,
 ) -> keras.KerasTensor:
-    def normalised(y: keras.KerasTensor, suffix: str) -> keras.KerasTensor:
-        return norm(config.norm, config.norm_epsilon, f"{name}.{suffix}", policy)(y)
+    """A block that takes `stride` of the places of x, and gives features with `pixels_per_place`."""
+
+    def normalised(y: keras.KerasTensor, suffix: str, at: int = pixels_per_place) -> keras.KerasTensor:
+        return norm(config.norm, config.norm_epsilon, f"{name}.{suffix}", policy, stride=at)(y)
 
     def relu(y: keras.KerasTensor, suffix: str) -> keras.KerasTensor:
         return keras.layers.ReLU(name=f"{name}.{suffix}", dtype=policy)(y)
@@ -58,7 +69,9 @@ def _bottleneck(
         shortcut = conv(x, channels, 1, f"{name}.downsample.0", policy, stride=stride, use_bias=False)
         shortcut = normalised(shortcut, "downsample.1")
     first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
-    y = relu(normalised(conv(x, width, 1, f"{name}.conv1", policy, stride=first, use_bias=False), "bn1"), "relu1")
+    between = pixels_per_place // second  # pixels per place of what the 3×3 convolution sees
+    y = relu(normalised(conv(x, width, 1, f"{name}.conv1", policy, stride=first, use_bias=False), "bn1", between), "relu1")
+    y = OwnCanvas(between, name=f"{name}.conv2.own", dtype=policy)(y)
     y = relu(normalised(conv(y, width, 3, f"{name}.conv2", policy, stride=second, use_bias=False), "bn2"), "relu2")
     y = normalised(conv(y, channels, 1, f"{name}.conv3", policy, use_bias=False), "bn3")
     return relu(keras.layers.Add(name=f"{name}.add", dtype=policy)([y, shortcut]), "relu3")
@@ -77,17 +90,25 @@ def fpn(config: BackboneConfig, stage_channels: Sequence[int], policy: keras.DTy
     xavier = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
     stages = [keras.Input([None, None, channels], name=f"c{level + 2}") for level, channels in enumerate(stage_channels)]
 
-    def convolve(x: keras.KerasTensor, kernel: int, name: str) -> keras.KerasTensor:
-        y = conv(x, config.fpn_channels, kernel, name, policy, initializer=xavier)
-        return norm("group", config.norm_epsilon, f"{name}.norm", policy)(y) if config.norm == "group" else y
+    def convolve(x: keras.KerasTensor, kernel: int, name: str, level: int) -> keras.KerasTensor:
+        y = conv(x, config.fpn_channels, kernel, f"{name}.{level}", policy, initializer=xavier)
+        if config.norm == "group":
+            y = norm("group", config.norm_epsilon, f"{name}.{level}.norm", policy, stride=4 * 2**level)(y)
+        return y
 
-    merged = convolve(stages[-1], 1, "fpn.inner.3")
-    pyramid = [convolve(merged, 3, "fpn.layer.3")]
+    def smoothed(x: keras.KerasTensor, level: int) -> keras.KerasTensor:
+        """A level of the pyramid; on its own canvas before and after, since the RPN's 3×3 convolution follows."""
+        x = OwnCanvas(4 * 2**level, name=f"fpn.layer.{level}.own", dtype=policy)(x)
+        y = convolve(x, 3, "fpn.layer", level)
+        return OwnCanvas(4 * 2**level, name=f"fpn.out.{level}.own", dtype=policy)(y)
+
+    merged = convolve(stages[-1], 1, "fpn.inner", 3)
+    pyramid = [smoothed(merged, 3)]
     for level in (2, 1, 0):
         above = keras.layers.UpSampling2D(2, name=f"fpn.up.{level}", dtype=policy)(merged)
-        lateral = convolve(stages[level], 1, f"fpn.inner.{level}")
+        lateral = convolve(stages[level], 1, "fpn.inner", level)
         merged = keras.layers.Add(name=f"fpn.add.{level}", dtype=policy)([lateral, above])
-        pyramid.insert(0, convolve(merged, 3, f"fpn.layer.{level}"))
+        pyramid.insert(0, smoothed(merged, level))
     every_second = keras.layers.MaxPooling2D(1, strides=2, name="fpn.p6", dtype=policy)(pyramid[-1])
     return keras.Model(stages, [*pyramid, every_second], name="fpn")
 

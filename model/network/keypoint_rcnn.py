@@ -17,6 +17,7 @@ from model.config import BoxHeadConfig, Config, KeypointHeadConfig
 from model.network import box_head, keypoint_head, rpn
 from model.network.backbone import fpn, level_shapes, resnet
 from model.network.keypoint_head import Decoder, decode_fast
+from model.network.own_canvas import level_sizes, own_canvases
 from model.network.roi_align import roi_align
 from pipeline import image
 from pipeline.skeleton import Skeleton
@@ -61,13 +62,17 @@ class KeypointRCNN(tf.Module):
         keras_variables = [v for part in self.parts() for v in (part.trainable_variables if trainable_only else part.variables)]
         return {v.path: v.value for v in keras_variables}
 
-    def pyramid(self, images: tf.Tensor, image_size: tf.Tensor, *, training: bool = False) -> list[tf.Tensor]:
+    def pyramid(
+        self, images: tf.Tensor, image_size: tf.Tensor, *, own_canvas: tf.Tensor | None = None, training: bool = False
+    ) -> list[tf.Tensor]:
         """P2…P6 of images [B, H, W, 3], whose content is the top left `image_size` [B, 2] of the canvas.
 
-        Images are RGB, 0…255: uint8, or float32 if a resize was not rounded to whole numbers.
+        Images are RGB, 0…255: uint8, or float32 if a resize was not rounded to whole numbers. `own_canvas` as in `detect`.
         """
-        features = self.backbone(self.normalised(images, image_size), training=training)
-        levels: list[tf.Tensor] = self.fpn(features, training=training)
+        height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
+        with own_canvases(own_canvas, height, width):
+            features = self.backbone(self.normalised(images, image_size), training=training)
+            levels: list[tf.Tensor] = self.fpn(features, training=training)
         return levels
 
     def normalised(self, images: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
@@ -86,15 +91,26 @@ class KeypointRCNN(tf.Module):
         height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
         return tf.where(image.covered(image_size, height, width), pixels, 0.0)
 
-    def propose(self, images: tf.Tensor, image_size: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    def propose(
+        self, images: tf.Tensor, image_size: tf.Tensor, own_canvas: tf.Tensor | None = None
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """The first stage at inference: P2…P6 of images as `detect` takes them, and `rpn.proposals`: boxes and their scores."""
-        pyramid = self.pyramid(images, image_size)
-        anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
-        outputs = rpn.rpn_outputs(self.rpn_head, pyramid)
-        return pyramid, *rpn.proposals(self.config.rpn, *outputs, anchors, image_size, training=False)
+        pyramid = self.pyramid(images, image_size, own_canvas=own_canvas)
+        own_sizes = None if own_canvas is None else level_sizes(own_canvas, len(pyramid))
+        anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid), own_sizes)
+        logits, deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
+        if own_sizes is not None:
+            logits = rpn.within_own_canvases(logits, level_shapes(pyramid), own_sizes)
+        return pyramid, *rpn.proposals(self.config.rpn, logits, deltas, anchors, image_size, training=False)
 
     def detect(
-        self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder = decode_fast, *, static_shapes: bool = False
+        self,
+        images: tf.Tensor,
+        image_size: tf.Tensor,
+        decode: Decoder = decode_fast,
+        *,
+        own_canvas: tf.Tensor | None = None,
+        static_shapes: bool = False,
     ) -> dict[str, tf.Tensor]:
         """Finds people.
 
@@ -102,6 +118,8 @@ class KeypointRCNN(tf.Module):
           images: uint8 or float32 [B, H, W, 3], RGB, 0…255; H and W multiples of 32.
           image_size: int32 [B, 2], height and width of each image within its canvas.
           decode: how heatmaps become keypoints.
+          own_canvas: int32 [B, 2], multiples of 32: each image is answered as if it lay alone on a canvas of this height and
+            width, whatever the batch's canvas is (see `own_canvas.py`). None: all see the batch's canvas.
           static_shapes: looks for keypoints in all D places of an image, whether somebody was found there or not. No shape
             depends on the image then, as XLA needs it; it costs as much as the rest of the model.
 
@@ -110,9 +128,10 @@ class KeypointRCNN(tf.Module):
           `keypoint_scores` [B, D, K]: float32, canvas pixels, sorted by score, zeros behind the last.
         """
         # 1. The first stage: where something may be.
-        pyramid, proposals, proposal_scores = self.propose(images, image_size)
+        pyramid, proposals, proposal_scores = self.propose(images, image_size, own_canvas)
+        own_sizes = None if own_canvas is None else level_sizes(own_canvas, len(pyramid))
         # 2. The box head: who is there, and where exactly.
-        logits, deltas = self.classify(pyramid, proposals)
+        logits, deltas = self.classify(pyramid, proposals, own_sizes)
         boxes, scores, number = box_head.detections(
             self.config.inference, logits, deltas, proposals, proposal_scores, image_size
         )
@@ -122,7 +141,7 @@ class KeypointRCNN(tf.Module):
         looked_at = None if static_shapes else first_places(found)
         if looked_at is not None:
             flat_boxes, image_index = tf.gather(flat_boxes, looked_at), tf.gather(image_index, looked_at)
-        keypoints, keypoint_scores = decode(self.heatmaps(pyramid, flat_boxes, image_index), flat_boxes)
+        keypoints, keypoint_scores = decode(self.heatmaps(pyramid, flat_boxes, image_index, own_sizes), flat_boxes)
 
         def at_their_places(values: tf.Tensor) -> tf.Tensor:
             """[N, ...] → [B, D, ...], zeros where nobody was found."""
@@ -216,10 +235,15 @@ class KeypointRCNN(tf.Module):
         return trace(self, batch, decode, seed)
 
     def classify(
-        self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, *, training: bool = False
+        self,
+        pyramid: Sequence[tf.Tensor],
+        boxes: tf.Tensor,
+        own_sizes: Sequence[tf.Tensor] | None = None,
+        *,
+        training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Class logits [B, N, 2] and deltas [B, N, 4] of boxes [B, N, 4], float32."""
-        pooled = self.pool(self.config.box_head, pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes))
+        """Class logits [B, N, 2] and deltas [B, N, 4] of boxes [B, N, 4], float32; `own_sizes` as in `pool`."""
+        pooled = self.pool(self.config.box_head, pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes), own_sizes)
         logits, deltas = self.box_head(pooled, training=training)
         number = boxes.shape[1]
         return (
@@ -228,20 +252,35 @@ class KeypointRCNN(tf.Module):
         )
 
     def heatmaps(
-        self, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor, *, training: bool = False
+        self,
+        pyramid: Sequence[tf.Tensor],
+        boxes: tf.Tensor,
+        image_index: tf.Tensor,
+        own_sizes: Sequence[tf.Tensor] | None = None,
+        *,
+        training: bool = False,
     ) -> tf.Tensor:
-        """Heatmap logits [N, S, S, K] of boxes [N, 4], float32."""
-        pooled = self.pool(self.config.keypoint_head, pyramid, boxes, image_index)
+        """Heatmap logits [N, S, S, K] of boxes [N, 4], float32; `own_sizes` as in `pool`."""
+        pooled = self.pool(self.config.keypoint_head, pyramid, boxes, image_index, own_sizes)
         heatmaps = self.keypoint_head(pooled, training=training)
         return tf.cast(heatmaps, tf.float32)
 
     def pool(
-        self, head: BoxHeadConfig | KeypointHeadConfig, pyramid: Sequence[tf.Tensor], boxes: tf.Tensor, image_index: tf.Tensor
+        self,
+        head: BoxHeadConfig | KeypointHeadConfig,
+        pyramid: Sequence[tf.Tensor],
+        boxes: tf.Tensor,
+        image_index: tf.Tensor,
+        own_sizes: Sequence[tf.Tensor] | None = None,
     ) -> tf.Tensor:
-        """RoIAlign for a head, [N, S, S, C] of boxes [N, 4], from P2…P5; P6 exists for proposals only."""
+        """RoIAlign for a head, [N, S, S, C] of boxes [N, 4], from P2…P5; P6 exists for proposals only.
+
+        `own_sizes`: of each level, rows and columns [B, 2] of the images' own canvases, at whose edges pooling ends.
+        """
         levels, strides = pyramid[:-1], self.config.anchors.strides[:-1]
         size = head.resolution
-        pooled = roi_align(self.config.roi_align, levels, strides, boxes, image_index, size, head.sampling_ratio)
+        own = None if own_sizes is None else own_sizes[:-1]
+        pooled = roi_align(self.config.roi_align, levels, strides, boxes, image_index, size, head.sampling_ratio, own_sizes=own)
         return tf.ensure_shape(pooled, [None, size, size, self.config.backbone.fpn_channels])
 
 

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from model.config import Norm
+from model.network.own_canvas import own_places
 
 
 class FrozenBatchNorm(keras.layers.Layer):
@@ -43,11 +44,15 @@ class GroupNorm(keras.layers.Layer):
 
     On a CPU it takes less than half the time of keras.layers.GroupNormalization (10 against 24 ms for 4×120×160×16, forward and
     backward).
+
+    Args:
+      stride: pixels per place of the features; within `own_canvases` the places beyond an image's own canvas do not count.
     """
 
-    def __init__(self, epsilon: float, **kwargs: object) -> None:
+    def __init__(self, epsilon: float, stride: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
+        self.stride = stride
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         channels = shape[-1]
@@ -58,7 +63,8 @@ class GroupNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         gamma, beta = self.gamma.value, self.beta.value
-        return group_norm(x, gamma, beta, groups=self.groups, epsilon=self.epsilon, training=training)
+        places = own_places(self.stride, tf.float32)
+        return group_norm(x, gamma, beta, groups=self.groups, epsilon=self.epsilon, training=training, places=places)
 
 
 def _over_places(values: tf.Tensor) -> tf.Tensor:
@@ -66,12 +72,24 @@ def _over_places(values: tf.Tensor) -> tf.Tensor:
     return tf.expand_dims(tf.expand_dims(values, 1), 1)  # (TF-TRT refuses slices that add axes)
 
 
-def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, epsilon: float, training: bool) -> tf.Tensor:
+def group_norm(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    *,
+    groups: int,
+    epsilon: float,
+    training: bool,
+    places: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Group normalisation of x [B, H, W, C] with gamma and beta float32 [C]; statistics and gradients in float32.
 
     It is two reductions and one affine function of each channel. In training its gradient is written out in the same form,
     because the one that TensorFlow derives passes over x twice as often. (Without training no gradient is attached: a
     SavedModel would hold it in vain.)
+
+    Args:
+      places: float32 [B, H, W, 1], 1 at those places that count for the statistics, 0 elsewhere; not in training.
     """
 
     def over_groups(moment: tf.Tensor) -> tf.Tensor:
@@ -86,8 +104,11 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
 
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         values = tf.cast(x, tf.float32)
-        mean = over_groups(tf.reduce_mean(values, [1, 2]))  # [B, C], as all that follow
-        variance = over_groups(tf.reduce_mean(tf.square(values), [1, 2])) - tf.square(mean)
+        counted = values if places is None else values * places
+        # (What a mean over all places lacks where some do not count, [B, 1].)
+        share = 1.0 if places is None else tf.reduce_mean(places, [1, 2])
+        mean = over_groups(tf.reduce_mean(counted, [1, 2]) / share)  # [B, C], as all that follow
+        variance = over_groups(tf.reduce_mean(tf.square(counted), [1, 2]) / share) - tf.square(mean)
         inverse = tf.math.rsqrt(tf.nn.relu(variance) + epsilon)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -109,9 +130,11 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, groups: int, 
     return tf.custom_gradient(normalise)(x, gamma, beta) if training else normalise(x, gamma, beta)[0]
 
 
-def norm(kind: Norm, epsilon: float, name: str, policy: keras.DTypePolicy) -> keras.layers.Layer:
-    layer = FrozenBatchNorm if kind == "frozen_batch" else GroupNorm
-    return layer(epsilon, name=name, dtype=policy)
+def norm(kind: Norm, epsilon: float, name: str, policy: keras.DTypePolicy, *, stride: int | None = None) -> keras.layers.Layer:
+    """The normalisation of features with `stride` pixels per place; None for those of RoIs."""
+    if kind == "frozen_batch":
+        return FrozenBatchNorm(epsilon, name=name, dtype=policy)
+    return GroupNorm(epsilon, stride, name=name, dtype=policy)
 
 
 def conv(

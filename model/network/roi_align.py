@@ -35,6 +35,8 @@ def roi_align(
     image_index: tf.Tensor,
     resolution: int,
     sampling_ratio: int,
+    *,
+    own_sizes: Sequence[tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Pools the features of boxes, each from the level that fits its size.
 
@@ -45,6 +47,7 @@ def roi_align(
       image_index: int32 [N], the image of the batch that each box lies in.
       resolution: bins per side.
       sampling_ratio: samples per bin and axis, averaged; 0: as many as a bin has places, rounded up, for each box and axis.
+      own_sizes: of each level, int32 [B, 2], the rows and columns of each image; None if all have the whole level.
 
     Returns:
       [N, resolution, resolution, C] in the pyramid's dtype. Places are centred if `config.aligned`: feature (i, j) lies at
@@ -67,10 +70,15 @@ def roi_align(
     scale = tf.expand_dims(tf.gather(tf.constant([1.0 / stride for stride in strides]), level), 1)  # [N, 1]
     corners = boxes * scale - (0.5 if config.aligned else 0.0)  # [N, 4], places
     size = corners[:, 2:] - corners[:, :2]
+    own_rows, own_columns = tf.gather(rows, level), tf.gather(columns, level)
+    if own_sizes is not None:
+        of_image = tf.gather(tf.stack(own_sizes, axis=1), image_index)  # [N, L, 2]
+        own_rows, own_columns = tf.unstack(tf.gather(of_image, level, batch_dims=1), axis=1)  # [N] each
     rois = Rois(
         first=image_index * places + tf.gather(offsets, level),
-        rows=tf.gather(rows, level),
-        columns=tf.gather(columns, level),
+        row_length=tf.gather(columns, level),
+        rows=own_rows,
+        columns=own_columns,
         corner=corners[:, :2],
         bin=(size if config.aligned else tf.maximum(size, 1.0)) / resolution,
     )

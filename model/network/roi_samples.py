@@ -13,7 +13,8 @@ class Rois:
     """N RoIs on the flat list of all places of all images and levels."""
 
     first: tf.Tensor  # int32 [N]: where the level of its image begins
-    rows: tf.Tensor  # int32 [N], of that level
+    row_length: tf.Tensor  # int32 [N]: places from one row of that level to the next
+    rows: tf.Tensor  # int32 [N], of that level on the image's canvas, at whose edges values are repeated
     columns: tf.Tensor  # int32 [N]
     corner: tf.Tensor  # float32 [N, 2], x, y of the top left corner, places
     bin: tf.Tensor  # float32 [N, 2], width and height of a bin, places
@@ -40,7 +41,7 @@ class Rois:
             sides.append([(tf.cast(before, tf.int32), (1.0 - weight) * inside), (tf.cast(after, tf.int32), weight * inside)])
         for row, row_weight in sides[0]:
             for column, column_weight in sides[1]:
-                start = tf.expand_dims(self.first, 1) + row * tf.expand_dims(self.columns, 1)
+                start = tf.expand_dims(self.first, 1) + row * tf.expand_dims(self.row_length, 1)
                 yield (
                     tf.expand_dims(start, 2) + tf.expand_dims(column, 1),
                     tf.expand_dims(row_weight, 2) * tf.expand_dims(column_weight, 1),

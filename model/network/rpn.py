@@ -14,6 +14,7 @@ from model.config import RpnConfig
 from model.network import boxes as box_ops
 from model.network.boxes import map_images
 from model.network.layers import conv
+from pipeline import image
 from pipeline.anchors import AnchorConfig, cell_anchors
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -33,8 +34,18 @@ def rpn_head(channels: int, num_ratios: int, policy: keras.DTypePolicy) -> keras
     return keras.Model(features, [objectness, deltas], name="rpn")
 
 
-def anchor_grid(config: AnchorConfig, shapes: Sequence[tuple[int | tf.Tensor, int | tf.Tensor]]) -> list[tf.Tensor]:
-    """The anchors of each level, [H_l · W_l · R, 4], canvas pixels: `pipeline.anchors.grid`, for shapes known late, too."""
+def anchor_grid(
+    config: AnchorConfig,
+    shapes: Sequence[tuple[int | tf.Tensor, int | tf.Tensor]],
+    own_sizes: Sequence[tf.Tensor] | None = None,
+) -> list[tf.Tensor]:
+    """The anchors of each level, [H_l · W_l · R, 4], canvas pixels: `pipeline.anchors.grid`, for shapes known late, too.
+
+    If strides are a canvas's, and `own_sizes` of each level states rows and columns [B, 2] of the images' own canvases, each
+    image has its own anchors: [B, H_l · W_l · R, 4].
+    """
+    if config.canvas_strides and own_sizes is not None:
+        return _anchors_of_own_canvases(config, shapes, own_sizes)
     grids = []
     canvas = [config.strides[0] * side for side in shapes[0]]  # its sides are multiples of every level's but P6's stride
     for cells, stride, (rows, columns) in zip(cell_anchors(config), config.strides, shapes, strict=True):
@@ -45,6 +56,33 @@ def anchor_grid(config: AnchorConfig, shapes: Sequence[tuple[int | tf.Tensor, in
         centres = tf.expand_dims(tf.stack([x, y, x, y], axis=-1), 2)  # [H_l, W_l, 1, 4]
         grids.append(tf.reshape(centres + tf.constant(cells), [-1, 4]))
     return grids
+
+
+def _anchors_of_own_canvases(
+    config: AnchorConfig, shapes: Sequence[tuple[int | tf.Tensor, int | tf.Tensor]], own_sizes: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """`anchor_grid` for each image of a batch, [B, H_l · W_l · R, 4], if the distance of centres is that of its own canvas."""
+    grids = []
+    for cells, (rows, columns), own in zip(cell_anchors(config), shapes, own_sizes, strict=True):
+        strides = own_sizes[0] * config.strides[0] // own  # [B, 2], down and right
+        y = tf.expand_dims(tf.cast(tf.range(rows) * strides[:, :1], tf.float32), 2)  # [B, H_l, 1]
+        x = tf.expand_dims(tf.cast(tf.range(columns) * strides[:, 1:], tf.float32), 1)  # [B, 1, W_l]
+        x, y = x + tf.zeros_like(y), y + tf.zeros_like(x)  # [B, H_l, W_l]
+        centres = tf.expand_dims(tf.stack([x, y, x, y], axis=-1), 3)  # [B, H_l, W_l, 1, 4]
+        grids.append(tf.reshape(centres + tf.constant(cells), [tf.shape(own)[0], -1, 4]))
+    return grids
+
+
+def within_own_canvases(
+    logits: Sequence[tf.Tensor], shapes: Sequence[tuple[int | tf.Tensor, int | tf.Tensor]], own_sizes: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Objectness [B, A_l] of each level, `NOTHING` for anchors beyond an image's own canvas of rows and columns [B, 2]."""
+    own_logits = []
+    for level_logits, (rows, columns), own in zip(logits, shapes, own_sizes, strict=True):
+        places = tf.reshape(image.covered(own, rows, columns), [-1, rows * columns, 1])  # [B, H_l · W_l, 1]
+        per_place = tf.reshape(level_logits, [tf.shape(own)[0], rows * columns, -1])  # [B, H_l · W_l, R]
+        own_logits.append(tf.reshape(tf.where(places, per_place, NOTHING), tf.shape(level_logits)))
+    return own_logits
 
 
 def rpn_outputs(head: keras.Model, pyramid: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
@@ -72,7 +110,7 @@ def proposals(
     Args:
       logits: per level float32 [B, A_l].
       deltas: per level float32 [B, A_l, 4].
-      anchors: per level float32 [A_l, 4], canvas pixels.
+      anchors: per level float32 [A_l, 4] or [B, A_l, 4], canvas pixels.
       image_size: int32 [B, 2], height and width of the images within the canvas.
 
     Returns:
@@ -114,11 +152,13 @@ def level_candidates(
     # The size of a canvas is known late in serving.
     k = tf.minimum(top_k, tf.shape(logits)[1]) if available is None else min(top_k, available)
     scores, index = tf.math.top_k(logits, k)  # [B, k]
-    boxes = box_ops.decode(tf.gather(deltas, index, batch_dims=1), tf.gather(anchors, index), DELTA_WEIGHTS)
+    anchors = tf.gather(anchors, index, batch_dims=anchors.shape.rank - 2)  # [B, k, 4], of each image's or of all images'
+    boxes = box_ops.decode(tf.gather(deltas, index, batch_dims=1), anchors, DELTA_WEIGHTS)
     boxes = box_ops.clip(boxes, image_size)
+    candidate = box_ops.large_enough(boxes, config.min_size) & (scores > NOTHING)
     if config.rank_by == "sigmoid":
         scores = 1.0 / (1.0 + tf.exp(-scores))  # in these steps, so that it is 0 where torchvision's is
-    return boxes, tf.where(box_ops.large_enough(boxes, config.min_size), scores, NOTHING)
+    return boxes, tf.where(candidate, scores, NOTHING)
 
 
 def suppress(

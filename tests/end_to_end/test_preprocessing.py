@@ -42,7 +42,13 @@ class EchoesPixels:
         return {}
 
     def detect(
-        self, images: tf.Tensor, image_size: tf.Tensor, decode: Decoder, *, static_shapes: bool = False
+        self,
+        images: tf.Tensor,
+        image_size: tf.Tensor,
+        decode: Decoder,
+        *,
+        own_canvas: tf.Tensor | None = None,
+        static_shapes: bool = False,
     ) -> dict[str, tf.Tensor]:
         return {
             "num_detections": image_size[:, 0],

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ class FixedAnswer:
     def variables_by_path(self) -> dict[str, tf.Variable]:
         return {}
 
-    def detect(self, images: tf.Tensor, image_size: tf.Tensor, _decode: Decoder) -> dict[str, tf.Tensor]:
+    def detect(
+        self, images: tf.Tensor, image_size: tf.Tensor, _decode: Decoder, *, own_canvas: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        tf.debugging.assert_equal(own_canvas, round_up(image_size))
         size = tf.cast(image_size[:, ::-1], tf.float32)  # [B, 2] x, y
         box = tf.concat([size * 0.1, size * 1.5], axis=-1)[:, None]
         keypoints = tf.tile((size * 0.3)[:, None, None], [1, 1, self.skeleton.num_keypoints, 1])
@@ -96,10 +99,23 @@ def test_encoded_image_equals_its_pixels_where_nothing_is_resized(module: Servin
 
 
 def test_same_answer_alone_or_in_company(module: ServingModule) -> None:
+    """(tests/model/network/test_own_canvas.py asks the networks of all families.)"""
     images = [png(image(90, 118, 1)), jpeg(image(150, 96, 2)), png(image(48, 63, 3)), png(image(20, 300, 3))]
     together = module.serving_default(tf.constant(images))
     for row, encoded in enumerate(images):
         assert_same(module.serving_default(tf.constant([encoded])), together, 0, row)
+
+
+def test_no_convolution_lies_in_a_loop(module: ServingModule) -> None:
+    """TF-TRT takes none out of one, and a batch is slower without need."""
+    for signature in (module.serving_default, module.serving_tolerant, module.serve_images, module.serve_one_image):
+        graph = signature.get_concrete_function().graph.as_graph_def()
+        inside = [function.signature.name for function in graph.library.function if any_convolution(function.node_def)]
+        assert any_convolution(graph.node) and not inside
+
+
+def any_convolution(nodes: Iterable[Any]) -> bool:
+    return any(node.op == "Conv2D" for node in nodes)
 
 
 def test_pixels_that_are_no_multiple_of_32(module: ServingModule) -> None:
