@@ -58,9 +58,9 @@ def test_keypoints_are_sought_of_those_alone_who_are_found(small_model, batch, m
     assert int(tf.reduce_sum(expected["num_detections"])) == people
     heatmaps, numbers = small_model.heatmaps, []
 
-    def counted(pyramid, boxes, image_index):
+    def counted(pyramid, boxes, image_index, own_sizes):
         numbers.append(len(boxes))
-        return heatmaps(pyramid, boxes, image_index)
+        return heatmaps(pyramid, boxes, image_index, own_sizes)
 
     monkeypatch.setattr(small_model, "heatmaps", counted)
     found = small_model.detect(batch["image"], batch["image_size"])

@@ -98,7 +98,9 @@ def test_the_answer_is_the_one_of_the_image_alone(model: KeypointRCNN, batch: An
     for i, (height, width) in enumerate(own.numpy()):
         alone = model.detect(tf.constant(pixels[i : i + 1, :height, :width]), sizes[i : i + 1])
         for name, value in alone.items():
-            np.testing.assert_allclose(together[name][i], value[0], rtol=1e-3, atol=0.02, err_msg=f"{name} of image {i}")
+            # Heatmaps of random weights are flat: rounding decides which of two neighbouring pixels is the best.
+            pixels_off = 1.0 if name == "keypoints" else 0.02
+            np.testing.assert_allclose(together[name][i], value[0], rtol=1e-3, atol=pixels_off, err_msg=f"{name} of image {i}")
 
 
 def test_without_own_canvases_the_layers_change_nothing() -> None:
