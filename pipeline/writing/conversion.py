@@ -58,6 +58,7 @@ from pipeline.writing.shard_writer import (
     stop_run,
 )
 
+OnError = Literal["fail", "skip"]
 IMAGES_PER_SHARD = 512  # about 75 MB
 LARGEST_IMAGE = 2**31 - 1  # pixels: TensorFlow's decoders read no more
 CTRL_C = "Ctrl-C"
@@ -93,20 +94,24 @@ class ConversionConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.dataset_name):
-            raise UserError(f"dataset name {self.dataset_name!r}: small letters, digits and _ make a name")
+            raise UserError(f"--dataset_name={self.dataset_name}: must be small letters, digits and _")
         if self.num_shards is not None and not 1 <= self.num_shards <= 99_999:
-            raise UserError(f"{self.num_shards} shards: between 1 and 99999 are possible")
+            raise UserError(f"--num_shards={self.num_shards}: must be from 1 to 99999")
         if not 32 <= self.max_edge <= 8192:
-            raise UserError(f"max edge {self.max_edge}: between 32 and 8192 pixels are possible")
+            raise UserError(f"--max_edge={self.max_edge}: must be from 32 to 8192 pixels")
         edges = self.short_edges
         if len(set(edges)) != len(edges) or not all(32 <= edge <= self.max_edge for edge in edges):
-            raise UserError(f"short edges {list(edges)}: each once, in 32…{self.max_edge} (the long edge's limit)")
+            raise UserError(
+                f"--short_edges={','.join(map(str, edges))}: must be different numbers from 32 to {self.max_edge} (--max_edge)"
+            )
         if self.limit < 0:
-            raise UserError(f"limit {self.limit}: a number of images, or 0 for all")
+            raise UserError(f"--limit={self.limit}: must be a number of images, or 0 for all")
         if not 1 <= self.max_pixels <= LARGEST_IMAGE:
-            raise UserError(f"max pixels {self.max_pixels}: between 1 and {LARGEST_IMAGE} are possible")
+            raise UserError(f"--max_pixels={self.max_pixels}: must be from 1 to {LARGEST_IMAGE}")
         if self.shrink_larger_than < 0:
-            raise UserError(f"shrink larger than {self.shrink_larger_than}: a number of pixels, or 0 to shrink no image")
+            raise UserError(
+                f"--shrink_larger_than={self.shrink_larger_than}: must be a number of pixels, or 0 to shrink no image"
+            )
 
 
 def convert(
@@ -116,7 +121,7 @@ def convert(
     split: str,
     config: ConversionConfig,
     *,
-    on_error: Literal["fail", "skip"] = "fail",
+    on_error: OnError = "fail",
     overwrite: bool = False,
     beam_flags: Sequence[str] = (),
 ) -> ConversionResult:
@@ -134,34 +139,25 @@ def convert(
     Raises:
       UserError: a wrong argument or input; an image that cannot be used; no room on the disk.
     """
+    images, output = str(images), str(output_dir)
     options = beam_options(beam_flags)
     FileSystems.set_options(options)
     if not re.fullmatch(NAME, split):
-        raise UserError(f"split {split!r}: small letters, digits and _ make a name")
-    images, output = str(images), str(output_dir)
+        raise UserError(f"--split={split}: must be small letters, digits and _")
     storage.check(str(annotations))
     storage.check(output)
     check_images(images)
     with quiet_workers(options):
         coco = _read(annotations, images, config)
     entries = in_record_order(coco.images)[: config.limit or None]
-    num_shards = config.num_shards or max(1, round(len(entries) / IMAGES_PER_SHARD))
-    arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}
-    arguments |= {"shrink_larger_than": config.shrink_larger_than} if config.shrink_larger_than else {}
-    try:
-        storage.make_folder(output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be a folder of records ({reason_of(error)}); name another --output_dir") from None
+    arguments = _arguments(config, coco, len(entries))
+    _make_output_folder(output)
     with contextlib.nullcontext() if storage.is_url(output) else only_writer(output, "conversion"):  # stores have no locks
         metadata = joined_metadata(output, split, _shared_metadata(config, coco), overwrite)
         existing = metadata["splits"].get(split)
         if existing is not None and not overwrite:
             check_same(f"split {split!r} of {output}", existing["arguments"], arguments)
-            storage.remove_folder(storage.join(output, f"unfinished-{split}"))  # (stopped after the metadata was written)
-            result = ConversionResult(existing["summary"], skipped_by_reason(output, split), 0, 0.0, coco.notes)
-            if not storage.exists(storage.join(output, summary_file(split))):
-                write_summary(result, output, split)
-            return result
+            return _finished_before(output, split, existing["summary"], coco)
         if existing is not None:
             remove_split(output, split, metadata)
         everything = arguments | {key: value for key, value in metadata.items() if key != "splits"}
@@ -171,7 +167,7 @@ def convert(
             work=_open_work_folder(output, split, everything, overwrite),
             run=uuid.uuid4().hex,
             prefix=f"{config.dataset_name}-{split}",
-            num_shards=num_shards,
+            num_shards=arguments["num_shards"],
             category=coco.skeleton.category,
             anchors=config.anchors,
             short_edges=config.short_edges,
@@ -188,6 +184,29 @@ def convert(
         result = ConversionResult(summary, skipped_by_reason(output, split), converted + again, seconds, notes)
         write_summary(result, output, split)
         storage.remove_folder(settings.work)
+    return result
+
+
+def _arguments(config: ConversionConfig, coco: CocoData, num_images: int) -> dict[str, Any]:
+    """What decides a split's records beside what all splits have in common."""
+    num_shards = config.num_shards or max(1, round(num_images / IMAGES_PER_SHARD))
+    arguments = {"num_shards": num_shards, "limit": config.limit, "input_sha256": coco.sha256()}
+    return arguments | ({"shrink_larger_than": config.shrink_larger_than} if config.shrink_larger_than else {})
+
+
+def _make_output_folder(output: str) -> None:
+    try:
+        storage.make_folder(output)
+    except OSError as error:
+        raise UserError(f"--output_dir={output}: cannot be a record folder ({reason_of(error)}); name another folder") from None
+
+
+def _finished_before(output: str, split: str, summary: dict[str, Any], coco: CocoData) -> ConversionResult:
+    """The result of a conversion that an earlier call finished, or nearly: it may have been stopped after the metadata."""
+    storage.remove_folder(storage.join(output, f"unfinished-{split}"))
+    result = ConversionResult(summary, skipped_by_reason(output, split), 0, 0.0, coco.notes)
+    if not storage.exists(storage.join(output, summary_file(split))):
+        write_summary(result, output, split)
     return result
 
 
