@@ -48,15 +48,24 @@ class AnchorConfig:
     def __post_init__(self) -> None:
         if not self.strides or len(self.strides) != len(self.sizes):
             raise UserError(
-                f"anchor sizes {list(self.sizes)}: one for each of the levels, whose strides are {list(self.strides)}"
+                f"--anchor_sizes, anchors.sizes={list(self.sizes)}: must be one for each level, whose strides are "
+                f"{list(self.strides)}"
             )
         # Below 2 pixels the rounded corners of an elongated anchor would enclose nothing.
         if not all(stride >= 1 for stride in self.strides) or not all(2 <= size < 1e4 for size in self.sizes):
-            raise UserError(f"anchor strides {list(self.strides)}, sizes {list(self.sizes)}: sizes must lie in 2…10000 pixels")
+            raise UserError(
+                f"--anchor_sizes, anchors.sizes={list(self.sizes)}: must be from 2 to 10000 pixels "
+                f"(and anchors.strides={list(self.strides)} 1 or more)"
+            )
         if not self.aspect_ratios or not all(0.1 <= ratio <= 10 for ratio in self.aspect_ratios):
-            raise UserError(f"anchor aspect ratios {list(self.aspect_ratios)}: at least one, each height/width in 0.1…10")
+            raise UserError(
+                f"anchors.aspect_ratios={list(self.aspect_ratios)}: must be one or more, each height/width from 0.1 to 10"
+            )
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
-            raise UserError(f"anchor IoU thresholds {self.negative_iou}, {self.positive_iou}: 0 < negative ≤ positive ≤ 1")
+            raise UserError(
+                f"anchors.negative_iou={self.negative_iou}, anchors.positive_iou={self.positive_iou}: must be "
+                "0 < negative ≤ positive ≤ 1"
+            )
 
     @property
     def anchors_per_cell(self) -> int:

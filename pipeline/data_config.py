@@ -74,26 +74,28 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.short_edges or len(set(self.short_edges)) != len(self.short_edges) or min(self.short_edges) < 1:
-            raise UserError(f"data.short_edges={list(self.short_edges)}: at least one number of pixels, each once")
+            raise UserError(f"data.short_edges={list(self.short_edges)}: must be one or more numbers of pixels, each once")
         if self.max_edge < max(self.short_edges):
-            raise UserError(f"data.max_edge={self.max_edge}: at least the largest short edge, {max(self.short_edges)}")
+            raise UserError(f"data.max_edge={self.max_edge}: must be at least the largest short edge, {max(self.short_edges)}")
         if self.num_canvases < 1 or self.max_boxes < 1 or self.sampled_anchors < 1:
             raise UserError(
                 f"data.num_canvases={self.num_canvases}, data.max_boxes={self.max_boxes}, "
-                f"data.sampled_anchors={self.sampled_anchors}: at least 1 each"
+                f"data.sampled_anchors={self.sampled_anchors}: must be at least 1 each"
             )
         if not 0 <= self.keypoint_offset < 1:
-            raise UserError(f"data.keypoint_offset={self.keypoint_offset}: pixels, from 0 to below 1")
+            raise UserError(f"data.keypoint_offset={self.keypoint_offset}: must be pixels from 0 to below 1")
         if not 0 <= self.positive_fraction <= 1:
-            raise UserError(f"data.positive_fraction={self.positive_fraction}: a share between 0 and 1")
+            raise UserError(f"data.positive_fraction={self.positive_fraction}: must be a share from 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"data.{name}={getattr(self, name)}: a strength from 0 on; 0.4 draws factors from 0.6 to 1.4")
+                raise UserError(
+                    f"data.{name}={getattr(self, name)}: must be a strength of 0 or more; 0.4 draws factors from 0.6 to 1.4"
+                )
         if not 0 <= self.hue <= 0.5:
-            raise UserError(f"data.hue={self.hue}: a part of the circle from 0 to 0.5")
+            raise UserError(f"data.hue={self.hue}: must be a part of the circle from 0 to 0.5")
         if self.jitter_canvas < 0 or self.jitter_canvas % CANVAS_MULTIPLE:
             raise UserError(
-                f"data.jitter_canvas={self.jitter_canvas}: a multiple of {CANVAS_MULTIPLE} pixels, or 0 for no jitter"
+                f"data.jitter_canvas={self.jitter_canvas}: must be a multiple of {CANVAS_MULTIPLE} pixels, or 0 for no jitter"
             )
         if self.jitter_canvas and self.anchors != "online":
             raise UserError(
@@ -101,7 +103,7 @@ class DataConfig:
             )
         scales = self.jitter_scales
         if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= 8:
-            raise UserError(f"data.jitter_scales={list(scales)}: two numbers, 0 < smallest ≤ largest ≤ 8")
+            raise UserError(f"data.jitter_scales={list(scales)}: must be two numbers, 0 < smallest ≤ largest ≤ 8")
 
 
 def resized_size(height: int, width: int, short_edge: int, max_edge: int, rule: ResizeRule = "standard") -> tuple[int, int]:

@@ -112,13 +112,15 @@ def _numbers(name: str) -> tuple[float, ...]:
     try:
         return tuple(float(value) for value in FLAGS[name].value)
     except ValueError:
-        raise command.UserError(f"--{name}={','.join(FLAGS[name].value)}: numbers, separated by commas") from None
+        raise command.UserError(f"--{name}={','.join(FLAGS[name].value)}: must be numbers, separated by commas") from None
 
 
 def _short_edges() -> tuple[int, ...]:
     values = _numbers("short_edges")
     if not all(value.is_integer() for value in values):
-        raise command.UserError(f"--short_edges={','.join(FLAGS.short_edges)}: whole numbers of pixels, separated by commas")
+        raise command.UserError(
+            f"--short_edges={','.join(FLAGS.short_edges)}: must be whole numbers of pixels, separated by commas"
+        )
     return tuple(int(value) for value in values)
 
 
@@ -127,7 +129,7 @@ def _flip_pairs() -> tuple[tuple[str, str], ...] | None:
         return None
     pairs = [tuple(pair.split(":")) for pair in FLAGS.flip_pairs]
     if any(len(pair) != 2 for pair in pairs):
-        raise command.UserError(f"--flip_pairs={','.join(FLAGS.flip_pairs)}: pairs of names a:b, separated by commas")
+        raise command.UserError(f"--flip_pairs={','.join(FLAGS.flip_pairs)}: must be pairs of names a:b, separated by commas")
     return tuple((a, b) for a, b in pairs)
 
 
@@ -135,7 +137,7 @@ def _keypoints() -> tuple[str, ...] | None:
     names = FLAGS.keypoints
     if names is not None and len(names) == 1 and names[0].isascii() and names[0].isdigit():
         if not 1 <= int(names[0]) <= MOST_KEYPOINTS:
-            raise command.UserError(f"--keypoints={names[0]}: between 1 and {MOST_KEYPOINTS} keypoints are possible")
+            raise command.UserError(f"--keypoints={names[0]}: must be from 1 to {MOST_KEYPOINTS} keypoints")
         return tuple(f"point_{number}" for number in range(1, int(names[0]) + 1))
     return None if names is None else tuple(name.strip() for name in names)
 

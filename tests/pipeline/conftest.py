@@ -1,4 +1,4 @@
-"""What `make_tfrecords` reads and leaves: small data sets as COCO lays them out, and a folder of records."""
+"""What `make_tfrecords` reads and leaves: small data sets as COCO lays them out, and a record folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is changed in a finished folder of records is found, and named with its file and place."""
+"""Whatever is changed in a finished record folder is found, and named with its file and place."""
 
 from __future__ import annotations
 
