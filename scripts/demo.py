@@ -53,112 +53,141 @@ flags.DEFINE_multi_string(
 
 def stages(files: DemoFiles) -> list[Stage]:
     """What is run, in order."""
-    counts = {"train": FLAGS.num_train, "val": FLAGS.num_val}
-    return [
-        Stage(
-            name="data",
-            title=f"Render {counts['train']} + {counts['val']} images of people as a COCO data set with keypoints",
-            commands=[
-                (
-                    "-m", "pipeline.synthetic", f"--output_dir={files.data}",
-                    f"--split={split}", f"--num_images={count}", f"--seed={FLAGS.seed}",
-                )
-                for split, count in counts.items()
-            ],
-            reads=(),
-            writes=(files.data,),
-            resumes=True,
+    made = (_render, _convert, _train, _evaluate, _export, _compare, _predict, _report)
+    return [stage(files) for stage in made]
+
+
+def _counts() -> dict[str, int]:
+    """The number of images of each split."""
+    return {"train": FLAGS.num_train, "val": FLAGS.num_val}
+
+
+def _render(files: DemoFiles) -> Stage:
+    counts = _counts()
+    return Stage(
+        name="data",
+        title=f"Render {counts['train']} + {counts['val']} images of people as a COCO data set with keypoints",
+        commands=[
+            (
+                "-m", "pipeline.synthetic", f"--output_dir={files.data}",
+                f"--split={split}", f"--num_images={count}", f"--seed={FLAGS.seed}",
+            )
+            for split, count in counts.items()
+        ],
+        reads=(),
+        writes=(files.data,),
+        resumes=True,
+    )  # fmt: skip
+
+
+def _convert(files: DemoFiles) -> Stage:
+    return Stage(
+        name="records",
+        title="Convert to TFRecords with precomputed anchors (Beam)",
+        commands=[
+            (
+                "-m", "pipeline.make_tfrecords", f"--annotations={files.annotations(split)}",
+                f"--images={files.images(split)}", f"--output_dir={files.records}", f"--split={split}",
+                f"--short_edges={SHORT_EDGES}", f"--max_edge={MAX_EDGE}",
+            )
+            for split in _counts()
+        ],
+        reads=(files.data,),
+        writes=(files.records,),
+        resumes=True,
+    )  # fmt: skip
+
+
+def _train(files: DemoFiles) -> Stage:
+    return Stage(
+        name="train",
+        title=f"Train the preset tiny for {FLAGS.steps} steps",
+        commands=[
+            (
+                "-m", "model.train", f"--data_dir={files.records}", f"--model_dir={files.model}", "--preset=tiny",
+                f"--steps={FLAGS.steps}", f"--seed={FLAGS.seed}", "--save_every=250",
+                "--eval_split=val", f"--eval_annotations={files.annotations('val')}",
+                f"--eval_every={-(-FLAGS.steps // EVALUATIONS)}",
+                *(f"--set={assignment}" for assignment in FLAGS.set),
+            )
+        ],
+        reads=(files.records, files.annotations("val")),
+        writes=(files.model,),
+        resumes=True,
+    )  # fmt: skip
+
+
+def _evaluate(files: DemoFiles) -> Stage:
+    return Stage(
+        name="evaluate",
+        title="Evaluate on the images that training has not seen",
+        commands=[
+            (
+                "-m", "model.evaluate", f"--model={files.model}", f"--data_dir={files.records}", "--split=val",
+                f"--annotations={files.annotations('val')}", f"--output_dir={files.evaluation}",
+            )
+        ],
+        reads=(files.records, files.annotations("val"), files.model),
+        writes=(files.evaluation,),
+    )  # fmt: skip
+
+
+def _export(files: DemoFiles) -> Stage:
+    return Stage(
+        name="export",
+        title="Export as SavedModel and TFLite",
+        commands=[
+            (
+                "-m", "export.export_model", f"--model={files.model}", f"--output_dir={files.exported}",
+                f"--name={MODEL_NAME}", "--version=1", f"--check_images={files.images('val')}",
+            )
+        ],
+        reads=(files.model, files.images("val")),
+        writes=(files.exported,),
+    )  # fmt: skip
+
+
+def _compare(files: DemoFiles) -> Stage:
+    return Stage(
+        name="compare",
+        title="Compare the exports with the model, each in a process of its own",
+        commands=[
+            (
+                "-m", "export.compare_exports", f"--model={files.model}", f"--saved_model={files.saved_model}",
+                f"--tflite={files.tflite}", f"--images={files.images('val')}", f"--output_file={files.comparison}",
+            )
+        ],
+        reads=(files.model, files.exported, files.images("val")),
+        writes=(files.comparison,),
+        only_checks=True,
+    )  # fmt: skip
+
+
+def _predict(files: DemoFiles) -> Stage:
+    return Stage(
+        name="predict",
+        title="Predict with the exported SavedModel",
+        commands=[
+            (
+                "-m", "model.predict", f"--model={files.saved_model}", f"--input={files.images('val')}",
+                f"--output_dir={files.predictions}",
+            )
+        ],
+        reads=(files.saved_model, files.images("val")),
+        writes=(files.predictions,),
+    )  # fmt: skip
+
+
+def _report(files: DemoFiles) -> Stage:
+    return Stage(
+        name="report",
+        title="Write the report",
+        commands=[("-m", "scripts.report", f"--output_dir={files.root}")],
+        reads=(
+            files.data, files.records, files.model, files.evaluation, files.exported, files.comparison, files.predictions,
         ),
-        Stage(
-            name="records",
-            title="Convert to TFRecords with precomputed anchors (Beam)",
-            commands=[
-                (
-                    "-m", "pipeline.make_tfrecords", f"--annotations={files.annotations(split)}",
-                    f"--images={files.images(split)}", f"--output_dir={files.records}", f"--split={split}",
-                    f"--short_edges={SHORT_EDGES}", f"--max_edge={MAX_EDGE}",
-                )
-                for split in counts
-            ],
-            reads=(files.data,),
-            writes=(files.records,),
-            resumes=True,
-        ),
-        Stage(
-            name="train",
-            title=f"Train the preset tiny for {FLAGS.steps} steps",
-            commands=[
-                (
-                    "-m", "model.train", f"--data_dir={files.records}", f"--model_dir={files.model}", "--preset=tiny",
-                    f"--steps={FLAGS.steps}", f"--seed={FLAGS.seed}", "--save_every=250",
-                    "--eval_split=val", f"--eval_annotations={files.annotations('val')}",
-                    f"--eval_every={-(-FLAGS.steps // EVALUATIONS)}",
-                    *(f"--set={assignment}" for assignment in FLAGS.set),
-                )
-            ],
-            reads=(files.records, files.annotations("val")),
-            writes=(files.model,),
-            resumes=True,
-        ),
-        Stage(
-            name="evaluate",
-            title="Evaluate on the images that training has not seen",
-            commands=[
-                (
-                    "-m", "model.evaluate", f"--model={files.model}", f"--data_dir={files.records}", "--split=val",
-                    f"--annotations={files.annotations('val')}", f"--output_dir={files.evaluation}",
-                )
-            ],
-            reads=(files.records, files.annotations("val"), files.model),
-            writes=(files.evaluation,),
-        ),
-        Stage(
-            name="export",
-            title="Export as SavedModel and TFLite",
-            commands=[
-                (
-                    "-m", "export.export_model", f"--model={files.model}", f"--output_dir={files.exported}",
-                    f"--name={MODEL_NAME}", "--version=1", f"--check_images={files.images('val')}",
-                )
-            ],
-            reads=(files.model, files.images("val")),
-            writes=(files.exported,),
-        ),
-        Stage(
-            name="compare",
-            title="Compare the exports with the model, each in a process of its own",
-            commands=[
-                (
-                    "-m", "export.compare_exports", f"--model={files.model}", f"--saved_model={files.saved_model}",
-                    f"--tflite={files.tflite}", f"--images={files.images('val')}", f"--output_file={files.comparison}",
-                )
-            ],
-            reads=(files.model, files.exported, files.images("val")),
-            writes=(files.comparison,),
-            only_checks=True,
-        ),
-        Stage(
-            name="predict",
-            title="Predict with the exported SavedModel",
-            commands=[
-                (
-                    "-m", "model.predict", f"--model={files.saved_model}", f"--input={files.images('val')}",
-                    f"--output_dir={files.predictions}",
-                )
-            ],
-            reads=(files.saved_model, files.images("val")),
-            writes=(files.predictions,),
-        ),
-        Stage(
-            name="report",
-            title="Write the report",
-            commands=[("-m", "scripts.report", f"--output_dir={files.root}")],
-            reads=(
-                files.data, files.records, files.model, files.evaluation, files.exported, files.comparison, files.predictions,
-            ),
-            writes=(files.report, files.summary),
-        ),
-    ]  # fmt: skip
+        writes=(files.report, files.summary),
+    )  # fmt: skip
 
 
 def main(_: list[str]) -> None:

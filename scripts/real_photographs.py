@@ -10,6 +10,7 @@ they are: the output folder gets links to them, and drawings.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Collection
@@ -104,93 +105,147 @@ def subset_of(content: dict[str, Any], image_ids: Collection[int]) -> dict[str, 
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What lies where: the sample of COCO, and all that is written."""
+
+    coco: Path
+    root: Path
+
+    @property
+    def records(self) -> Path:
+        """The record folder of the whole sample."""
+        return self.root / "coco_records"
+
+    @property
+    def eight(self) -> Path:
+        """The record folder of the eight photographs."""
+        return self.root / "records"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def annotations(self) -> Path:
+        return _annotations(self.root)
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def exported(self) -> Path:
+        return self.root / "exported"
+
+    @property
+    def exports(self) -> dict[str, Path]:
+        return {"saved_model": self.exported / "keypoint_rcnn" / "1", "tflite": self.exported / "keypoint_rcnn.tflite"}
+
+
 def stages(coco: Path, output_dir: Path) -> list[Stage]:
     """What is run, in order."""
-    records, eight, model = output_dir / "coco_records", output_dir / "records", output_dir / "model"
-    images, exported = output_dir / "images", output_dir / "exported"
-    exports = {"saved_model": exported / "keypoint_rcnn" / "1", "tflite": exported / "keypoint_rcnn.tflite"}
+    files = Files(coco, output_dir)
+    made = (_convert_sample, _convert_eight, _train, _export, _evaluate, _predict)
+    return [stage(files) for stage in made]
+
+
+def _convert_sample(files: Files) -> Stage:
+    return Stage(
+        name="convert",
+        title="Convert both splits of the sample, at full size",
+        commands=[
+            (
+                "-m", "pipeline.make_tfrecords", f"--annotations={files.coco}/annotations/person_keypoints_{split}2017.json",
+                f"--images={files.coco}/{split}2017", f"--output_dir={files.records}", f"--split={split}",
+            )
+            for split in ("train", "val")
+        ],
+        reads=(files.coco,),
+        writes=(files.records,),
+        resumes=True,
+    )  # fmt: skip
+
+
+def _convert_eight(files: Files) -> Stage:
+    return Stage(
+        name="records",
+        title="Convert the eight photographs as a data set of their own",
+        commands=[
+            (
+                "-m", "pipeline.make_tfrecords", f"--annotations={files.annotations}", f"--images={files.images}",
+                f"--output_dir={files.eight}", "--split=train", f"--short_edges={SHORT_EDGE}", f"--max_edge={MAX_EDGE}",
+            )
+        ],
+        reads=(files.annotations, files.images),
+        writes=(files.eight,),
+        resumes=True,
+    )  # fmt: skip
+
+
+def _train(files: Files) -> Stage:
     settings = [f"data.short_edges=[{SHORT_EDGE}]", f"data.max_edge={MAX_EDGE}", "data.flip=false"]
     settings += [f"inference.short_edge={SHORT_EDGE}", f"inference.max_edge={MAX_EDGE}", *FLAGS.set]
-    return [
-        Stage(
-            name="convert",
-            title="Convert both splits of the sample, at full size",
-            commands=[
-                (
-                    "-m", "pipeline.make_tfrecords", f"--annotations={coco}/annotations/person_keypoints_{split}2017.json",
-                    f"--images={coco}/{split}2017", f"--output_dir={records}", f"--split={split}",
-                )
-                for split in ("train", "val")
-            ],
-            reads=(coco,),
-            writes=(records,),
-            resumes=True,
-        ),
-        Stage(
-            name="records",
-            title="Convert the eight photographs as a data set of their own",
-            commands=[
-                (
-                    "-m", "pipeline.make_tfrecords", f"--annotations={_annotations(output_dir)}", f"--images={images}",
-                    f"--output_dir={eight}", "--split=train", f"--short_edges={SHORT_EDGE}", f"--max_edge={MAX_EDGE}",
-                )
-            ],
-            reads=(_annotations(output_dir), images),
-            writes=(eight,),
-            resumes=True,
-        ),
-        Stage(
-            name="train",
-            title=f"Train the preset tiny for {FLAGS.steps} steps, until they are learned by heart",
-            commands=[
-                (
-                    "-m", "model.train", f"--data_dir={eight}", f"--model_dir={model}", "--preset=tiny",
-                    f"--steps={FLAGS.steps}", "--save_every=250", *(f"--set={setting}" for setting in settings),
-                )
-            ],
-            reads=(eight,),
-            writes=(model,),
-            resumes=True,
-        ),
-        Stage(
-            name="export",
-            title="Export as SavedModel and TFLite",
-            commands=[
-                (
-                    "-m", "export.export_model", f"--model={model}", f"--output_dir={exported}", "--version=1",
-                    f"--tflite_height={SHORT_EDGE}", f"--tflite_width={MAX_EDGE}", f"--check_images={images}",
-                )
-            ],
-            reads=(model, images),
-            writes=(exported,),
-        ),
-        Stage(
-            name="evaluate",
-            title="Evaluate the model and both exports on the eight photographs",
-            commands=[
-                (
-                    "-m", "model.evaluate", f"--model={path}", f"--data_dir={eight}", "--split=train",
-                    f"--annotations={_annotations(output_dir)}", f"--output_dir={output_dir}/evaluation_{name}",
-                )
-                for name, path in ({"model": model} | exports).items()
-            ],
-            reads=(model, exported, eight, _annotations(output_dir)),
-            writes=tuple(output_dir / f"evaluation_{name}" for name in ("model", *exports)),
-        ),
-        Stage(
-            name="predict",
-            title="Predict with the SavedModel and with the TFLite file",
-            commands=[
-                (
-                    "-m", "model.predict", f"--model={path}", f"--input={images}",
-                    f"--output_dir={output_dir}/predictions_{name}",
-                )
-                for name, path in exports.items()
-            ],
-            reads=(exported, images),
-            writes=tuple(output_dir / f"predictions_{name}" for name in exports),
-        ),
-    ]  # fmt: skip
+    return Stage(
+        name="train",
+        title=f"Train the preset tiny for {FLAGS.steps} steps, until they are learned by heart",
+        commands=[
+            (
+                "-m", "model.train", f"--data_dir={files.eight}", f"--model_dir={files.model}", "--preset=tiny",
+                f"--steps={FLAGS.steps}", "--save_every=250", *(f"--set={setting}" for setting in settings),
+            )
+        ],
+        reads=(files.eight,),
+        writes=(files.model,),
+        resumes=True,
+    )  # fmt: skip
+
+
+def _export(files: Files) -> Stage:
+    return Stage(
+        name="export",
+        title="Export as SavedModel and TFLite",
+        commands=[
+            (
+                "-m", "export.export_model", f"--model={files.model}", f"--output_dir={files.exported}", "--version=1",
+                f"--tflite_height={SHORT_EDGE}", f"--tflite_width={MAX_EDGE}", f"--check_images={files.images}",
+            )
+        ],
+        reads=(files.model, files.images),
+        writes=(files.exported,),
+    )  # fmt: skip
+
+
+def _evaluate(files: Files) -> Stage:
+    return Stage(
+        name="evaluate",
+        title="Evaluate the model and both exports on the eight photographs",
+        commands=[
+            (
+                "-m", "model.evaluate", f"--model={path}", f"--data_dir={files.eight}", "--split=train",
+                f"--annotations={files.annotations}", f"--output_dir={files.root}/evaluation_{name}",
+            )
+            for name, path in ({"model": files.model} | files.exports).items()
+        ],
+        reads=(files.model, files.exported, files.eight, files.annotations),
+        writes=tuple(files.root / f"evaluation_{name}" for name in ("model", *files.exports)),
+    )  # fmt: skip
+
+
+def _predict(files: Files) -> Stage:
+    return Stage(
+        name="predict",
+        title="Predict with the SavedModel and with the TFLite file",
+        commands=[
+            (
+                "-m", "model.predict", f"--model={path}", f"--input={files.images}",
+                f"--output_dir={files.root}/predictions_{name}",
+            )
+            for name, path in files.exports.items()
+        ],
+        reads=(files.exported, files.images),
+        writes=tuple(files.root / f"predictions_{name}" for name in files.exports),
+    )  # fmt: skip
 
 
 def _annotations(output_dir: Path) -> Path:
