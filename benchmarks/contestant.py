@@ -1,4 +1,4 @@
-"""A process that is measured: it warms up, then does as much as it is told, each time that it is told.
+"""A process that is measured: it warms up, then does the work that each line of its input asks for.
 
 Used by what runs in other environments, so nothing but Python itself is imported here.
 """

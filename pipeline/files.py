@@ -1,4 +1,4 @@
-"""Files of a disk that are whole or absent, folders that one process writes to, and JSON whose damage is told in one line.
+"""Files of a disk that are whole or absent, folders that one process writes to, and JSON whose damage is named in one line.
 
 A file is written under another name, brought to the disk, then renamed. What is read may come from strangers.
 """

@@ -31,7 +31,7 @@ TF_CONFIG = {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type
 
 
 def make_inputs(folder: Path) -> None:
-    """Fills a folder; what lies where is told by `scripts.mutation_targets`."""
+    """Fills a folder; `scripts.mutation_targets` says what lies where."""
     _images_and_records(folder)
     _model(folder)
     _weights(folder / "weights")

@@ -1,6 +1,6 @@
 """Whether annotations, records, model and results speak of the same images and keypoints.
 
-What cannot be right is refused: other keypoints, images of other names or sizes. What may be meant is told in one line, a note:
+What cannot be right is refused: other keypoints, images of other names or sizes. What may be meant is said in one line, a note:
 annotations that changed since the conversion, areas that OKS cannot use, results that do not count. Without these checks each
 of them would end as a keypoint AP of 0.000, or as a figure that is a little off, without a word.
 """

@@ -63,7 +63,7 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
 
     Raises:
       UserError: no such file, no HDF5 file, truncated, damaged; or one that leads to other files, holds objects, or announces
-        more than it has. All that is refused while the file is open is told with its path.
+        more than it has. Whatever is refused while the file is open is refused with its path.
     """
     try:
         with open_regular(path, LARGEST_FILE) as file:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -105,7 +106,7 @@ def run_job(settings: ShardSettings, numbers: Sequence[int], options: PipelineOp
             if thread.is_alive():
                 threading.Thread(target=_end_with_main_thread, daemon=True).start()
             again = "started again, the same command goes on"
-            raise UserError(f"the Beam job failed: {_last_line(error)}; {_noted(error)}; {again}") from error
+            raise UserError(f"the Beam job failed: {reason_of_failure(error)}; {_noted(error)}; {again}") from error
 
 
 def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: PipelineOptions) -> None:
@@ -191,8 +192,24 @@ def _end_with_main_thread() -> None:
     os._exit(1)
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def reason_of_failure(error: BaseException) -> str:
+    """What a failed job says, in one line: the Python module that a machine lacks, if that is it, else the last line.
+
+    Dask's message on a task that its scheduler or a worker cannot load is a paragraph that ends with an address; the module is
+    named only in an error behind it.
+    """
+    chain: BaseException | None = error
+    seen: set[int] = set()
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
+        found = re.search(r"No module named '([\w.]+)'", str(chain))
+        if found:
+            return (
+                f"the Python module {found.group(1)} is missing on a machine of the engine; install this project and what it "
+                "needs on all of them, on Dask on the scheduler, too"
+            )
+        chain = chain.__cause__ or chain.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "://" not in line.split()[0]]
     return lines[-1] if lines else type(error).__name__
 
 
@@ -200,7 +217,7 @@ def _last_line(error: BaseException) -> str:
 def quiet_workers(options: PipelineOptions) -> Iterator[None]:
     """Keeps what decoders and worker processes write to standard error off the terminal, in a file that is deleted at the end.
 
-    The decoders' libraries print a line for each damaged image; an image that cannot be used is told by this project itself.
+    The decoders' libraries print a line for each damaged image; this project itself names an image that cannot be used.
     Standard error of both is this process's file descriptor 2, so this process gets another one meanwhile. If the job fails in
     worker processes, the file stays, and the error names it.
     """

@@ -219,6 +219,22 @@ def test_an_engine_that_cannot_be_reached_is_an_error_of_one_line(forty_images: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_module_that_is_missing_on_a_cluster_is_named() -> None:
+    """Dask's own words, of the scheduler that cannot load the tasks; and a worker's, which Beam wraps in its traceback."""
+    of_dask = RuntimeError(
+        "Error during deserialization of the task graph. This frequently\noccurs if the Scheduler and Client have different "
+        "environments.\nFor more information, see\n"
+        "https://docs.dask.org/en/stable/deployment-considerations.html#consistent-software-environments\n"
+    )
+    assert beam_job.reason_of_failure(of_dask) == "For more information, see"
+    of_dask.__cause__ = ModuleNotFoundError("No module named 'apache_beam.runners'")
+    assert "the Python module apache_beam.runners is missing" in beam_job.reason_of_failure(of_dask)
+    of_a_worker = RuntimeError("Traceback …\nModuleNotFoundError: No module named 'pipeline'\n while running write")
+    assert beam_job.reason_of_failure(of_a_worker).startswith("the Python module pipeline is missing on a machine")
+    assert beam_job.reason_of_failure(ValueError("first\nlast\n")) == "last"
+    assert beam_job.reason_of_failure(ValueError()) == "ValueError"
+
+
 def test_dask_gets_a_task_for_each_shard() -> None:
     pytest.importorskip("distributed")
     from apache_beam.runners.dask.dask_runner import DaskOptions
