@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.util.event_pb2 import Event
 
+from model.training.metric_descriptions import DESCRIPTIONS, OF_IMAGES
 from pipeline.command import reason_of, say
 from pipeline.files import publish, write_file
 
@@ -112,7 +113,7 @@ class MetricsLog:
         """uint8 [H, W, 3] each: prediction beside truth."""
         with self._reporting_loss(), self._writer.as_default():
             for index, image in enumerate(images):
-                tf.summary.image(f"images/{index}", image[np.newaxis], step=step)
+                tf.summary.image(f"images/{index}", image[np.newaxis], step=step, description=OF_IMAGES)
             self._writer.flush()
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ class MetricsLog:
             with self._writer.as_default():
                 for name, value in values.items():
                     if math.isfinite(value):
-                        tf.summary.scalar(f"{kind}/{name}", value, step=step)
+                        tf.summary.scalar(f"{kind}/{name}", value, step=step, description=DESCRIPTIONS.get(name))
                 self._writer.flush()
 
     @contextlib.contextmanager

@@ -16,6 +16,7 @@ from model.checkpoint_files import newest_checkpoint
 from model.config import Config, to_json
 from model.model_dir import prepare_model_dir
 from model.training.arguments import Arguments
+from model.training.metric_descriptions import DESCRIPTIONS
 from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder
 from tests.model.training.conftest import record_folder as record_folder
@@ -56,6 +57,8 @@ def test_train_goes_on_and_evaluate_answers_with_figures(
     assert written["data"]["hue"] == 0.1 and written["train"]["momentum"] == 0.5
     assert written["backbone"] == json.loads(json.dumps(to_json(small_config)))["backbone"]
     assert "train: 2 steps done" in capsys.readouterr().out
+    logged = {name for line in (run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert logged - {"kind", "step"} <= set(DESCRIPTIONS)  # each curve of TensorBoard is explained
     result = api.evaluate(**data, model=run, annotations=annotations, output_dir=tmp_path)
     assert result.counts["images"] == 12 and 0 <= result.box_ap <= 1
     assert result.written is not None

@@ -70,6 +70,20 @@ def scalar_steps(folder: Path) -> list[int]:
     ]
 
 
+def test_tensorboard_explains_curves_and_images(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.train(1, {"loss": 1.0, "keypoint_overflow": 0.0})
+    log.evaluation(1, {"keypoint_ap": 0.5})
+    log.images(1, [np.zeros((8, 8, 3), np.uint8)])
+    log.close()
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    records = tf.data.TFRecordDataset(str(events)).as_numpy_iterator()
+    values = [value for record in records for value in Event.FromString(record).summary.value]
+    said = {value.tag: value.metadata.summary_description for value in values}
+    assert set(said) == {"train/loss", "train/keypoint_overflow", "eval/keypoint_ap", "images/0"}
+    assert "OKS thresholds" in said["eval/keypoint_ap"] and "annotations on the left" in said["images/0"] and all(said.values())
+
+
 def test_steps_that_are_repeated_are_logged_once(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     for step in (1, 2, 3, 4):
