@@ -26,6 +26,7 @@ from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from model.inference.predictor import open_model
 from model.training import loop
 from model.training.arguments import Arguments, OnDamaged, OnNonfinite, Precision, Strategy
+from model.training.epochs import in_steps
 from model.training.evaluator_task import follow
 from model.training.starting_point import configuration, open_starting_point
 from model.training.strategies import make_strategy, naming_lost_workers
@@ -48,6 +49,7 @@ def train(
     which: Which = "newest",
     overrides: Sequence[str] = (),
     steps: int | None = None,
+    epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     seed: int | None = None,
@@ -84,7 +86,8 @@ def train(
       init: the weights to start from: a ResNet's file or a model directory; by default random ones.
       which: the checkpoint of the model directory that `init` names: the newest, or the best of the evaluations.
       overrides: values of the configuration, such as "rpn.nms_threshold=0.6": the flag --set.
-      steps, batch_size, learning_rate, seed: the schedule. The batch is that of all replicas together.
+      steps, epochs, batch_size, learning_rate, seed: the schedule. Epochs, instead of steps, are passes over the images of the
+        split; the batch is that of all replicas together.
       flip, brightness, contrast, saturation, hue: the augmentation.
       strategy, precision, jit_compile, cpu_devices: the devices, and how they compute.
       save_every, keep, keep_every: steps between two checkpoints, how many of the newest are kept, and the steps between two
@@ -107,12 +110,12 @@ def train(
     if asked.is_evaluator:
         follow(where, _validation(asked))
         return where
+    record_folder = open_record_folder(asked.data_dir)
     has_checkpoint = newest_checkpoint(where) is not None
     start = open_starting_point(asked.init, asked.which) if asked.init and not has_checkpoint else None
     begun_with = configuration(where, start, asked.preset, asked.overrides)
-    config = asked.applied_to(begun_with)
+    config, of_epochs = in_steps(asked.applied_to(begun_with), asked.epochs, record_folder, split)
     strategy = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
-    record_folder = open_record_folder(asked.data_dir)
     check_flip(config.data.flip, record_folder)
     validate = _validation(asked) if asked.eval_split else None
     run = loop.Run(
@@ -126,7 +129,7 @@ def train(
         keep_every=asked.keep_every,
         on_damaged_checkpoint=asked.on_damaged_checkpoint,
         on_nonfinite=asked.on_nonfinite,
-        remarks=asked.remarks(begun_with, config, has_checkpoint=has_checkpoint),
+        remarks=(*of_epochs, *asked.remarks(begun_with, config, has_checkpoint=has_checkpoint)),
     )
     with naming_lost_workers(strategy):
         loop.train(config, record_folder, asked.split, run, strategy, validate, start)

@@ -51,6 +51,9 @@ flags.DEFINE_multi_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("steps", None, "Steps to train. The default is the preset's.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "epochs", None, "Passes over the images of --split to train, instead of --steps; the log says the steps.", flag_values=FLAGS
+)
 flags.DEFINE_integer("batch_size", None, "Images per step over all replicas. The default is the preset's.", flag_values=FLAGS)
 flags.DEFINE_float("learning_rate", None, "Peak learning rate. The default is the preset's.", flag_values=FLAGS)
 flags.DEFINE_integer(

@@ -25,7 +25,8 @@ from tqdm import tqdm
 # Other tools' names of flags, and ours.
 NAMES_ELSEWHERE = {
     "epochs": ("steps",),
-    "num_epochs": ("steps",),
+    "num_epochs": ("epochs", "steps"),
+    "max_epochs": ("epochs", "steps"),
     "iterations": ("steps",),
     "max_iter": ("steps",),
     "max_steps": ("steps",),

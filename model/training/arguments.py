@@ -15,7 +15,7 @@ from model import config as config_lib
 from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
 from model.config import Config
 from model.training.cluster import read_cluster
-from model.training.learning_rate import advice_on_batch_size
+from model.training.learning_rate import advice_on_batch_size, advice_on_warmup
 from pipeline import config_overrides
 from pipeline.batch_flags import COLOURS
 from pipeline.command import UserError
@@ -25,6 +25,7 @@ Strategy = Literal["one_device", "mirrored", "multi_worker"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 OnDamaged = Literal["previous", "fail"]
 OnNonfinite = Literal["stop", "skip"]
+MOST_EPOCHS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Arguments:
     which: Which = "newest"
     overrides: Sequence[str] = ()
     steps: int | None = None
+    epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
     seed: int | None = None
@@ -79,12 +81,16 @@ class Arguments:
                 raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(get_args(kind))}")
         self._check_cluster()
         self._check_evaluation()
-        for name in ("steps", "batch_size", "learning_rate", "save_every", "keep", "cpu_devices"):
+        for name in ("steps", "epochs", "batch_size", "learning_rate", "save_every", "keep", "cpu_devices"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name}={value}: must be above 0")
         if self.keep_every < 0:
             raise UserError(f"--keep_every={self.keep_every}: must be 0 or more")
+        if self.epochs is not None and self.epochs > MOST_EPOCHS:
+            raise UserError(f"--epochs={self.epochs}: must be {MOST_EPOCHS} or less")
+        if self.epochs is not None and self._chooses("steps"):
+            raise UserError(f"--epochs={self.epochs}: excludes --steps and --set train.steps; give one of them")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"--seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.which != "newest" and not self.init:
@@ -158,9 +164,14 @@ class Arguments:
           before, config: the configuration without and with --batch_size and its like.
           has_checkpoint: whether the model directory holds a checkpoint to go on from.
         """
-        remarks = []
+        remarks: list[str | None] = []
         if self.init and has_checkpoint:
             remarks.append(f"--init={self.init} is passed over, because {self.model_dir} holds a checkpoint to go on from")
-        chosen = self.learning_rate is not None or any(text.startswith("train.learning_rate=") for text in self.overrides)
-        advice = None if chosen else advice_on_batch_size(before.train, config.train)
-        return (*remarks, advice) if advice else tuple(remarks)
+        if not self._chooses("learning_rate"):
+            remarks.append(advice_on_batch_size(before.train, config.train))
+        remarks.append(advice_on_warmup(config.train))
+        return tuple(filter(None, remarks))
+
+    def _chooses(self, name: str) -> bool:
+        """Whether a value of the section `train` is given, as a flag of its own or with --set."""
+        return getattr(self, name) is not None or any(text.startswith(f"train.{name}=") for text in self.overrides)

@@ -34,3 +34,13 @@ def advice_on_batch_size(before: TrainConfig, after: TrainConfig) -> str | None:
         f"--batch_size={new} leaves the learning rate of {after.learning_rate:g}, which is meant for batches of {old}; "
         f"the linear rule gives --learning_rate={rate}{same_epochs}"
     )
+
+
+def advice_on_warmup(config: TrainConfig) -> str | None:
+    """One line if the warm-up takes most of the training; None otherwise."""
+    if config.warmup_steps * 2 <= config.steps:
+        return None
+    return (
+        f"the warm-up of {config.warmup_steps} steps leaves the learning rate low in most of the {config.steps} steps; "
+        f"--set train.warmup_steps={max(1, config.steps // 10)} warms up in a tenth of them"
+    )
