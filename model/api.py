@@ -69,6 +69,7 @@ def train(
     eval_split: str | None = None,
     eval_annotations: str | Path | None = None,
     eval_every: int = 0,
+    patience: int = 0,
     on_error: OnError = "fail",
     cache: Cache = "none",
     data_service: str = "",
@@ -96,6 +97,7 @@ def train(
       on_nonfinite: whether a step whose loss is not finite ends the training, or changes nothing and is counted.
       eval_split, eval_annotations, eval_every: the split that is evaluated, the COCO JSON that it was made of, and the steps
         between two evaluations. With 0 steps, only the last weights are evaluated.
+      patience: the evaluations in a row without a higher keypoint AP after which training stops early; 0: it does not.
       on_error, cache, data_service: how batches are loaded.
 
     Returns:
@@ -124,6 +126,7 @@ def train(
         jit_compile=asked.jit_compile,
         save_every=asked.save_every,
         evaluate_every=asked.eval_every,
+        patience=asked.patience,
         options=asked.loading,
         keep=asked.keep,
         keep_every=asked.keep_every,

@@ -110,6 +110,13 @@ flags.DEFINE_string("eval_annotations", None, "COCO JSON that --eval_split was c
 flags.DEFINE_integer(
     "eval_every", 0, "Steps between two evaluations; with 0, the model is evaluated at the end alone.", flag_values=FLAGS
 )
+flags.DEFINE_integer(
+    "patience",
+    0,
+    "Evaluations in a row without a higher keypoint AP than before, after which training stops early; a resumed run keeps the "
+    "count. With 0, training does not stop early.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "on_error",
     "fail",

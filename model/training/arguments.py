@@ -64,6 +64,7 @@ class Arguments:
     eval_split: str | None = None
     eval_annotations: str | Path | None = None
     eval_every: int = 0
+    patience: int = 0
     on_error: OnError = "fail"
     cache: Cache = "none"
     data_service: str = ""
@@ -118,6 +119,18 @@ class Arguments:
         if self.eval_every and not self.eval_split:
             raise UserError(
                 f"--eval_every={self.eval_every}: needs --eval_split and --eval_annotations; give both, or leave it out"
+            )
+
+        if self.patience < 0:
+            raise UserError(f"--patience={self.patience}: must be 0 or more")
+        if self.patience and not self.eval_every:
+            raise UserError(
+                f"--patience={self.patience}: counts evaluations; give --eval_split, --eval_annotations and --eval_every, too"
+            )
+        if self.patience and self.strategy == "multi_worker":
+            raise UserError(
+                f"--patience={self.patience}: works on one machine; with --strategy=multi_worker only one worker evaluates, "
+                "and the others do not hear of it; leave it out"
             )
 
     def _check_configuration(self) -> None:

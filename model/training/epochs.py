@@ -19,7 +19,6 @@ def in_steps(config: Config, epochs: int | None, record_folder: RecordFolder, sp
       config: the configuration, whose batch size, seed and canvases decide how many batches an epoch has.
       epochs: passes over the images of the split that training uses; None leaves the configuration as it is.
       record_folder, split: the images.
-
     """
     if epochs is None:
         return config, []

@@ -126,8 +126,8 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
         )
         if missing:
             stepper.evaluate(first)
-        stepper.take_steps()
-    say(f"train: {counted(total, 'step')} done{stepper.result()}; model in {run.model_dir}")
+        done = stepper.take_steps()
+    say(f"train: {counted(done, 'step')} done{stepper.result()}; model in {run.model_dir}")
 
 
 def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:

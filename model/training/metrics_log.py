@@ -105,6 +105,10 @@ class MetricsLog:
         """The figures of the evaluation of a step, as the log holds them; None if there is none."""
         return self._evaluations.get(step)
 
+    def evaluations(self) -> list[tuple[int, Mapping[str, float | None]]]:
+        """Step and figures of each evaluation in the log, in order. A figure that is undefined is None."""
+        return sorted(self._evaluations.items(), key=lambda evaluation: evaluation[0])
+
     def has_evaluation(self, step: int) -> bool:
         """Whether the model of this step has been evaluated."""
         return step in self._evaluations

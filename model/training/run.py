@@ -28,6 +28,7 @@ class Run:
     save_every: int = 1000  # steps
     evaluate_every: int = 0  # steps; 0: not while training
     log_every: int = 20  # steps between two lines of metrics.jsonl
+    patience: int = 0  # evaluations without a higher keypoint AP, after which training stops; 0: it does not
     options: LoadingOptions = PLAIN
     keep: int = KEPT_CHECKPOINTS  # the newest
     keep_every: int = 0  # steps; 0: none is kept for good

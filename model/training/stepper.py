@@ -17,6 +17,7 @@ from model.training.data_source import DataSource
 from model.training.feed import Feed
 from model.training.learning_rate import learning_rate
 from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
+from model.training.patience import reason_to_stop
 from model.training.run import Run, Validate
 from model.training.saver import Saver
 from model.training.step import Learner
@@ -51,7 +52,7 @@ class Stepper:
     4. Log, if it is time: the means of the settled steps.
     5. Save, if it is time or the training shall stop. This step is settled first: nothing is saved after one that went wrong.
     6. Evaluate, if it is time: after the save, so that a kill costs no step, and the next start makes the evaluation up.
-    7. Stop, if it is asked to.
+    7. Stop, if it is asked to, or if the keypoint AP has not risen for long. The next start reads that off the log again.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Stepper:
         self._skipped_in_a_row = self._skipped = self._settled = 0
         self._loss = ""
 
-    def take_steps(self) -> None:
-        """Takes the steps to the end of training."""
+    def take_steps(self) -> int:
+        """Takes the steps to the end of training. Returns the number of steps that are done then."""
         for step in range(self._first, self._total):
+            if self._is_out_of_patience(step):  # 7
+                return step
             done, last = step + 1, step + 1 == self._total
             batch = self._wait_for_batch(step)  # 1
             before = self._pending
@@ -105,6 +108,16 @@ class Stepper:
                     f"stopped at step {done} of {self._total}; its checkpoint is in {self._run.model_dir}: the same command "
                     "goes on"
                 )
+        return self._total
+
+    def _is_out_of_patience(self, done: int) -> bool:
+        """7. Whether the evaluation after `done` steps is a reason to stop, which is printed then."""
+        run = self._run
+        due = bool(run.patience and run.evaluate_every) and self._log is not None and done % run.evaluate_every == 0
+        reason = reason_to_stop(self._log.evaluations(), run.patience, done) if due and self._log is not None else None
+        if reason is not None:
+            say(f"train: {reason}")
+        return reason is not None
 
     def result(self) -> str:
         """The last loss and the number of skipped steps, for the last line.

@@ -226,6 +226,8 @@ def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
         (["--seed=99999999999999999999"], "--seed=99999999999999999999: must be from 0 to"),
         (["--eval_every=-1"], "--eval_every=-1: must be 0 or more"),
         (["--eval_every=5"], "--eval_every=5: needs --eval_split and --eval_annotations; give both, or leave it out"),
+        (["--patience=2"], "--patience=2: counts evaluations; give --eval_split, --eval_annotations and --eval_every, too"),
+        (["--patience=-2"], "--patience=-2: must be 0 or more"),
         (["--epochs=0"], "--epochs=0: must be above 0"),
         (["--epochs=20000"], "--epochs=20000: must be 10000 or less"),
         (["--epochs=2", "--steps=9"], "--epochs=2: excludes --steps and --set train.steps; give one of them"),
