@@ -26,9 +26,9 @@ from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from model.inference.predictor import open_model
 from model.training import loop
 from model.training.arguments import Arguments, OnDamaged, OnNonfinite, Precision, Strategy
-from model.training.epochs import in_steps
 from model.training.evaluator_task import follow
-from model.training.starting_point import configuration, open_starting_point
+from model.training.settings import settle
+from model.training.starting_point import open_starting_point
 from model.training.strategies import make_strategy, naming_lost_workers
 from model.training.validation import Validation
 from pipeline.batch_flags import check_flip
@@ -45,6 +45,7 @@ def train(
     model_dir: str | Path,
     split: str = "train",
     preset: str | None = None,
+    recipe: str | None = None,
     init: str | Path | None = None,
     which: Which = "newest",
     overrides: Sequence[str] = (),
@@ -84,6 +85,7 @@ def train(
       data_dir, split: the record folder, and the split of it to train on.
       model_dir: the directory that gets configuration, checkpoints and logs.
       preset: the configuration to begin with; by default that of `model_dir` or `init`, else "r50_fpn".
+      recipe: settings with a name, or "auto": fitted to the records and to what training starts from.
       init: the weights to start from: a ResNet's file or a model directory; by default random ones.
       which: the checkpoint of the model directory that `init` names: the newest, or the best of the evaluations.
       overrides: values of the configuration, such as "rpn.nms_threshold=0.6": the flag --set.
@@ -115,10 +117,9 @@ def train(
     record_folder = open_record_folder(asked.data_dir)
     has_checkpoint = newest_checkpoint(where) is not None
     start = open_starting_point(asked.init, asked.which) if asked.init and not has_checkpoint else None
-    begun_with = configuration(where, start, asked.preset, asked.overrides)
-    config, of_epochs = in_steps(asked.applied_to(begun_with), asked.epochs, record_folder, split)
-    strategy = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
-    check_flip(config.data.flip, record_folder)
+    devices = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
+    settings = settle(asked, start, record_folder, devices.num_replicas_in_sync)
+    check_flip(settings.config.data.flip, record_folder)
     validate = _validation(asked) if asked.eval_split else None
     run = loop.Run(
         model_dir=where,
@@ -132,10 +133,11 @@ def train(
         keep_every=asked.keep_every,
         on_damaged_checkpoint=asked.on_damaged_checkpoint,
         on_nonfinite=asked.on_nonfinite,
-        remarks=(*of_epochs, *asked.remarks(begun_with, config, has_checkpoint=has_checkpoint)),
+        remarks=settings.remarks,
+        recipe=settings.recipe,
     )
-    with naming_lost_workers(strategy):
-        loop.train(config, record_folder, asked.split, run, strategy, validate, start)
+    with naming_lost_workers(devices):
+        loop.train(settings.config, record_folder, asked.split, run, devices, validate, start)
     return where
 
 

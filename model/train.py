@@ -17,6 +17,7 @@ from absl import flags
 
 from model.checkpoint_names import define_which
 from model.training.arguments import Arguments
+from model.training.recipe_files import HELP, preset_help, recipe_help
 from pipeline import batch_flags, command
 
 FLAGS = flags.FlagValues()
@@ -32,8 +33,15 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "preset",
     None,
-    "Configuration to begin with: tiny, r50_fpn or r101_fpn. The default is that of --model_dir or of the directory that "
-    "--init names, else r50_fpn.",
+    "Configuration to begin with: tiny, r50_fpn or r101_fpn; help lists what each reaches. The default is that of --model_dir "
+    "or of the directory that --init names, else r50_fpn.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "recipe",
+    None,
+    "Settings with a name, such as detectron2_1x; help lists them. auto fits schedule, rate, frozen stages, augmentation and "
+    "anchors to the records and to what training starts from, and says why.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -143,10 +151,16 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "cpu_devices", 1, "Devices that the CPU is split into, to try --strategy=mirrored without GPUs.", flag_values=FLAGS
 )
-flags.mark_flags_as_required(["data_dir", "model_dir"], flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
+    for name, lines in (("preset", preset_help), ("recipe", recipe_help)):
+        if FLAGS[name].value == HELP:
+            print("\n".join(lines()))
+            return
+    missing = [f"--{name}" for name in ("data_dir", "model_dir") if FLAGS[name].value is None]
+    if missing:
+        raise command.UserError(f"{', '.join(missing)}: must be given; --help explains every flag")
     flag_of = {"overrides": "set"}
     given = {field.name: FLAGS[flag_of.get(field.name, field.name)].value for field in dataclasses.fields(Arguments)}
     Arguments(**given)  # a wrong flag is answered before TensorFlow loads

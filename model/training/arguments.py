@@ -16,6 +16,7 @@ from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
 from model.config import Config
 from model.training.cluster import read_cluster
 from model.training.learning_rate import advice_on_batch_size, advice_on_warmup
+from model.training.recipe_files import AUTO, MOST_EPOCHS, read_recipe
 from pipeline import config_overrides
 from pipeline.batch_flags import COLOURS
 from pipeline.command import UserError
@@ -25,7 +26,13 @@ Strategy = Literal["one_device", "mirrored", "multi_worker"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 OnDamaged = Literal["previous", "fail"]
 OnNonfinite = Literal["stop", "skip"]
-MOST_EPOCHS = 10_000
+FIELDS = {  # of the configuration, that have a flag of their own
+    "steps": "train.steps",
+    "batch_size": "train.global_batch_size",
+    "learning_rate": "train.learning_rate",
+    "seed": "train.seed",
+    **{name: f"data.{name}" for name in ("flip", *COLOURS)},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,7 @@ class Arguments:
     model_dir: str | Path
     split: str = "train"
     preset: str | None = None
+    recipe: str | None = None
     init: str | Path | None = None
     which: Which = "newest"
     overrides: Sequence[str] = ()
@@ -90,7 +98,7 @@ class Arguments:
             raise UserError(f"--keep_every={self.keep_every}: must be 0 or more")
         if self.epochs is not None and self.epochs > MOST_EPOCHS:
             raise UserError(f"--epochs={self.epochs}: must be {MOST_EPOCHS} or less")
-        if self.epochs is not None and self._chooses("steps"):
+        if self.epochs is not None and self.chooses("steps"):
             raise UserError(f"--epochs={self.epochs}: excludes --steps and --set train.steps; give one of them")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"--seed={self.seed}: must be from 0 to 2^63 - 1")
@@ -134,19 +142,25 @@ class Arguments:
             )
 
     def _check_configuration(self) -> None:
-        config = config_lib.preset(self.preset or "r50_fpn")
+        recipe = None if self.recipe in (None, AUTO) else read_recipe(self.recipe)
+        of_recipe = recipe.preset if recipe is not None else None
+        if of_recipe is not None and self.preset not in (None, of_recipe):
+            raise UserError(f"--recipe={self.recipe}: is made for --preset={of_recipe}; leave --preset={self.preset} out")
+        config = config_lib.preset(self.preset or of_recipe or "r50_fpn")
         if self.init and (Path(self.init).is_dir() or is_in_model_dir(Path(self.init))):
             own = config_lib.load_any(model_dir_of(Path(self.init)) / "config.json")
             if isinstance(own, Config):  # the old network's says nothing of training
-                if self.preset:
-                    raise UserError(
-                        f"--init={self.init}: a model directory has a configuration of its own; "
-                        f"leave --preset={self.preset} out"
-                    )
+                for flag, value in (("preset", self.preset), ("recipe", self.recipe if of_recipe else None)):
+                    if value:
+                        raise UserError(
+                            f"--init={self.init}: a model directory has a configuration of its own; leave --{flag}={value} out"
+                        )
                 config = own
+        elif recipe is not None and recipe.starts_from == "model" and not (Path(self.model_dir) / "config.json").is_file():
+            raise UserError(f"--recipe={self.recipe}: starts from a trained model; name its directory with --init")
         if (Path(self.model_dir) / "config.json").is_file():
             config = config_lib.load(Path(self.model_dir) / "config.json")
-        config_overrides.override(config, self.overrides)
+        config_overrides.override(config, [*(recipe.set if recipe is not None else ()), *self.overrides])
 
     @property
     def is_evaluator(self) -> bool:
@@ -160,15 +174,26 @@ class Arguments:
 
     def applied_to(self, config: Config) -> Config:
         """The configuration with the values of --steps, --batch_size and their like."""
-        schedule = self._given(steps="steps", batch_size="global_batch_size", learning_rate="learning_rate", seed="seed")
-        augmentation = self._given(**{name: name for name in ("flip", *COLOURS)})
+        changes: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
+        for name, field in FIELDS.items():
+            if (value := getattr(self, name)) is not None:
+                section, _, key = field.partition(".")
+                changes[section][key] = value
         return dataclasses.replace(
-            config, train=dataclasses.replace(config.train, **schedule), data=dataclasses.replace(config.data, **augmentation)
+            config,
+            train=dataclasses.replace(config.train, **changes["train"]),
+            data=dataclasses.replace(config.data, **changes["data"]),
         )
 
-    def _given(self, **fields: str) -> dict[str, Any]:
-        """The arguments that have a value, by the name of their field of the configuration."""
-        return {field: value for name, field in fields.items() if (value := getattr(self, name)) is not None}
+    def chosen_fields(self) -> set[str]:
+        """The fields of the configuration that are given, as flags of their own or with --set; and "epochs" with the steps."""
+        chosen = {text.partition("=")[0] for text in self.overrides}
+        chosen |= {field for name, field in FIELDS.items() if getattr(self, name) is not None}
+        return chosen | ({"epochs"} if self.epochs is not None or "train.steps" in chosen else set())
+
+    def chooses(self, name: str) -> bool:
+        """Whether a field of the section `train` is given."""
+        return f"train.{name}" in self.chosen_fields()
 
     def remarks(self, before: Config, config: Config, *, has_checkpoint: bool) -> tuple[str, ...]:
         """Lines on what these arguments do that somebody may have overlooked.
@@ -180,11 +205,7 @@ class Arguments:
         remarks: list[str | None] = []
         if self.init and has_checkpoint:
             remarks.append(f"--init={self.init} is passed over, because {self.model_dir} holds a checkpoint to go on from")
-        if not self._chooses("learning_rate"):
+        if not self.chooses("learning_rate"):
             remarks.append(advice_on_batch_size(before.train, config.train))
         remarks.append(advice_on_warmup(config.train))
         return tuple(filter(None, remarks))
-
-    def _chooses(self, name: str) -> bool:
-        """Whether a value of the section `train` is given, as a flag of its own or with --set."""
-        return getattr(self, name) is not None or any(text.startswith(f"train.{name}=") for text in self.overrides)

@@ -15,6 +15,7 @@ from model import model_dir as model_dirs
 from model.config import Config
 from model.interrupt import Interrupt
 from model.training import best_checkpoint
+from model.training.auto_recipe import RECIPE_FILE
 from model.training.checkpoints import Origin, find_origin, note_run
 from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
 from model.training.feed import Feed
@@ -101,6 +102,8 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
     note_run(run.model_dir, learner, run.precision, first, writes=log is not None)
     if log is not None:
         write_json(run.model_dir / "canvases.json", pool.canvases.to_json())
+        if run.recipe is not None:
+            write_json(run.model_dir / RECIPE_FILE, dict(run.recipe))
         note_training_data(run.model_dir, source.record_folder, source.split)
         say(f"train: {source.split} has {pool}")
         for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):

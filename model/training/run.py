@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from model.checkpoint_files import OnDamaged
 from model.network.keypoint_rcnn import KeypointRCNN
@@ -34,4 +34,5 @@ class Run:
     keep_every: int = 0  # steps; 0: none is kept for good
     on_nonfinite: OnNonfinite = "stop"
     on_damaged_checkpoint: OnDamaged = "previous"
+    recipe: Mapping[str, Any] | None = None  # written to recipe.json
     remarks: tuple[str, ...] = ()  # printed after the first line, which says what trains
