@@ -156,7 +156,8 @@ flags.DEFINE_integer(
 def main(_: list[str]) -> None:
     for name, lines in (("preset", preset_help), ("recipe", recipe_help)):
         if FLAGS[name].value == HELP:
-            print("\n".join(lines()))
+            for line in lines():
+                command.say(line)
             return
     missing = [f"--{name}" for name in ("data_dir", "model_dir") if FLAGS[name].value is None]
     if missing:

@@ -75,9 +75,9 @@ def test_tensorflow_computes_the_same_bits() -> None:
 def test_configuration_travels_through_json_and_is_checked() -> None:
     config = AnchorConfig(strides=(4, 8), sizes=(16, 40), aspect_ratios=(1.0,))
     assert AnchorConfig.from_json(config.to_json()) == config
-    with pytest.raises(UserError, match=r"sizes \[32, 64\]"):
+    with pytest.raises(UserError, match=r"anchors.sizes=\[32, 64\]: must be"):
         AnchorConfig(sizes=(32, 64))
-    with pytest.raises(UserError, match="thresholds"):
+    with pytest.raises(UserError, match=r"anchors.negative_iou=0.8, .*: must be"):
         AnchorConfig(negative_iou=0.8)
     with pytest.raises(UserError, match="-3"):
         AnchorConfig(strides=(4,), sizes=(-3.0,))

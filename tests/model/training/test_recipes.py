@@ -18,9 +18,11 @@ from model import config as config_lib
 from model.config import PRESETS, R50_FPN, TINY, Config
 from model.model_dir import prepare_model_dir
 from model.training import recipe_files
+from model.training.arguments import Arguments
 from model.training.auto_recipe import RECIPE_FILE, Choice, Facts, choose, facts_of, poor_share, stored
 from model.training.learning_rate import learning_rate
 from model.training.recipe_files import PRESET_FIGURES, read_recipe
+from model.training.settings import settle
 from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
@@ -191,9 +193,10 @@ def test_a_training_with_the_automatic_recipe(
     assert config.train.learning_rate == pytest.approx(small_config.train.learning_rate * 4 / 2 / 10)
     assert not any(choice.set.startswith(("epochs", "train.steps", "data.hue")) for choice in choices)
 
-    api.train(data_dir=record_folder.path, model_dir=run, recipe="auto", steps=2, overrides=["data.hue=0.1"])
-    assert json.loads((run / "recipe.json").read_text()) == note
-    assert config_lib.load(run / "config.json") == dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    asked = Arguments(data_dir=record_folder.path, model_dir=run, recipe="auto", steps=2, overrides=["data.hue=0.1"])
+    again = settle(asked, None, record_folder, 1)
+    assert again.recipe == note
+    assert again.config == dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     with pytest.raises(UserError, match=f"--recipe=auto: the training in {before} has begun without it"):
         api.train(data_dir=record_folder.path, model_dir=before, recipe="auto")
 
@@ -202,6 +205,6 @@ def test_the_epochs_of_a_recipe(record_folder: RecordFolder, small_config: Confi
     two = {"about": "Two.", "starts_from": "random", "epochs": 2, "set": ["train.momentum=0.8"]}
     (tmp_path / "two.json").write_text(json.dumps(two))
     prepare_model_dir(tmp_path / "run", small_config, record_folder.skeleton)
-    api.train(data_dir=record_folder.path, model_dir=tmp_path / "run", recipe=str(tmp_path / "two.json"), batch_size=4)
-    config = config_lib.load(tmp_path / "run" / "config.json")
+    asked = Arguments(data_dir=record_folder.path, model_dir=tmp_path / "run", recipe=str(tmp_path / "two.json"), batch_size=4)
+    config = settle(asked, None, record_folder, 1).config
     assert config.train.momentum == 0.8 and 6 <= config.train.steps <= 8
