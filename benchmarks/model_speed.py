@@ -70,19 +70,14 @@ def _write_images(path: Path) -> None:
     """Two images of random patches, and people in them, all of whose keypoints are visible."""
     import numpy as np
 
+    from benchmarks.model_ways import random_persons
+
     rng = np.random.default_rng(0)
     height, width = FLAGS.height, FLAGS.width
     patches = rng.integers(0, 256, (2, -(-height // 16), -(-width // 16), 3), dtype=np.uint8)
-    low = rng.uniform(0, 0.6, (2, FLAGS.rois, 2))
-    high = low + rng.uniform(0.1, 0.4, low.shape)
-    points = rng.uniform(low[:, :, None], high[:, :, None], (2, FLAGS.rois, 17, 2))
-    scale = np.array([width, height])
-    np.savez(
-        path,
-        images=patches.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width],
-        boxes=np.concatenate([low * scale, high * scale], axis=2).astype(np.float32),
-        keypoints=np.concatenate([points * scale, np.full((*points.shape[:3], 1), 2)], axis=3).astype(np.float32),
-    )
+    boxes, keypoints = random_persons(rng, 2, FLAGS.rois, height, width)
+    images = patches.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
+    np.savez(path, images=images, boxes=boxes, keypoints=keypoints)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from benchmarks.contestant import serve
 from model.config import Config
@@ -70,7 +71,8 @@ def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
     imported = model.variables_by_path()
     for name, variable in learner.model.variables_by_path().items():
         variable.assign(imported[name])
-    batch = training_batch(config, folder)
+    content = np.load(folder / "images.npz")
+    batch = training_batch(config, content["images"], content["boxes"], content["keypoints"])
     arguments = (tf.constant(0.0), tf.constant(0), tf.constant(0.0))
 
     def work(count: int) -> int:
@@ -83,10 +85,22 @@ def training(folder: Path, *, xla: bool) -> tuple[Work, str]:
     return work, f"{int(metrics['keypoint_rois'])} RoIs in the keypoint head"
 
 
-def training_batch(config: Config, folder: Path) -> dict[str, tf.Tensor]:
-    """The case as `pipeline.loading.batches` would give it, 256 sampled anchors an image included."""
-    content = np.load(folder / "images.npz")
-    images, boxes, keypoints = (content[name] for name in ("images", "boxes", "keypoints"))
+def random_persons(
+    rng: np.random.Generator, batch: int, persons: int, height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes float32 [B, G, 4] and keypoints float32 [B, G, 17, 3], all visible, in images of that size."""
+    low = rng.uniform(0, 0.6, (batch, persons, 2))
+    high = low + rng.uniform(0.1, 0.4, low.shape)
+    points = rng.uniform(low[:, :, None], high[:, :, None], (batch, persons, 17, 2))
+    scale = np.array([width, height])
+    boxes = np.concatenate([low * scale, high * scale], axis=2).astype(np.float32)
+    return boxes, np.concatenate([points * scale, np.full((*points.shape[:3], 1), 2)], axis=3).astype(np.float32)
+
+
+def training_batch(
+    config: Config, images: NDArray[np.uint8], boxes: NDArray[np.float32], keypoints: NDArray[np.float32]
+) -> dict[str, tf.Tensor]:
+    """Images uint8 [B, H, W, 3] and their people, as `pipeline.loading.batches` gives them: 256 sampled anchors an image."""
     batch, height, width, _ = images.shape
     rng = np.random.default_rng(0)
     half = config.data.sampled_anchors // 2
