@@ -31,11 +31,12 @@ REPOSITORY = Path(__file__).parents[1]
 # Beginnings of lines that are not typed, and why.
 UNTYPED = {
     "bash scripts/": "CI runs it by itself",
+    "bash examples/serving/": "sends to a server",
     "KEYPOINT_SHARED=": "CI runs it by itself",
     "curl ": "needs a network",
     "docker ": "needs an image of TensorFlow Serving",
-    "python -c ": "sends to a server",
     "python -m model.predict --model=imported --input=camera:": "needs a camera",
+    "python examples/serving/": "sends to a server",
     "tensorboard ": "serves until it is stopped",
 }
 WEIGHTS_FILE = "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
