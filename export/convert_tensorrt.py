@@ -112,24 +112,12 @@ def _convert(options: argparse.Namespace, source: Path, target: Path) -> str | N
     images = _images(options, config)
     shapes = [shape for shape in (options.min_shape, options.opt_shape, options.max_shape) if shape] or [images[0].shape[1:3]]
     engine = target.with_name(target.name + ".engine")
-    parameters = {
-        "input_saved_model_dir": str(source),
-        "input_saved_model_signature_key": SIGNATURE,
-        "precision_mode": options.precision,
-        "max_workspace_size_bytes": options.workspace_bytes,
-        "minimum_segment_size": options.minimum_segment_size,
-        "use_dynamic_shape": True,
-        "use_calibration": options.precision == "INT8",
-        "dynamic_shape_profile_strategy": options.profile_strategy or ("Range" if len(shapes) > 1 else "Optimal"),
-    }
-    converter = trt.TrtGraphConverterV2(**parameters)
+    converter = trt.TrtGraphConverterV2(**_parameters(options, source, len(shapes)))
     feed = (lambda: ([image] for image in images)) if options.precision == "INT8" else None
-    graph = converter.convert(calibration_input_fn=feed)
-    nodes = [node for f in graph.graph.as_graph_def().library.function for node in f.node_def]
-    engines = [node for node in nodes if node.op == "TRTEngineOp"]
-    left = [node for node in nodes if node.op.startswith("Conv2D")]
-    if not engines:
-        return f"TF-TRT made no engine (of {options.minimum_segment_size} nodes or more); try a smaller --minimum_segment_size"
+    held, left = _convolutions(converter.convert(calibration_input_fn=feed).graph.as_graph_def())
+    if not any(held):
+        least = f"of {options.minimum_segment_size} nodes or more"
+        return f"TF-TRT put no convolution into an engine {least}; try a smaller --minimum_segment_size"
     try:
         converter.build(input_fn=lambda: ([tf.zeros([1, *shape, 3], tf.uint8)] for shape in shapes))
         converter.save(str(engine), save_gpu_specific_engines=True)
@@ -147,13 +135,41 @@ def _convert(options: argparse.Namespace, source: Path, target: Path) -> str | N
         "tensorflow": tf.__version__,
         "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")],
         "precision": options.precision,
-        "engines": len(engines),
-        "convolutions_left_in_tensorflow": len(left),
+        "engines": len(held),
+        "convolutions_of_each_engine": held,
+        "convolutions_left_in_tensorflow": left,
         "boxes_within_half_a_pixel": share,
         "largest_box_difference_pixels": worst,
     }
     (target / "assets" / "tensorrt.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
     return None
+
+
+def _parameters(options: argparse.Namespace, source: Path, shapes: int) -> dict:  # type: ignore[type-arg]
+    """What the converter is told; `shapes`: how many sizes of images the engines are built for."""
+    return {
+        "input_saved_model_dir": str(source),
+        "input_saved_model_signature_key": SIGNATURE,
+        "precision_mode": options.precision,
+        "max_workspace_size_bytes": options.workspace_bytes,
+        "minimum_segment_size": options.minimum_segment_size,
+        "use_dynamic_shape": True,
+        "use_calibration": options.precision == "INT8",
+        "dynamic_shape_profile_strategy": options.profile_strategy or ("Range" if shapes > 1 else "Optimal"),
+    }
+
+
+def _convolutions(graph) -> tuple[list[int], int]:  # type: ignore[no-untyped-def]
+    """How many convolutions each engine of a converted graph holds, most first, and how many TensorFlow itself runs."""
+
+    def count(nodes) -> int:  # type: ignore[no-untyped-def]
+        return sum(node.op in ("Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative") for node in nodes)
+
+    # The segment of an engine lies among the functions, for the case that its engine cannot run.
+    segments = {node.attr["segment_func"].func.name for node in graph.node if node.op == "TRTEngineOp"}
+    functions = {function.signature.name: count(function.node_def) for function in graph.library.function}
+    held = sorted((functions[name] for name in segments), reverse=True)
+    return held, count(graph.node) + sum(number for name, number in functions.items() if name not in segments)
 
 
 def _images(options: argparse.Namespace, config: dict) -> list:  # type: ignore[type-arg]

@@ -16,8 +16,9 @@ import org.tensorflow.types.TString;
  *
  * <p>java -cp 'libraries/*' DetectPeople.java exported/keypoint_rcnn/1 photograph.jpg [more.png ...]
  *
- * <p>Prints a line for each person that scores 0.5 or more (SCORE in the environment: another): file, score, the box (x0, y0, x1, y1), and x, y, score of each
- * keypoint in the order of assets/skeleton.json; in pixels of the image as a viewer shows it.
+ * <p>Prints a line for each person that scores 0.5 or more (SCORE in the environment chooses another
+ * least score): file, score, the box (x0, y0, x1, y1), and x, y, score of each keypoint in the order of
+ * assets/skeleton.json; in pixels of the image as a viewer shows it.
  */
 public final class DetectPeople {
   public static void main(String[] arguments) throws Exception {
