@@ -49,8 +49,10 @@ def main(_rest: list[str]) -> None:
 
     saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)
     if saved_model is None:
-        raise command.UserError(f"--saved_model={FLAGS.saved_model}: not a SavedModel")
-    height, width = size_of(tflite)
+        raise command.UserError(
+            f"--saved_model={FLAGS.saved_model}: not a SavedModel; name the folder NAME or NAME/VERSION that was exported"
+        )
+    height, width = size_of(tflite, "--tflite")
     files = image_files(Path(FLAGS.images), "--images")[: FLAGS.limit]
     pixels = [np.asarray(letterbox_file(path, height, width)) for path in files]
 

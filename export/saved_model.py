@@ -18,10 +18,11 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.inference.parts import raw
+from model.inference.predictor import CHECKSUMS
 from model.inference.serving import ServingModule
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError, reason_of
-from pipeline.files import write_json
+from pipeline.files import note_sha256, write_json
 
 SIGNATURES = ("serving_default", "serving_tolerant", "serve_images", "serve_one_image")
 RAW = "raw"  # a fifth one, which the old network does not have
@@ -39,8 +40,8 @@ def choose_version(folder: Path, wanted: int | None) -> int:
     free = max(taken, default=0) + 1
     if wanted is None:
         return free
-    if wanted < 1:
-        raise UserError(f"--version={wanted}: must be 1 or more")
+    if not 1 <= wanted < 2**63:  # TensorFlow Serving's versions have 64 bits
+        raise UserError(f"--version={wanted}: must be from 1 to 2^63 - 1")
     if wanted in taken:
         raise UserError(
             f"--version={wanted}: {folder / str(wanted)} is there already; leave the flag out to write version {free}"
@@ -93,6 +94,8 @@ def write_saved_model(module: ServingModule, path: Path, source: Mapping[str, An
     write_json(assets / "config.json", config_lib.to_json(module.model.config))
     write_json(assets / "skeleton.json", module.model.skeleton.to_json())
     write_json(assets / "versions.json", versions(source))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    note_sha256(files, assets / CHECKSUMS, path)
     write_warmup_requests(path / "assets.extra" / "tf_serving_warmup_requests", name)
 
 

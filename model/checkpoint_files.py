@@ -9,7 +9,6 @@ DIR/checkpoints/best/step-100.*   its files
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import tensorflow as tf
 
 from model.checkpoint_names import FOLDER, Which, is_in_model_dir, model_dir_of
 from pipeline.command import UserError, say
-from pipeline.files import checked_json, read_json, write_json
+from pipeline.files import changed_file, checked_json, note_sha256
 
 OnDamaged = Literal["previous", "fail"]
 BEST = "best"
@@ -134,31 +133,15 @@ def newest_checkpoint(model_dir: Path) -> str | None:
 
 def note_checksums(path: str) -> None:
     """Brings a checkpoint that has just been saved to the disk, and writes the sha256 of its files to `PATH.sha256`."""
-    digests: dict[str, str] = {}
     for file in files_of(path):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_json(Path(f"{path}.sha256"), digests)
+    note_sha256(files_of(path), Path(f"{path}.sha256"), Path(path).parent)
 
 
 def damage(path: str) -> str | None:
     """What is wrong with the files of a checkpoint; None if they are as they were saved, or came without checksums."""
-    note = Path(f"{path}.sha256")
-    if not note.exists():
-        return None
-    try:
-        digests = dict(read_json(note))
-    except (UserError, TypeError, ValueError):
-        return f"{note.name} is damaged"
-    present = {file.name: file for file in files_of(path)}
-    for name, digest in digests.items():
-        if name not in present:
-            return f"{name} is missing"
-        with present[name].open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                return f"{name} is not as it was saved: its sha256 differs"
-    return None
+    return changed_file(Path(f"{path}.sha256"), Path(path).parent)
 
 
 def sound_checkpoint(model_dir: Path, on_damaged: OnDamaged = "previous") -> str | None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import socket
 import stat
+import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from pipeline.command import UserError
 
@@ -62,7 +65,7 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_regular(path: Path, limit: int) -> BinaryIO:
+def open_regular(path: Path, limit: int) -> BufferedReader:
     """Opens a file that lies in somebody else's folder: never a FIFO, which would wait for ever, a device or a giant.
 
     Args:
@@ -87,6 +90,35 @@ def _check_regular(status: os.stat_result, path: Path, limit: int) -> None:
         raise OSError(errno.EINVAL, f"a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, not a file", str(path))
     if status.st_size > limit:
         raise OSError(errno.EFBIG, f"{status.st_size} bytes long, at most {limit} are read", str(path))
+
+
+def note_sha256(files: Sequence[Path], note: Path, folder: Path) -> None:
+    """Writes the sha256 of some files of a folder to `note`, by their names in the folder."""
+    digests = {}
+    for path in files:
+        with path.open("rb") as file:
+            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(note, digests)
+
+
+def changed_file(note: Path, folder: Path) -> str | None:
+    """What is wrong with the files that `note_sha256` noted; None if they are as they were, or nothing was noted."""
+    if not note.exists():
+        return None
+    try:
+        digests = dict(read_json(note))
+    except (UserError, TypeError, ValueError):
+        return f"{note.name} is damaged"
+    for name, digest in digests.items():
+        try:
+            with open_regular(folder / name, sys.maxsize) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} is not as it was saved: its sha256 differs"
+        except FileNotFoundError:
+            return f"{name:.100} is missing"
+        except (OSError, ValueError) as error:
+            return f"{name:.100}: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 @contextlib.contextmanager
@@ -206,14 +238,16 @@ def parsed_json(content: bytes | str, damage: str, parse: Callable[[Any], Parsed
         raise UserError(f"{damage} (not JSON: {error}); {remedy}") from None
     except KeyError as error:
         raise UserError(f"{damage} ({error} is missing); {remedy}") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError):  # Python's own words on them help nobody
+        raise UserError(f"{damage} (a value of another type than the one that belongs there); {remedy}") from None
+    except (ArithmeticError, LookupError, RecursionError, ValueError) as error:
         raise UserError(f"{damage} ({type(error).__name__}: {str(error)[:200]}); {remedy}") from None
 
 
 def an_object(value: Any) -> dict[str, Any]:
-    """For `checked_json`, of a file that should hold an object of whatever keys. Raises: TypeError."""
+    """For `checked_json`, of a file that should hold an object of whatever keys. Raises: UserError."""
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r:.40} is no JSON object")
+        raise UserError(f"{value!r:.40} is no JSON object")
     return value
 
 

@@ -34,6 +34,7 @@ def make_inputs(folder: Path) -> None:
     """Fills a folder; `scripts.mutation_targets` says what lies where."""
     _images_and_records(folder)
     _model(folder)
+    _exports(folder)
     _weights(folder / "weights")
     (folder / "tf_config.json").write_text(json.dumps(TF_CONFIG))
     (folder / "settings.txt").write_text("data.short_edges=[640, 672]")
@@ -123,10 +124,24 @@ def _model(folder: Path) -> None:
     (model_dir / "weights.json").write_text(json.dumps({"source": "torchvision", "licence": "BSD-3", "left_over": ["a"]}))
     lines = [{"kind": kind, "step": step, "loss": 1.5} for step in (1, 2, 3) for kind in ("train", "eval")]
     (model_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "exported.json").write_text(
-        json.dumps({"config": config_lib.to_json(config), "skeleton": COCO_PERSON.to_json(), "sha256": "0" * 64})
-    )
-    (folder / "exported.tflite").write_bytes(b"\x1c\x00\x00\x00TFL3")
+
+
+def _exports(folder: Path) -> None:
+    """The model as a SavedModel and as a TFLite file with what lies beside it, which nobody has compared."""
+    import shutil
+
+    from export import client_notes, saved_model, tflite
+    from export.formats import sha256_of
+    from model.inference.serving import ServingModule
+    from model.model_dir import load_model
+
+    model = load_model(folder / "model")
+    saved_model.write_saved_model(ServingModule(model), folder / "exported" / "1", {}, "small")
+    shutil.rmtree(folder / "exported" / "1" / "assets.extra")  # of servers alone
+    path = folder / "exported.tflite"
+    path.write_bytes(tflite.convert(model, 64, 96, folder))
+    notes = client_notes.notes_for_pixels(model.config, model.skeleton) | {"sha256": sha256_of(path)}
+    (folder / "exported.json").write_text(json.dumps(notes))
 
 
 def _weights(folder: Path) -> None:

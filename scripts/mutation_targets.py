@@ -241,11 +241,21 @@ def read_metrics(folder: Path, file: Path) -> None:
     each(lambda: MetricsLog(folder / "model", 2))
 
 
-def open_sidecar(folder: Path, file: Path) -> None:
+def ask_tflite(folder: Path, file: Path) -> None:
+    del file
+    _ask(folder, "exported.tflite")
+
+
+def ask_saved_model(folder: Path, file: Path) -> None:
+    del file
+    _ask(folder, "exported")
+
+
+def _ask(folder: Path, model: str) -> None:
+    """Opens an export and shows it an image."""
     from model.inference.predictor import open_model
 
-    del file
-    each(lambda: open_model(folder / "exported.tflite"))
+    each(lambda: open_model(folder / model)(folder / "plain.png").to_coco(1))
 
 
 def read_image(folder: Path, file: Path) -> None:
@@ -341,7 +351,9 @@ TARGETS = {
     "model": Target(0.15, "model/*.json", json_values, build_model),
     "checkpoint": Target(1.5, "model/checkpoints/*", bytes_anywhere, read_checkpoint),
     "metrics": Target(2, "model/metrics.jsonl", json_lines, read_metrics),
-    "sidecar": Target(3, "exported.json", json_values, open_sidecar),
+    "sidecar": Target(2, "exported.json", json_values, ask_tflite),
+    "TFLite": Target(1, "exported.tflite", bytes_anywhere, ask_tflite),
+    "SavedModel": Target(1, "exported/1/**/*", bytes_anywhere, ask_saved_model),
     "EXIF": Target(8, "exif.jpg", exif_bytes, read_image),
     "JPEG header": Target(8, "*.jpg", header_bytes, read_image),
     "PNG header": Target(4, "*.png", header_bytes, read_image),

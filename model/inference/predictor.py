@@ -39,8 +39,10 @@ from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config
 from pipeline.command import UserError
+from pipeline.files import changed_file
 from pipeline.skeleton import Skeleton
 
+CHECKSUMS = "sha256.json"  # among a SavedModel's assets: of its other files
 MAX_BATCH = 16
 BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
 Answer = Mapping[str, Any]  # arrays by name
@@ -227,13 +229,19 @@ class _Wanted:
             )
 
     def applied_to(self, config: AnyConfig) -> Any:
-        """The configuration with the sizes and the score that are wanted."""
+        """The configuration with the sizes and the score that are wanted. Raises: UserError for sizes that contradict."""
         own = config.inference
+        short_edge, max_edge = self.short_edge or own.short_edge, self.max_edge or own.max_edge
+        if self.short_edge is not None and short_edge > max_edge:
+            limit = f"--max_edge={max_edge}" if self.max_edge else f"the model's max edge, {max_edge}"
+            raise UserError(
+                f"--short_edge={short_edge}: is above {limit}, which would decide alone; lower it, or give a larger --max_edge"
+            )
         lowest = own.score_threshold if self.score_threshold is None else min(own.score_threshold, self.score_threshold)
         changes: dict[str, Any] = {
             "score_threshold": lowest,
-            "short_edge": self.short_edge or own.short_edge,
-            "max_edge": self.max_edge or own.max_edge,
+            "short_edge": min(short_edge, max_edge),
+            "max_edge": max_edge,
         }
         return dataclasses.replace(config, inference=dataclasses.replace(own, **changes))  # type: ignore[arg-type]
 
@@ -349,6 +357,9 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
     config = config_lib.load_any(assets / "config.json")
     skeleton = load_skeleton(assets)
     threshold = _threshold(config, score_threshold)
+    wrong = changed_file(assets / CHECKSUMS, path)
+    if wrong:  # TensorFlow would read most damage, and answer otherwise or end the process
+        raise UserError(f"--model={path}: cannot be loaded as a SavedModel ({wrong}); copy it again, or export it again")
     try:
         loaded = tf.saved_model.load(str(path))
         signature = loaded.signatures["serving_default"]

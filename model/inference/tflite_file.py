@@ -16,8 +16,10 @@ from model.config import AnyConfig
 from model.inference.image_input import letterbox
 from model.inference.two_stages import runner
 from pipeline.command import UserError
-from pipeline.files import read_json
+from pipeline.files import open_regular, read_json
 from pipeline.skeleton import Skeleton
+
+LARGEST_FILE = 2**31  # bytes: what a TFLite file can address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +71,28 @@ def read(path: Path) -> TFLiteFile:
     except (UserError, KeyError, TypeError, ValueError) as error:
         reason = error if isinstance(error, UserError) else repr(error)
         raise UserError(f"{sidecar}: not what export.export_model writes ({reason}); export the model again") from None
-    with path.open("rb") as file:
-        if about.get("sha256", found := hashlib.file_digest(file, "sha256").hexdigest()) != found:
-            raise UserError(
-                f"--model={path}: is not the file that {sidecar.name} belongs to (its SHA-256 is {found[:12]}…, "
-                f"the sidecar has {str(about['sha256'])[:12]}…): damaged, or of another export; copy both again"
-            )
+    found = _sha256_of(path, "--model")
+    if about.get("sha256", found) != found:
+        raise UserError(
+            f"--model={path}: is not the file that {sidecar.name} belongs to (its SHA-256 is {found[:12]}…, "
+            f"the sidecar has {str(about['sha256'])[:12]}…): damaged, or of another export; copy both again"
+        )
     return TFLiteFile(path, config, skeleton)
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of the images that a TFLite file takes. Raises: UserError for a file of another kind."""
-    return _size_taken(_runner(path))
+def size_of(path: Path, flag: str) -> tuple[int, int]:
+    """Height and width of the images that a TFLite file takes; `flag` names it. Raises: UserError for any other file."""
+    _sha256_of(path, flag)
+    return _size_taken(_runner(path, flag))
+
+
+def _sha256_of(path: Path, flag: str) -> str:
+    """Raises: UserError for what is no regular file, of which the runtime might wait for ever."""
+    try:
+        with open_regular(path, LARGEST_FILE) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{flag}={path}: cannot be read as a TFLite file ({error.strerror or error}); name another") from None
 
 
 def _size_taken(run: Any) -> tuple[int, int]:
@@ -88,7 +100,7 @@ def _size_taken(run: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _runner(path: Path) -> Any:
+def _runner(path: Path, flag: str = "--model") -> Any:
     """The function `serve_images` of a TFLite file."""
     from ai_edge_litert.interpreter import Interpreter  # who has no TFLite file need not have it
 
@@ -96,6 +108,4 @@ def _runner(path: Path) -> Any:
         return runner(Interpreter(model_path=str(path), num_threads=os.cpu_count()))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--model={path}: not a TFLite file with a signature serve_images ({reason}); export it again"
-        ) from None
+        raise UserError(f"{flag}={path}: not a TFLite file with a signature serve_images ({reason}); export it again") from None

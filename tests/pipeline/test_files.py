@@ -151,9 +151,9 @@ def names(value: Any) -> list[str]:
         (b"[" * 100_000, "RecursionError"),
         (b"{}", "'entries' is missing"),
         (b'{"entries": "own"}', "its own words"),
-        (b"[]", "TypeError"),
-        (b'{"entries": 3}', "TypeError"),
-        (b'{"entries": [{"name": 3}]}', "AttributeError"),
+        (b"[]", "a value of another type than the one that belongs there"),
+        (b'{"entries": 3}', "a value of another type"),
+        (b'{"entries": [{"name": 3}]}', "a value of another type"),
         (b"1" * 5000, "ValueError"),
     ],
 )
