@@ -187,7 +187,8 @@ def _images() -> None:
     from model.inference.image_source import find_images
 
     save = set(FLAGS.save if FLAGS.draw else [what for what in FLAGS.save if what != "images"])
-    files, notes = find_images(FLAGS.input, subfolders=FLAGS.subfolders)
+    named = FLAGS.annotations is not None  # whose names may lead into folders below
+    files, notes = find_images(FLAGS.input, subfolders=FLAGS.subfolders, may_be_empty=named)
     if FLAGS.annotations is None:
         images, rule = numbered(files)
         notes.append(rule)

@@ -30,6 +30,7 @@ ALL_CATEGORIES = "all"  # joins all categories that have keypoints
 # A box that is made around labelled points reaches beyond the outermost by MARGIN_SHARE of their extent's longer side, and by
 # MARGIN_PIXELS at least: a lone point gets a box of 32×32, the size of the smallest anchors.
 MARGIN_SHARE, MARGIN_PIXELS = 0.1, 16.0
+KEYPOINT_FILE = "person_keypoints_*.json"  # as COCO calls those of its files that have keypoints
 
 Box = tuple[float, float, float, float]
 
@@ -124,6 +125,7 @@ def read_annotation_file(
     keypoints: Sequence[str] | None = None,
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
+    naming: str = "give the keypoints' names with --keypoints",
 ) -> AnnotationFile:
     """Reads a COCO keypoint file.
 
@@ -133,13 +135,20 @@ def read_annotation_file(
         into one class. By default the only one with keypoints, or "person" among several.
       keypoints: names of the keypoints if the category has none.
       flip_pairs, sigmas: as for `skeleton.read_category`.
+      naming: what a person does about keypoints without names, for messages.
 
     Raises:
       UserError: the file as a whole cannot be used.
     """
     content = load(path)
-    chosen, notes = _chosen(content["categories"], category, keypoints, path)
-    skeleton, skeleton_notes = read_category(chosen[0], flip_pairs, sigmas)
+    chosen, notes = _chosen(content["categories"], category, keypoints, path, naming)
+    if not chosen[0]["keypoints"]:
+        what = f"category {chosen[0].get('name')!r} has no keypoint names"
+        raise UserError(f"{path}: {what}: take a keypoint file ({KEYPOINT_FILE}), or {naming}")
+    try:
+        skeleton, skeleton_notes = read_category(chosen[0], flip_pairs, sigmas)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith("--") else f"{path}: {error}") from None
     counts: Counter[str] = Counter()
     images = _images(content["images"], counts, path)
     annotations = _annotations(content["annotations"], images, counts, path)
@@ -150,7 +159,24 @@ def read_annotation_file(
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The JSON without its segments, which make two thirds of its weight in memory."""
+    """The content of a COCO keypoint file, as `load_json` reads it. Raises: UserError."""
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a {type(content).__name__}; a COCO file is an object with images, annotations, categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list) or not all(isinstance(entry, dict) for entry in content[key]):
+            raise UserError(f"{path}: no list of {key!r}; a COCO keypoint file ({KEYPOINT_FILE}) has it")
+    return content
+
+
+def load_json(path: str | Path) -> Any:
+    """The value of a JSON file of annotations, plain or compressed with gzip, in UTF-8, UTF-16 or UTF-32.
+
+    Segments, which make two thirds of its weight in memory, are left out.
+
+    Raises:
+      UserError: no such file, damaged, no JSON.
+    """
 
     def without_segments(entry: dict[str, Any]) -> dict[str, Any]:
         entry.pop("segmentation", None)
@@ -160,7 +186,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raw = storage.read(str(path))
         if raw.startswith(b"\x1f\x8b"):
             raw = gzip.decompress(raw)
-        content = json.loads(raw, object_hook=without_segments)  # (bytes may begin with a byte order mark)
+        return json.loads(raw, object_hook=without_segments)  # (bytes may begin with a byte order mark)
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file; give a COCO person_keypoints_*.json") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -169,19 +195,14 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); give a COCO person_keypoints_*.json") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); fetch or copy the file again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a {type(content).__name__}; a COCO file is an object with images, annotations, categories")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list) or not all(isinstance(entry, dict) for entry in content[key]):
-            raise UserError(f"{path}: no list of {key!r}; a COCO keypoint file (person_keypoints_*.json) has it")
-    return content
 
 
 def _chosen(
-    categories: list[dict[str, Any]], name: str | None, keypoints: Sequence[str] | None, path: str | Path
+    categories: list[dict[str, Any]], name: str | None, keypoints: Sequence[str] | None, path: str | Path, naming: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The categories that count, all with the joined name and the same keypoints, and notes on the choice."""
-    names = [str(entry.get("name")) for entry in categories]
+    categories = [entry if entry.get("name") is not None else {**entry, "name": "person"} for entry in categories]
+    names = [str(entry["name"]) for entry in categories]
     with_points = [entry for entry in categories if entry.get("keypoints") or keypoints]
     notes = []
     if name is None:
@@ -194,7 +215,7 @@ def _chosen(
     else:
         found, what = _named(categories, with_points, name), f"named {name!r}"
     if not found:
-        way_out = "take a keypoint file (person_keypoints_*.json), or give the keypoints' names with --keypoints"
+        way_out = "name one of these, or take another file" if name else f"take a keypoint file ({KEYPOINT_FILE}), or {naming}"
         raise UserError(f"{path}: 0 categories {what} among {names}; {way_out}")
     found = [{**entry, "keypoints": entry.get("keypoints") or list(keypoints or ())} for entry in found]
     if any(entry["keypoints"] != found[0]["keypoints"] for entry in found):
@@ -213,12 +234,12 @@ def _chosen(
     joined = []
     for entry in found:
         number = whole_number(entry.get("id"))
-        if number is None or not isinstance(entry.get("name", ""), str):
+        if number is None or not isinstance(entry["name"], str):
             raise UserError(
                 f"{path}: the category {entry.get('name')!r} has the id {entry.get('id')!r}; "
                 "a name and a whole number are needed"
             )
-        joined.append({**entry, "id": number, "name": entry.get("name", "person") if len(found) == 1 else name})
+        joined.append({**entry, "id": number, "name": entry["name"] if len(found) == 1 else name})
     return sorted(joined, key=lambda entry: int(entry["id"])), notes
 
 
@@ -246,6 +267,8 @@ def _images(entries: list[dict[str, Any]], counts: Counter[str], path: str | Pat
             raise UserError(f"{path}: image id {entry.get('id')!r} is not an integer from 0 up; every image entry needs one")
         counts["ids_as_text"] += isinstance(entry["id"], str)
         entry = {key: entry.get(key) for key in ("id", "file_name", "height", "width")} | {"id": image_id}
+        if all(_is_empty(entry[side]) or entry[side] in ("", 0) for side in ("height", "width")):
+            entry |= {"height": None, "width": None}  # as tools write a size that they do not know
         first = images.setdefault(image_id, entry)
         if first is not entry:
             counts["images_twice"] += 1
@@ -306,7 +329,8 @@ def plain_name(file_name: str) -> str:
 
 def _annotation(entry: Mapping[str, Any], num_keypoints: int) -> Annotation:
     name = f"annotation {entry['id']}"
-    x, y, width, height = _numbers(entry.get("bbox"), 4, f"{name}: bbox")
+    without_box = entry.get("bbox") in (None, [])  # `box` makes one around the labelled points
+    x, y, width, height = _numbers([0, 0, 0, 0] if without_box else entry["bbox"], 4, f"{name}: bbox")
     is_crowd = entry.get("iscrowd") or 0
     if is_crowd not in (0, 1):
         raise AnnotationError(f"{name}: iscrowd {is_crowd!r} is neither 0 nor 1")
@@ -322,6 +346,8 @@ def _annotation(entry: Mapping[str, Any], num_keypoints: int) -> Annotation:
             raise AnnotationError(f"{name}: visibilities {sorted(set(values[2::3]))} must be 0, 1 or 2")
         keypoints = np.array(values, np.float64).reshape(num_keypoints, 3)
         keypoints[keypoints[:, 2] == 0] = 0
+    if without_box and not keypoints.any():
+        raise AnnotationError(f"{name} has neither a bbox nor a labelled keypoint")
     given = entry.get("num_keypoints")
     number = int(np.count_nonzero(keypoints[:, 2])) if given is None else whole_number(given)
     if number is None or number < 0:
@@ -333,8 +359,10 @@ def _labelled_only(keypoints: object) -> object:
     """The flat list of keypoints with zeros for points that are not labelled, whatever they hold; else as it is."""
     if not isinstance(keypoints, list):
         return keypoints
-    if all(isinstance(point, list) and len(point) == 3 for point in keypoints):
-        keypoints = [number for point in keypoints for number in point]
+    if any(isinstance(point, list) for point in keypoints):  # a point that is not labelled may be null or empty
+        points = [[0, 0, 0] if point is None or point == [] else point for point in keypoints]
+        if all(isinstance(point, list) and len(point) == 3 for point in points):
+            keypoints = [number for point in points for number in point]
     if len(keypoints) % 3 or (set(map(type, keypoints)) <= {int, float} and all(map(_is_finite, keypoints))):
         return keypoints
     flat = list(keypoints)

@@ -8,6 +8,7 @@ one of the words `left`, `l`, `right`, `r` (and `lt`, `lft`, `rt`, `rgt`), where
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -57,7 +58,8 @@ def _side(words: Sequence[str]) -> Side:
 
 def _words_of(names: Sequence[str]) -> list[list[str]]:
     """The words of each name in small letters; a word that tells a side becomes "left" or "right"."""
-    found = [[_SIDE_WORDS.get(word, word) for word in _split(name)] for name in names]
+    plain = [unicodedata.normalize("NFKC", name) for name in names]
+    found = [[_SIDE_WORDS.get(word, word) for word in _split(name)] for name in plain]
     glued = {"".join(words) for words in found if _side(words) == "middle"}
     return [words if _side(words) != "middle" else _unglued("".join(words), glued) or words for words in found]
 

@@ -204,7 +204,7 @@ class CocoFigures:
             parameters.kpt_oks_sigmas = list(sigmas)
         known = {
             "id": int(category["id"]),
-            "name": str(category.get("name")),
+            "name": str(category.get("name") or "person"),  # hotcoco prints a line of its own on a category without a name
             "keypoints": list(category.get("keypoints") or []),
         }
         with _refusals():

@@ -83,7 +83,8 @@ def read_ground_truth(path: str | Path, category: str | None = None, keypoints: 
     Raises:
       UserError: no such file, not COCO JSON, no such category.
     """
-    file = read_annotation_file(path, category=category, keypoints=keypoints)
+    naming = "name the records with --data_dir, which have the keypoints' names"
+    file = read_annotation_file(path, category=category, keypoints=keypoints, naming=naming)
     persons: list[Person] = []
     errors: dict[int, str] = {}
     without_area = 0

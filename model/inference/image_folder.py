@@ -73,8 +73,11 @@ def image_files(path: Path, flag: str = "--input") -> list[Path]:
     return list(look_into(path, flag)[0])
 
 
-def look_into(path: Path, flag: str = "--input") -> tuple[list[Path], list[str]]:
+def look_into(path: Path, flag: str = "--input", *, may_be_empty: bool = False) -> tuple[list[Path], list[str]]:
     """As `image_files`, and a line for each kind of entry of the folder that is passed over.
+
+    Args:
+      may_be_empty: whether a folder without images is none that is wrong, as its folders may hold them.
 
     Raises:
       UserError: nothing there, or no image in it.
@@ -98,7 +101,7 @@ def look_into(path: Path, flag: str = "--input") -> tuple[list[Path], list[str]]
         else:
             files.append(entry)
     notes = [f"passed over: {len(names)} {kind}: {some_of(names)}" for kind, names in passed_over.items()]
-    if not files:
+    if not files and not may_be_empty:
         raise UserError(f"{flag}={path}: no images in it; their names must end in {', '.join([*SUFFIXES, *notes])}")
     return files, notes
 

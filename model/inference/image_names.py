@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from pipeline.annotation_file import plain_name
+from pipeline.annotation_file import load_json, plain_name, whole_number
 from pipeline.command import UserError
-from pipeline.files import read_json
 
 LARGEST_ID = 2**53  # up to which every reader of JSON keeps whole numbers as they are
 
@@ -31,12 +30,9 @@ class ImageEntry:
     @staticmethod
     def from_json(image: Mapping[str, Any]) -> ImageEntry:
         """Reads an entry of the JSON's `images`; a value of another type counts as not said."""
-        name, height, width = image.get("file_name"), image.get("height"), image.get("width")
-        return ImageEntry(
-            name if isinstance(name, str) and name else None,
-            int(height) if isinstance(height, int | float) and 0 < height < 2**31 else None,
-            int(width) if isinstance(width, int | float) and 0 < width < 2**31 else None,
-        )
+        name, *sides = image.get("file_name"), whole_number(image.get("height")), whole_number(image.get("width"))
+        height, width = (side if side is not None and 0 < side < 2**31 else None for side in sides)
+        return ImageEntry(name if isinstance(name, str) and name else None, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,17 +147,15 @@ def read_image_names(path: str | Path) -> ImageNames:
     Raises:
       UserError: no such file, no JSON, no list of images, or an image without an id and a file name.
     """
-    value = read_json(path)
+    value = load_json(path)
     images = value.get("images") if isinstance(value, dict) else None
     if not isinstance(images, list) or not images:
         raise UserError(f"{path}: has no list of images; give a COCO JSON, whose images have id and file_name")
     entries: dict[int, ImageEntry] = {}
     for place, image in enumerate(images):
         entry = ImageEntry.from_json(image) if isinstance(image, dict) else None
-        image_id = image.get("id") if isinstance(image, dict) else None
-        if isinstance(image_id, str) and image_id.isdecimal():
-            image_id = int(image_id)
-        if entry is None or entry.file_name is None or not isinstance(image_id, int) or not 0 <= image_id < 2**63:
+        image_id = whole_number(image.get("id")) if isinstance(image, dict) else None
+        if entry is None or entry.file_name is None or image_id is None or image_id < 0:
             raise UserError(f"{path}: images[{place}] needs an id (a whole number from 0 up) and a file_name; correct it")
         if entries.setdefault(image_id, entry).file_name != entry.file_name:
             raise UserError(f"{path}: images[{place}] has the id {image_id} of another image; give each its own")

@@ -19,12 +19,13 @@ from pipeline.writing.image_files import ZipMember, find_members, is_zip, member
 _GLOB = "*?["
 
 
-def find_images(given: str, *, subfolders: bool = False) -> tuple[list[FoundImage], list[str]]:
+def find_images(given: str, *, subfolders: bool = False, may_be_empty: bool = False) -> tuple[list[FoundImage], list[str]]:
     """The images that a value of `--input` names, sorted by name, and a line for each kind of thing that is passed over.
 
     Args:
       given: an image, a folder, a glob (with ** for folders below), a zip file, or a URL of any of these.
       subfolders: whether images in folders below a folder are taken, too; their names then have the folders' before them.
+      may_be_empty: whether a folder without images is none that is wrong, as annotations may name files below it.
 
     Raises:
       UserError: nothing there, no image in it, or a zip that is damaged.
@@ -38,7 +39,7 @@ def find_images(given: str, *, subfolders: bool = False) -> tuple[list[FoundImag
         return _of_glob(given)
     if subfolders and Path(given).is_dir():
         return _below(Path(given))
-    paths, notes = look_into(Path(given))
+    paths, notes = look_into(Path(given), may_be_empty=may_be_empty)
     return [FoundImage(path, path.name) for path in paths], notes
 
 

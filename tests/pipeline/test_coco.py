@@ -96,7 +96,7 @@ def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
     [
         ({"bbox": [1, 2, float("nan"), 4]}, "bbox holds nan"),
         ({"bbox": [1, 2, 3]}, "bbox has 3 numbers"),
-        ({"bbox": None}, "bbox has None"),
+        ({"bbox": None, "keypoints": None}, "neither a bbox nor a labelled keypoint"),
         ({"bbox": ["1", 2, 3, 4]}, "holds '1'"),
         ({"keypoints": [1, 2, 2]}, "keypoints has 3 numbers, 9 are needed"),
         ({"keypoints": [1, float("inf"), 2] + [0] * 6}, "keypoints holds inf"),
@@ -214,10 +214,12 @@ def test_numbers_as_text_are_numbers(tmp_path: Path) -> None:
         ([60, 31, 100, 0], [[60, 31, 2], [160, 31, 2]], (44, 15, 176, 47)),
         ([0, 0, -5, 10], [[10, 20, 2], [190, 60, 2]], (0, 2, 200, 78)),  # a tenth of 180
         ([300, 0, 20, 20], [[50, 30, 2], [300, 10, 2]], (34, 14, 66, 46)),  # only the point in the image counts
+        (None, [[50, 30, 2]], (34, 14, 66, 46)),
+        ([], [[50, 30, 2]], (34, 14, 66, 46)),
     ],
 )
 def test_a_labelled_object_without_area_gets_a_box_around_its_points(
-    tmp_path: Path, bbox: list[float], points: list[list[float]], box: tuple[float, ...]
+    tmp_path: Path, bbox: list[float] | None, points: list[list[float]], box: tuple[float, ...]
 ) -> None:
     points += [[0, 0, 0]] * (3 - len(points))
     data = read(tmp_path, [image()], [annotation(1, bbox=bbox, keypoints=points, area=0)])
@@ -234,6 +236,8 @@ def test_a_labelled_object_without_area_gets_a_box_around_its_points(
         [12, 22, 2, 14.5, 24, 1, float("nan"), float("nan"), 0.0],
         [12, 22, 2, 14.5, 24, 1, float("inf"), "", 0],
         [[12, 22, 2], [14.5, 24, 1], [None, None, None]],
+        [[12, 22, 2], [14.5, 24, 1], None],
+        [[12, 22, 2], [14.5, 24, 1], []],
         [12, 22, 2, 14.5, 24, 1] + [float("nan")] * 3,
     ],
 )
@@ -284,6 +288,9 @@ NAMELESS = {"id": 4, "name": "face"}
         ([CATEGORY, NAMELESS], "face", ("a", "b"), "face", {4}),
         ([dict(DOG, id="2")], None, None, "dog", {2}),
         ([dict(DOG, name="a,b"), CATEGORY], "a,b", None, "a,b", {2}),
+        ([dict(DOG, name=None)], None, None, "person", {2}),
+        ([dict(DOG, name=None)], "person", None, "person", {2}),  # as an evaluation with records asks for it
+        ([{"id": 2, "keypoints": DOG["keypoints"]}], "person", None, "person", {2}),
     ],
 )
 def test_categories_are_chosen(
@@ -310,7 +317,12 @@ def test_categories_are_chosen(
         ([NAMELESS], "face", "has no keypoint names.*--keypoints"),
         ([dict(DOG, id=None)], None, "'dog' has the id None; a name and a whole number are needed"),
         ([dict(DOG, name=3)], None, "category 3 has the id 2; a name and a whole number are needed"),
-        ([dict(DOG, keypoints=5)], None, "keypoints 5: a list of names"),
+        ([dict(DOG, keypoints=5)], None, r"a\.json: category 'dog': keypoints 5: a list of names"),
+        (
+            [dict(DOG, keypoints=["a", "a"])],
+            None,
+            r"a\.json: keypoints \['a', 'a'\]: there must be at least one name, and each",
+        ),
     ],
 )
 def test_a_choice_that_cannot_be_made_is_one_line(
@@ -321,6 +333,14 @@ def test_a_choice_that_cannot_be_made_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         read_coco(path, category=category)
     assert "\n" not in str(caught.value)
+
+
+UNKNOWN: list[dict[str, Any]] = [
+    {},
+    {"height": 0, "width": 0},
+    {"height": "", "width": None},
+    {"height": float("nan"), "width": 0},
+]
 
 
 @pytest.mark.parametrize(
@@ -337,7 +357,7 @@ def test_a_missing_size_is_that_of_the_image_in_the_annotations_frame(
     tmp_path: Path, boxes: list[list[float]], stored: tuple[int, int, bool], size: tuple[int, int]
 ) -> None:
     path = tmp_path / "a.json"
-    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(len(boxes) + 1)]
+    images = [{"id": number, "file_name": f"{number}.jpg", **UNKNOWN[number]} for number in range(len(boxes) + 1)]
     persons = [annotation(number, image=number, bbox=box, keypoints=None) for number, box in enumerate(boxes)]
     path.write_text(json.dumps({"images": images, "annotations": persons, "categories": [CATEGORY]}))
 

@@ -70,6 +70,11 @@ def test_cocos_set_is_recognised_however_it_is_written(written: str) -> None:
     ("names", "flip", "told"),
     [
         (["nose", "medial left eye", "medial right eye"], (0, 2, 1), ["middle", "left", "right"]),
+        (
+            ["nose", "ｌｅｆｔ_eye", "ｒｉｇｈｔ_eye"],
+            (0, 2, 1),
+            ["middle", "left", "right"],
+        ),  # as Japanese keyboards write them
         (["forelegR1", "forelegL1", "forelegR2", "forelegL2"], (1, 0, 3, 2), ["right", "left", "right", "left"]),
         (["rank", "lank", "tail", "upright"], (1, 0, 2, 3), ["right", "left", "middle", "middle"]),
         (["左眼", "右眼"], (1, 0), ["left", "right"]),
@@ -101,7 +106,7 @@ def test_twins_can_be_given() -> None:
     ("changes", "pairs", "sigmas", "message"),
     [
         ({}, [("thumb_l", "thumb_r"), ("thumb_r", "wrist")], [0.1] * 3, "the twin of a keypoint's twin"),
-        ({}, [("thumb_l", "ear")], [0.1] * 3, "flip pair thumb_l:ear: both must be among the keypoints wrist, thumb_l"),
+        ({}, [("thumb_l", "ear")], [0.1] * 3, "--flip_pairs=thumb_l:ear: both must be among the keypoints wrist, thumb_l"),
         ({}, None, [0.1] * 2, "3 keypoints need 3 numbers above 0"),
         ({}, None, [0.1, 0, 0.1], "3 keypoints need 3 numbers above 0"),
         ({}, None, [0.1, float("nan"), 0.1], "3 keypoints need 3 numbers above 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import io
 import json
 import os
@@ -142,6 +143,19 @@ def test_ids_of_annotations(tmp_path: Path) -> None:
     assert [image.image_id for image in one] == [35] and not notes
     with pytest.raises(UserError, match="none of its 7 images is in --input="):
         annotated(tmp_path, [], read_image_names(path), "annotations.json")
+
+
+def test_annotations_are_read_as_a_conversion_reads_them(tmp_path: Path) -> None:
+    """Compressed, with ids that are numbers written otherwise, of images that all lie in folders below."""
+    folder = write_images(tmp_path / "in", "1/x.jpg", "2/x.jpg", "3/x.jpg")
+    entries = [{"id": image_id, "file_name": f"{k}/x.jpg"} for k, image_id in ((1, "7"), (2, 8.0), (3, " +9 "))]
+    path = tmp_path / "annotations.json"
+    path.write_bytes(gzip.compress(json.dumps({"images": entries}).encode("utf-16")))
+    files, _ = look_into(folder, may_be_empty=True)
+    images, notes = annotated(folder, files, read_image_names(path), "annotations.json")
+    assert [(one.image_id, one.file_name) for one in images] == [(7, "1/x.jpg"), (8, "2/x.jpg"), (9, "3/x.jpg")] and not notes
+    with pytest.raises(UserError, match="no images in it"):
+        look_into(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"images": []}', '{"images": [{"id": 1}]}', '{"images": [3]}'])
