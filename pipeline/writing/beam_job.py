@@ -89,7 +89,7 @@ def run_job(settings: ShardSettings, numbers: Sequence[int], options: PipelineOp
 
     def run() -> None:
         try:
-            with _services_on_loopback():
+            with _services_on_loopback(), _dask_of_this_machine(options):
                 _run_pipeline(settings, numbers, options)
         except BaseException as error:
             _finish(outcome, error)
@@ -119,6 +119,28 @@ def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: Pipe
     finally:
         if hasattr(result, "client"):  # of Dask: it would complain of the end of the process
             result.client.close()
+
+
+@contextlib.contextmanager
+def _dask_of_this_machine(options: PipelineOptions) -> Iterator[None]:
+    """Starts a Dask cluster for a DaskRunner that is given none: the one that it would start shows its pages to everybody."""
+    if options.view_as(StandardOptions).runner != _RUNNERS["DaskRunner"]:
+        yield
+        return
+    from apache_beam.runners.dask.dask_runner import DaskOptions
+    from dask.distributed import LocalCluster
+
+    dask = options.view_as(DaskOptions)
+    if dask.address is not None or dask.scheduler_file is not None:
+        yield
+        return
+    local = LocalCluster(host="127.0.0.1", dashboard_address="127.0.0.1:0")  # type: ignore[no-untyped-call]
+    with local as cluster:
+        dask.address = cluster.scheduler_address
+        try:
+            yield
+        finally:
+            dask.address = None
 
 
 @contextlib.contextmanager

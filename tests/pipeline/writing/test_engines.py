@@ -52,18 +52,23 @@ def check(forty_images: Path, in_process: Path, tmp_path: Path) -> Check:
 
 
 @pytest.mark.slow
-def test_worker_processes_are_not_served_on_the_network(forty_images: Path, in_process: Path, tmp_path: Path) -> None:
-    """Beam's own services ask nobody who he is, and hand out any file of the user."""
+@pytest.mark.parametrize("engine", ["--direct_running_mode=multi_processing --direct_num_workers=2", "--runner=DaskRunner"])
+def test_worker_processes_are_not_served_on_the_network(
+    forty_images: Path, in_process: Path, tmp_path: Path, engine: str
+) -> None:
+    """Beam's own services ask nobody who he is, and hand out any file of the user; Dask's cluster has a page for everybody."""
+    if "Dask" in engine and importlib.util.find_spec("dask") is None:
+        pytest.skip("Dask is not installed: pip install 'apache-beam[dask]'")
     command = [sys.executable, "-m", "pipeline.make_tfrecords", f"--annotations={forty_images / 'a.json'}"]
     command += [f"--images={forty_images / 'images'}", f"--output_dir={tmp_path / 'out'}", "--dataset_name=small"]
-    command += ["--num_shards=6", "--short_edges=64,96", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    command += ["--num_shards=6", "--short_edges=64,96", *engine.split()]
     with (
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
         ports_of(process) as ports,
     ):
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert len(ports) >= 4  # control, data, state, logging
+    assert len(ports) >= 4  # control, data, state, logging; or scheduler, its page, workers
     assert not open_to_others(ports), ports
     shards = sorted(path.name for path in in_process.glob("*.tfrecord-*"))
     assert len(shards) == 6 and all(
