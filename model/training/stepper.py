@@ -278,6 +278,11 @@ class Stepper:
         self._saver.wait()
         best_checkpoint.offer(self._run.model_dir, done, self._log.evaluation_of(done) or {})
         self._interval.restart()
+        if self._interrupt.asked and done == self._total:  # it came too late for `hear`; whoever pressed Ctrl-C wants an end
+            raise self._interrupt.error(
+                f"stopped; step {done} of {self._total} was evaluated, so all is done, and the model is in "
+                f"{self._run.model_dir}"
+            )
 
 
 def _allocation(error: tf.errors.OpError) -> str:
