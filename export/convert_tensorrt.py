@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 SIGNATURE = "serve_one_image"  # of what is converted: no loop over images lies around the network
 CONTAINER = "a container nvcr.io/nvidia/tensorflow (24.xx-tf2-py3) has it; ONNX and trtexec are the way without TF-TRT"
@@ -52,8 +53,14 @@ def main() -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Says in one line what argparse says below a page of usage."""
+        sys.exit(_fail(f"{message}; --help explains every flag"))
+
+
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--saved_model", help="the folder of one version, as export.export_model writes it")
     parser.add_argument("--output_dir", help="a new folder")
     parser.add_argument("--precision", choices=["FP32", "FP16", "INT8"], default="FP16")
@@ -69,9 +76,10 @@ def _options() -> argparse.Namespace:
 
 def _shape(text: str) -> tuple[int, int]:
     height, separator, width = text.lower().replace("×", "x").partition("x")
-    if not separator or not height.isdecimal() or not width.isdecimal() or int(height) % 32 or int(width) % 32:
+    sides = [int(side) if side.isdecimal() else 0 for side in (height, width)]
+    if not separator or not all(sides) or any(side % 32 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: must be height×width, both multiples of 32, such as 800x1088")
-    return int(height), int(width)
+    return sides[0], sides[1]
 
 
 def _refusal() -> str | None:
@@ -130,7 +138,8 @@ def _convert(options: argparse.Namespace, source: Path, target: Path) -> str | N
         tf.saved_model.save(module, str(target), signatures=signatures)
     finally:
         shutil.rmtree(engine, ignore_errors=True)
-    shutil.copytree(source / "assets", target / "assets", dirs_exist_ok=True)
+    without_checksums = shutil.ignore_patterns("sha256.json")  # (of the files that were converted)
+    shutil.copytree(source / "assets", target / "assets", dirs_exist_ok=True, ignore=without_checksums)
     about = {
         "tensorflow": tf.__version__,
         "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")],

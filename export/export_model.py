@@ -60,7 +60,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("eval_data_dir", None, "A record folder on which each artifact's AP is measured.", flag_values=FLAGS)
-flags.DEFINE_string("eval_split", "val", "The split of --eval_data_dir.", flag_values=FLAGS)
+flags.DEFINE_string("eval_split", None, "The split of --eval_data_dir. By default val.", flag_values=FLAGS)
 flags.DEFINE_string("eval_annotations", None, "The COCO JSON that --eval_split was converted from.", flag_values=FLAGS)
 flags.DEFINE_float(
     "min_equal",

@@ -50,7 +50,7 @@ def export_model(
     check_images: str | Path | None = None,
     calibration: str | Path | None = None,
     eval_data_dir: str | Path | None = None,
-    eval_split: str = "val",
+    eval_split: str | None = None,
     eval_annotations: str | Path | None = None,
     bars: Bars | None = None,
     data_licence: str | None = None,
@@ -72,7 +72,7 @@ def export_model(
       check_images: images on which artifacts are compared with the model; by default those of `eval_split`, or patches.
       calibration: a record folder or a folder of images, for the ranges of int8; by default the training split of
         `eval_data_dir`, or the images of the check.
-      eval_data_dir, eval_split, eval_annotations: records, split and its annotations, for AP.
+      eval_data_dir, eval_split, eval_annotations: records, split ("val" by default) and its annotations, for AP.
       bars: what artifacts must reach.
       data_licence: of the training data, for the model card, beside what the model directory knows of it.
       overwrite: whether files of another model's export are replaced.
@@ -88,7 +88,8 @@ def export_model(
       ConversionError: an artifact that is not the model, or below its bar.
     """
     output_dir, bars, wanted = Path(output_dir), bars or Bars(), chosen(formats)
-    _check_arguments(name, eval_data_dir, eval_annotations)
+    _check_arguments(name, eval_data_dir, eval_split, eval_annotations)
+    eval_split = eval_split or "val"
     in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
     if in_versions:
         saved_model.choose_version(output_dir / name, version)  # before the work
@@ -121,11 +122,17 @@ def export_model(
     return written
 
 
-def _check_arguments(name: str, eval_data_dir: str | Path | None, eval_annotations: str | Path | None) -> None:
+def _check_arguments(
+    name: str, eval_data_dir: str | Path | None, eval_split: str | None, eval_annotations: str | Path | None
+) -> None:
     if not name or name != Path(name).name or name.startswith("."):
         raise UserError(f"--name={name}: must be the plain name of a folder")
+    if name == REPORT:
+        raise UserError(f"--name={name}: is the name of the report, {REPORT}.json; give another")
     if (eval_data_dir is None) != (eval_annotations is None):
         raise UserError("--eval_data_dir and --eval_annotations: give both for AP, or neither")
+    if eval_split is not None and eval_data_dir is None:
+        raise UserError(f"--eval_split={eval_split}: is a split of --eval_data_dir, which is not given; give both, or neither")
 
 
 def _tflite_fit(config: AnyConfig, height: int | None, width: int | None) -> Fit:
@@ -185,7 +192,8 @@ def _check_other_model(output_dir: Path, name: str, weights: Mapping[str, Any], 
         return
     about = read_json(path)
     before = about if isinstance(about, dict) else {}
-    there = (before.get("name"), (before.get("weights") or {}).get("model_dir"))
+    from_where = before.get("weights")
+    there = (before.get("name"), from_where.get("model_dir") if isinstance(from_where, dict) else None)
     if there != (name, weights["model_dir"]):
         raise UserError(
             f"--output_dir={output_dir}: holds the export {there[0]} of the model {there[1]}, this is {name} of "

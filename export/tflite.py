@@ -26,6 +26,7 @@ from pipeline.data_config import CANVAS_MULTIPLE
 
 Pixels = npt.NDArray[np.uint8]
 
+LARGEST_SIDE = 8192  # pixels; the most that a conversion prepares
 SIGNATURE = two_stages.WHOLE
 PARTS = (two_stages.FIND_PEOPLE, two_stages.FIND_KEYPOINTS)
 # A converter that misses the variables writes these, a file without weights, and no error.
@@ -46,6 +47,8 @@ def check_size(height: int, width: int) -> None:
     for name, value in (("--tflite_height", height), ("--tflite_width", width)):
         if value < CANVAS_MULTIPLE or value % CANVAS_MULTIPLE:
             raise UserError(f"{name}={value}: must be a multiple of {CANVAS_MULTIPLE}; the next is {round_up(max(value, 1))}")
+        if value > LARGEST_SIDE:
+            raise UserError(f"{name}={value}: must be at most {LARGEST_SIDE} pixels")
 
 
 def convert(model: KeypointRCNN | MaskRCNN, height: int, width: int, folder: Path, *, static_shapes: bool = False) -> bytes:

@@ -111,7 +111,7 @@ def test_a_version_is_never_overwritten(exported: Path, model_dir: Path, tmp_pat
     assert choose_version(exported / "keypoint_rcnn", None) == 2
     assert choose_version(tmp_path / "nothing", None) == 1
     assert choose_version(exported / "keypoint_rcnn", 20) == 20
-    with pytest.raises(UserError, match="must be 1 or more"):
+    with pytest.raises(UserError, match="must be from 1 to"):
         choose_version(exported / "keypoint_rcnn", 0)
 
 
@@ -126,6 +126,10 @@ def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
         ({"tflite_height": 100}, "--tflite_height=100: must be a multiple of 32; the next is 128"),
         ({"tflite_height": 0}, "--tflite_height=0: must be a multiple of 32; the next is 32"),
         ({"tflite_width": -32}, "--tflite_width=-32: must be a multiple of 32"),
+        ({"tflite_width": 32 * 10**7}, "--tflite_width=320000000: must be at most 8192 pixels"),
+        ({"name": "export-report"}, "--name=export-report: is the name of the report"),
+        ({"eval_split": "val"}, "--eval_split=val: is a split of --eval_data_dir, which is not given"),
+        ({"version": 2**63}, "--version=9223372036854775808: must be from 1 to"),
         ({"check_images": tmp_path / "in"}, "--check_images=.*: no images in it"),
         ({"check_images": tmp_path / "text.jpg"}, r"text\.jpg: not a JPEG or PNG image \(4 bytes\); replace or remove it"),
         ({"check_images": tmp_path / "cut.png"}, r"cut\.png: cannot be decoded \(.+\); replace or remove it"),

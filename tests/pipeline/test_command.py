@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -254,3 +255,16 @@ def test_the_reason_of_an_error_is_one_line(error: Exception, reason: str) -> No
 )
 def test_a_number_stands_with_its_noun(count: int, nouns: tuple[str, ...], text: str) -> None:
     assert counted(count, *nouns) == text
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, "true"), ("false", "false")])
+def test_a_gpus_memory_is_taken_as_it_is_needed_unless_asked_otherwise(asked: str | None, found: str, tmp_path: Path) -> None:
+    """So that an evaluation runs beside a training. TensorFlow reads it when it is imported."""
+    report = "import os, pathlib, sys\npathlib.Path('seen').write_text(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])\nsys.exit()\n"
+    (tmp_path / "tensorflow.py").write_text(report)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TF_")}
+    environment |= {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    environment |= {} if asked is None else {"TF_FORCE_GPU_ALLOW_GROWTH": asked}
+    code = "from pipeline import command; command.load_tensorflow()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "seen").read_text() == found

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import resource
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +25,7 @@ from model.training.checkpoints import RUN_FILE, find_origin, note_run
 from model.training.optimizer import FIRST_LOSS_SCALE, Sgd
 from model.training.saver import Saver
 from pipeline.command import UserError
+from tests.full_disk import full_disk
 
 START: Any = object()  # a starting point that is not looked at
 
@@ -96,17 +94,6 @@ def test_the_loss_scale_fits_the_precision_after_a_resumption(
 def learner() -> Any:
     step, weights = tf.Variable(0, dtype=tf.int64), tf.Variable(tf.random.normal([50_000]))
     return SimpleNamespace(checkpoint=tf.train.Checkpoint(weights=weights, step=step), step=step)
-
-
-@contextlib.contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    """No file may grow beyond a size: writing fails as on a full disk, with another reason."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_save_that_fails_is_told_and_leaves_nothing_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

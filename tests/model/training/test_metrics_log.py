@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.util.event_pb2 import Event
 
 from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
-from tests.model.training.test_checkpoints import full_disk
+from tests.full_disk import full_disk
 
 
 def step_values(loss: float, *, skipped: bool = False, images: float = 2.0) -> dict[str, float]:
