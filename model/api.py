@@ -205,7 +205,7 @@ def evaluate(
     annotations: str | Path,
     model: str | Path | None = None,
     data_dir: str | Path | None = None,
-    split: str = "val",
+    split: str | None = None,
     results: str | Path | None = None,
     category: str | None = None,
     sigmas: Sequence[float] | None = None,
@@ -219,14 +219,14 @@ def evaluate(
     Args:
       annotations: the COCO JSON with the ground truth.
       model: a model directory, a SavedModel or a `.tflite` file; needs `data_dir`.
-      data_dir, split: the record folder and its split with the images that the model looks at. With `results`, they limit the
-        images that count and give the keypoint set, and may be left out.
+      data_dir, split: the record folder and its split, by default "val", with the images that the model looks at. With
+        `results`, they limit the images that count and give the keypoint set, and may be left out.
       results: instead of `model`, a JSON file in COCO's results format.
       category: of the annotations, for `results` without `data_dir`: a name, several with commas between, or "all".
       sigmas: OKS constants, one for each keypoint or one for all; by default those of the records, else COCO's by name.
       decoder: of the keypoints, "fast" or "reference"; the second is for a model directory only.
       legacy_decoding: rounds as the original of the old network does.
-      output_dir: a folder that gets the figures as `evaluation-<split>.json`.
+      output_dir: a folder that gets the figures as `evaluation-<split>.json`, which without `data_dir` is `evaluation.json`.
       which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
 
     Returns:
@@ -235,7 +235,8 @@ def evaluate(
     Raises:
       UserError: neither or both of `model` and `results`; a wrong file; annotations of other keypoints or images.
     """
-    _check_what_is_judged(model, data_dir, results, category, decoder, legacy_decoding, which)
+    _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which)
+    split = split or "val"
     record_folder = None if data_dir is None else open_record_folder(data_dir)
     notes: list[str] = []
     if record_folder is None:
@@ -259,17 +260,19 @@ def evaluate(
         figures = evaluate_results(truth, results, skeleton, image_ids)
         title = f"{results} against {annotations}"
     figures["notes"] = [*notes, *figures["notes"]]
-    written = None if output_dir is None else Path(output_dir) / f"evaluation-{split}.json"
+    file_name = "evaluation.json" if record_folder is None else f"evaluation-{split}.json"
+    written = None if output_dir is None else Path(output_dir) / file_name
     if written is not None:
         about = {"model": model, "results": results, "annotations": annotations}
         names = {name: None if value is None else str(value) for name, value in about.items()}
-        write_json(written, {**figures, **names, "split": split})
+        write_json(written, {**figures, **names, "split": None if record_folder is None else split})
     return EvaluationResult(title, figures, written)
 
 
 def _check_what_is_judged(
     model: str | Path | None,
     data_dir: str | Path | None,
+    split: str | None,
     results: str | Path | None,
     category: str | None,
     decoder: str,
@@ -288,3 +291,8 @@ def _check_what_is_judged(
         raise UserError(f"--category={category}: --data_dir has the category that its records were made of; leave it out")
     if model is not None and data_dir is None:
         raise UserError("--data_dir: --model needs the record folder with the images that it looks at")
+    if split is not None and data_dir is None:
+        raise UserError(
+            f"--split={split}: is a split of records, and --data_dir is not given; name both to limit --results to its images, "
+            "or leave it out to count all images of --annotations"
+        )

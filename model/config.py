@@ -207,6 +207,11 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         _at_least(1, "inference", self, "short_edge", "max_edge", "max_detections")
         _at_least(0, "inference", self, "min_size", "category_id")
+        if self.short_edge > self.max_edge:
+            raise UserError(
+                f"inference.short_edge={self.short_edge}: must be at most inference.max_edge={self.max_edge}, "
+                "which would decide alone"
+            )
         _share("inference", self, "score_threshold", "nms_threshold")
 
 
@@ -308,5 +313,5 @@ def any_from_json(value: Any) -> AnyConfig:
 def load_any(path: Path) -> AnyConfig:
     """Reads a `config.json` of whichever network. Raises: UserError if the file is none."""
     return checked_json(
-        path, "not a configuration", any_from_json, remedy="--model takes a directory that train or import made"
+        path, "not a configuration", any_from_json, remedy="name a directory that model.train or model.import_weights wrote"
     )

@@ -4,7 +4,8 @@
   python -m model.evaluate --annotations=gt.json --results=results.json
 
 MODEL is a model directory, a SavedModel or a .tflite file. With --output_dir the figures are also written there, as
-evaluation-<split>.json. The table explains its columns; a dash stands for a figure that the annotations leave undefined.
+evaluation-<split>.json (evaluation.json if --results are judged without records). The table explains its columns; a dash
+stands for a figure that the annotations leave undefined.
 
 Annotations of other keypoints or other images than the records' are refused. A line that begins with "note:" names what else
 may make the figures other than expected: annotations that changed since the conversion, areas that are tiny or missing, results
@@ -31,7 +32,7 @@ flags.DEFINE_string(
     "Record folder. It gives the images that --model looks at, or that --results are limited to.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("split", "val", "Name of the split of the records.", flag_values=FLAGS)
+flags.DEFINE_string("split", None, "Name of the split of --data_dir. By default val.", flag_values=FLAGS)
 flags.DEFINE_string("annotations", None, "COCO keypoint file, the ground truth. Required.", flag_values=FLAGS)
 flags.DEFINE_string("results", None, "JSON file in COCO's results format, to be judged instead of --model.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -61,7 +62,12 @@ flags.DEFINE_bool(
     "Rounds as the original does, as in model.predict; for the network of --source=matterport only.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("output_dir", None, "Folder for evaluation-SPLIT.json. By default none is written.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "output_dir",
+    None,
+    "Folder for evaluation-SPLIT.json, which without --data_dir is evaluation.json. By default none is written.",
+    flag_values=FLAGS,
+)
 define_which(FLAGS)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 

@@ -170,22 +170,23 @@ def load_note(model_dir: Path) -> dict[str, Any] | None:
     return checked_json(path, "not a note on weights", an_object, remedy=_RESTORE)
 
 
-def load_model(named: str | Path, which: Which = "newest") -> KeypointRCNN:
+def load_model(named: str | Path, which: Which = "newest", flag: str = "--model") -> KeypointRCNN:
     """The model of a directory that `model.train` or `model.import_weights` wrote, in float32.
 
     Args:
       named: the model directory, or one of its checkpoints: `run/checkpoints/step-200`.
       which: the checkpoint of the model directory: the newest, or the best of the evaluations made in training.
+      flag: which names it, for messages.
 
     Raises:
       UserError: no such directory, no configuration or no checkpoint in it, or one that is damaged or of another model.
     """
     model_dir = model_dir_of(Path(named))
     if not (model_dir / "config.json").exists():
-        raise UserError(f"--model={named}: has no config.json; name a directory that model.train or model.import_weights wrote")
+        raise UserError(f"{flag}={named}: has no config.json; name a directory that model.train or model.import_weights wrote")
     path = chosen_checkpoint(Path(named), which)
     if path is None:
-        raise UserError(f"--model={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
+        raise UserError(f"{flag}={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
     config = config_lib.load(model_dir / "config.json")
     try:
         model = KeypointRCNN(config, load_skeleton(model_dir))
@@ -197,14 +198,14 @@ def load_model(named: str | Path, which: Which = "newest") -> KeypointRCNN:
     return model
 
 
-def load_any(named: str | Path, which: Which = "newest") -> KeypointRCNN | MaskRCNN:
+def load_any(named: str | Path, which: Which = "newest", flag: str = "--model") -> KeypointRCNN | MaskRCNN:
     """As `load_model`, or the old network of a directory that `model.import_weights --source=matterport` wrote."""
     model_dir = model_dir_of(Path(named))
     is_old = (model_dir / "config.json").exists() and newest_checkpoint(model_dir) is not None
     config = config_lib.load_any(model_dir / "config.json") if is_old else None
     path = chosen_checkpoint(Path(named), which) if isinstance(config, MatterportConfig) else None
     if path is None or not isinstance(config, MatterportConfig):
-        return load_model(named, which)
+        return load_model(named, which, flag)
     model = MaskRCNN(config, load_skeleton(model_dir))
     restore(checkpoint_of(model), path, partial=True)
     return model

@@ -160,7 +160,7 @@ def _write_statistics(record_folder: RecordFolder) -> None:
 
     output = _output()
     if output.suffix.lower() not in (".html", ".htm"):
-        raise command.UserError(f"{output}: statistics are a page; its name must end in .html")
+        raise command.UserError(f"--output={output}: statistics are a page; its name must end in .html")
     split = _split(record_folder)
     with command.Progress(len(record_folder.index(split)), f"read {split}", "record") as progress:
         statistics = collect(record_folder, split, progress.advance)

@@ -87,7 +87,7 @@ flags.DEFINE_integer(
     "shrink_larger_than",
     0,
     "Shrinks images of more pixels (width times height) than this to this number at most, such as 4000000, with their "
-    "annotations; JPEGs of up to 64 times --max_pixels can be read then. 0 leaves all images as they are.",
+    "annotations; JPEGs of up to 64 times --max_pixels can be read then. 1024 is the least; 0 leaves all images as they are.",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
@@ -139,7 +139,14 @@ def _keypoints() -> tuple[str, ...] | None:
         if not 1 <= int(names[0]) <= MOST_KEYPOINTS:
             raise command.UserError(f"--keypoints={names[0]}: must be from 1 to {MOST_KEYPOINTS} keypoints")
         return tuple(f"point_{number}" for number in range(1, int(names[0]) + 1))
-    return None if names is None else tuple(name.strip() for name in names)
+    if names is None:
+        return None
+    plain = tuple(name.strip() for name in names)
+    if not plain or "" in plain or len(set(plain)) < len(plain):
+        raise command.UserError(
+            f"--keypoints={','.join(names)}: names of keypoints with commas between, each once, or their number"
+        )
+    return plain
 
 
 def main(beam_flags: list[str]) -> None:

@@ -123,7 +123,7 @@ class RecordFolder:
 
     def _split(self, split: str) -> Mapping[str, Any]:
         if split not in self.splits:
-            raise UserError(f"split {split!r}: {self.path} has {', '.join(sorted(self.splits)) or 'none'}")
+            raise UserError(f"{self.path}: has no split {split!r}; it has {', '.join(sorted(self.splits)) or 'none'}")
         info = self.splits[split]
         lacking = lacking_keys(info, ("images", "index", "shards"), ("file", "bytes"))
         if lacking:
@@ -194,7 +194,7 @@ def parse_record_folder(folder: str | Path, metadata: bytes) -> RecordFolder:
     def parse(content: Any) -> RecordFolder:
         faults = [*_faults(content)]
         if faults:
-            raise ValueError(faults[0])
+            raise UserError(faults[0])
         return RecordFolder(
             path=Path(folder),
             name=content["dataset_name"],

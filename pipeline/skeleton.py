@@ -83,7 +83,7 @@ class Skeleton:
         """Inverse of `to_json`. Raises: what Python raises on a value of another form; UserError if the parts do not fit."""
         names = [value["category"], *value["keypoints"]]
         if not isinstance(value["keypoints"], list) or not all(isinstance(name, str) for name in names):
-            raise TypeError("category and keypoints must be names")
+            raise UserError("category and keypoints must be names")
         return Skeleton(
             category=value["category"],
             keypoints=tuple(value["keypoints"]),
@@ -144,7 +144,7 @@ def _flip(names: tuple[str, ...], flip_pairs: Sequence[tuple[str, str]] | None) 
         flip = list(range(len(names)))
         for left, right in flip_pairs:
             if left not in names or right not in names:
-                raise UserError(f"flip pair {left}:{right}: both must be among the keypoints {', '.join(names)}")
+                raise UserError(f"--flip_pairs={left}:{right}: both must be among the keypoints {', '.join(names)}")
             flip[names.index(left)], flip[names.index(right)] = names.index(right), names.index(left)
     pairs = [f"{names[k]} - {names[twin]}" for k, twin in enumerate(flip) if k < twin]
     notes = [f"mirror twins: {', '.join(pairs) if pairs else 'none'}"]
@@ -167,9 +167,18 @@ def default_sigma(num_keypoints: int) -> float:
     return min(max(1 / num_keypoints, min(COCO_SIGMAS.values())), max(COCO_SIGMAS.values()))
 
 
+def given_sigmas(sigmas: Sequence[float], num_keypoints: int) -> tuple[float, ...]:
+    """The OKS constant of each keypoint, given as one for each or one for all. Raises: UserError if they are not."""
+    every = tuple(float(sigma) for sigma in (tuple(sigmas) * num_keypoints if len(sigmas) == 1 else sigmas))
+    if len(every) != num_keypoints or any(not 0 < sigma < math.inf for sigma in every):
+        given = ",".join(f"{sigma:g}" for sigma in sigmas)
+        raise UserError(f"--sigmas={given}: {num_keypoints} keypoints need {num_keypoints} numbers above 0, or one for all")
+    return every
+
+
 def _sigmas(names: tuple[str, ...], sigmas: Sequence[float] | None) -> tuple[tuple[float, ...], list[str]]:
     if sigmas is not None:
-        return tuple(float(s) for s in (tuple(sigmas) * len(names) if len(sigmas) == 1 else sigmas)), []
+        return given_sigmas(sigmas, len(names)), []
     default = default_sigma(len(names))
     plain = plain_names(names)
     unknown = [name for name, known in zip(names, plain, strict=True) if known not in COCO_SIGMAS]

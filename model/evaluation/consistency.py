@@ -49,6 +49,16 @@ def check_keypoints(truth: GroundTruth, skeleton: Skeleton) -> None:
             )
 
 
+def check_model_keypoints(record_folder: RecordFolder, skeleton: Skeleton) -> None:
+    """Refuses records of other keypoints than a model's. Raises: UserError."""
+    theirs, ours = record_folder.skeleton.keypoints, skeleton.keypoints
+    if plain_names(theirs) != plain_names(ours):
+        raise UserError(
+            f"{record_folder.path}: has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: they must be the same; "
+            "make records of the model's keypoint set"
+        )
+
+
 def check_images(truth: GroundTruth, record_folder: RecordFolder, split: str) -> list[str]:
     """Compares ids and sizes of a split's images with the annotations'.
 

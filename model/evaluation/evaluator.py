@@ -20,6 +20,7 @@ from model.evaluation.consistency import (
     check_file_name,
     check_images,
     check_keypoints,
+    check_model_keypoints,
     figure_notes,
     result_notes,
     scale_of,
@@ -31,8 +32,7 @@ from model.inference.predictor import Predictor
 from pipeline import records
 from pipeline.command import Progress, UserError, reason_of
 from pipeline.record_folder import RecordFolder
-from pipeline.sides import plain_names
-from pipeline.skeleton import Skeleton
+from pipeline.skeleton import Skeleton, given_sigmas
 
 IMAGES_AT_ONCE = 64  # encoded, held while they are sorted into batches: a bound of the memory
 
@@ -132,8 +132,7 @@ def with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton:
     """The skeleton with other sigmas, one for each keypoint or one for all."""
     if sigmas is None:
         return skeleton
-    every = tuple(sigmas) * skeleton.num_keypoints if len(sigmas) == 1 else tuple(sigmas)
-    return dataclasses.replace(skeleton, sigmas=every)
+    return dataclasses.replace(skeleton, sigmas=given_sigmas(sigmas, skeleton.num_keypoints))
 
 
 def predict_split(
@@ -144,12 +143,7 @@ def predict_split(
     Raises:
       UserError: other keypoints than the model's; an image that the annotations call otherwise; damaged records.
     """
-    theirs, ours = record_folder.skeleton.keypoints, predictor.skeleton.keypoints
-    if plain_names(theirs) != plain_names(ours):
-        raise UserError(
-            f"--data_dir={record_folder.path} has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: "
-            "they must be the same; make records of the model's keypoint set"
-        )
+    check_model_keypoints(record_folder, predictor.skeleton)
     title, total, category_id = f"evaluate {split}", len(record_folder.index(split)), truth.category["id"]
     with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
         for chunk in _chunks(record_folder, split):

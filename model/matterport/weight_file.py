@@ -68,6 +68,8 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
     try:
         with open_regular(path, LARGEST_FILE) as file:
             head = file.read(len(SIGNATURE))
+        if not head:
+            raise RefusedError("is empty; fetch or copy it again")
         if head != SIGNATURE:
             raise RefusedError(f"not an .h5 file: it begins with {head!a}")
         try_in_a_child(path, _read_all)

@@ -148,6 +148,7 @@ class Arguments:
             raise UserError(f"--recipe={self.recipe}: is made for --preset={of_recipe}; leave --preset={self.preset} out")
         config = config_lib.preset(self.preset or of_recipe or "r50_fpn")
         if self.init and (Path(self.init).is_dir() or is_in_model_dir(Path(self.init))):
+            _check_is_model_directory(Path(self.init))
             own = config_lib.load_any(model_dir_of(Path(self.init)) / "config.json")
             if isinstance(own, Config):  # the old network's says nothing of training
                 for flag, value in (("preset", self.preset), ("recipe", self.recipe if of_recipe else None)):
@@ -209,3 +210,16 @@ class Arguments:
             remarks.append(advice_on_batch_size(before.train, config.train))
         remarks.append(advice_on_warmup(config.train))
         return tuple(filter(None, remarks))
+
+
+def _check_is_model_directory(init: Path) -> None:
+    """Raises: UserError if the folder that --init names is none; a SavedModel is named as such."""
+    if any((folder / "saved_model.pb").is_file() for folder in (init, *init.glob("[0-9]*"))):
+        raise UserError(
+            f"--init={init}: a SavedModel, which holds no model to train; give the model directory that it was exported from"
+        )
+    if not (model_dir_of(init) / "config.json").is_file():
+        raise UserError(
+            f"--init={init}: has no config.json; name a directory that model.train or model.import_weights wrote, or the file "
+            "of a ResNet"
+        )

@@ -155,7 +155,7 @@ def open_starting_point(path: str | Path, which: Which = "newest") -> StartingPo
     path = Path(path)
     if path.is_dir() or is_in_model_dir(path):
         own = model_dir_of(path)
-        model, source = load_any(path, which), load_note(own) or {"model_dir": own.resolve().name}
+        model, source = load_any(path, which, "--init"), load_note(own) or {"model_dir": own.resolve().name}
         return OldNetwork(path, model, source) if isinstance(model, MaskRCNN) else ModelDirectory(path, model, source)
     if which == "best":
         raise UserError(f"--which=best: --init={path} is a file of weights; leave the flag out")

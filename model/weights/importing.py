@@ -22,7 +22,7 @@ from model.weights.weight_files import read_weights
 from pipeline import config_overrides
 from pipeline.anchors import cell_anchors
 from pipeline.command import UserError
-from pipeline.files import checked_json
+from pipeline.files import an_object, checked_json
 from pipeline.skeleton import COCO_PERSON, Skeleton
 
 SOURCES: Mapping[str, Family] = {"torchvision": names.TORCHVISION, "detectron2": names.DETECTRON2}
@@ -185,4 +185,8 @@ def read_skeleton(file: str | Path) -> Skeleton:
       UserError: the file is missing, or holds no keypoint set.
     """
     remedy = "--skeleton takes the skeleton.json of a model directory or the pipeline.json of records"
-    return checked_json(file, "no keypoint set", lambda value: Skeleton.from_json(value.get("skeleton", value)), remedy=remedy)
+
+    def parse(value: Any) -> Skeleton:
+        return Skeleton.from_json(an_object(value).get("skeleton", value))
+
+    return checked_json(file, "no keypoint set", parse, remedy=remedy)

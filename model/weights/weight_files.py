@@ -61,6 +61,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         raise RefusedError("is a directory, not a file of weights")
     with open_regular(path, LARGEST_FILE) as file:
         head = file.read(16)
+    if not head:
+        raise RefusedError("is empty; fetch or copy it again")
     if head.startswith(b"PK\x03\x04"):
         described, values = torch_files.read_zip(path)
         return _arrays(described, values)

@@ -69,7 +69,7 @@ def rows_of(record_folder: RecordFolder, split: str, image_ids: Sequence[int]) -
     for image_id in image_ids:
         if image_id not in place:
             some = ", ".join(map(str, sorted(place)[:3])) or "none"
-            raise UserError(f"image_id {image_id}: not among the {len(place)} images of split {split!r} ({some}, …)")
+            raise UserError(f"--image_id={image_id}: not among the {len(place)} images of split {split!r} ({some}, …)")
     return [index[place[image_id]] for image_id in image_ids]
 
 
@@ -100,7 +100,7 @@ def contact_sheet(
     """
     if variant.short_edge is not None and variant.short_edge not in record_folder.short_edges:
         edges = ", ".join(map(str, record_folder.short_edges)) or "none"
-        raise UserError(f"short edge {variant.short_edge}: {record_folder.path} has anchors for {edges}")
+        raise UserError(f"--short_edge={variant.short_edge}: {record_folder.path} has anchors for {edges}")
     tiles = [_tile(record_folder, record, variant) for record in read_records(record_folder, split, rows)]
     shown = f"{len(rows)} of {len(record_folder.index(split)):,} images of split '{split}' of {record_folder.name}"
     legend = list(PEOPLE_SIGNS)

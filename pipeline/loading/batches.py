@@ -118,7 +118,7 @@ def training_batches(
       UserError: no image to train on, short edges that the records lack, or a batch that the workers cannot share.
     """
     if global_batch_size < 1 or global_batch_size % input_workers:
-        raise UserError(f"global batch of {global_batch_size} images: must be a multiple of the {input_workers} input workers")
+        raise UserError(f"--batch_size={global_batch_size}: must be a multiple of the {input_workers} input workers")
     anchors = anchors or record_folder.anchors
     check_compatible(record_folder, anchors, config, record_folder.skeleton)
     index = record_folder.index(split)

@@ -50,7 +50,7 @@ def choose(heights: Ints, widths: Ints, count: int) -> Canvases:
       UserError: `count` below 1.
     """
     if count < 1:
-        raise UserError(f"num_canvases={count}: there must be at least 1 canvas")
+        raise UserError(f"--num_canvases={count}: there must be at least 1 canvas")
     # Only the sizes rounded up to the next multiple matter, which are few.
     heights, widths = heights.astype(np.int64), widths.astype(np.int64)
     units, number = np.unique(

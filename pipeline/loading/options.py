@@ -39,13 +39,16 @@ class LoadingOptions:
 
     def __post_init__(self) -> None:
         if self.on_error not in get_args(OnError):
-            raise UserError(f"on_error={self.on_error}: must be one of {', '.join(get_args(OnError))}")
+            raise UserError(f"--on_error={self.on_error}: must be one of {', '.join(get_args(OnError))}")
         if self.cache not in get_args(Cache):
-            raise UserError(f"cache={self.cache}: must be one of {', '.join(get_args(Cache))}")
+            raise UserError(f"--cache={self.cache}: must be one of {', '.join(get_args(Cache))}")
         if self.data_service and not re.fullmatch(r"grpc://[^/]+:\d+", self.data_service):
-            raise UserError(f"data_service={self.data_service}: must be like grpc://host:5050, the dispatcher's address")
+            raise UserError(f"--data_service={self.data_service}: must be like grpc://host:5050, the dispatcher's address")
         if self.data_service and self.cache != "none":
-            raise UserError(f"cache={self.cache}: is kept in this process, data_service={self.data_service} reads in others")
+            raise UserError(
+                f"--cache={self.cache}: is kept in this process, --data_service={self.data_service} reads in others; "
+                "leave one out"
+            )
 
 
 PLAIN = LoadingOptions()
@@ -63,13 +66,13 @@ def check_possible(options: LoadingOptions, images: npt.NDArray[Any]) -> None:
     needed, machine = cache_bytes(images, options.cache), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > machine:
         raise UserError(
-            f"cache={options.cache}: takes {needed / 1e9:.1f} GB for these {len(images)} images, this machine has "
+            f"--cache={options.cache}: takes {needed / 1e9:.1f} GB for these {len(images)} images, this machine has "
             f"{machine / 1e9:.1f} GB; keep less"
         )
     if options.data_service:
         silence = why_silent(options.data_service)
         if silence is not None:
-            raise UserError(f"data_service={options.data_service}: does not answer ({silence}); start its dispatcher first")
+            raise UserError(f"--data_service={options.data_service}: does not answer ({silence}); start its dispatcher first")
 
 
 def why_silent(data_service: str) -> str | None:

@@ -61,6 +61,7 @@ from pipeline.writing.shard_writer import (
 OnError = Literal["fail", "skip"]
 IMAGES_PER_SHARD = 512  # about 75 MB
 LARGEST_IMAGE = 2**31 - 1  # pixels: TensorFlow's decoders read no more
+SMALLEST_SHRUNK = 32 * 32  # pixels: less than the smallest short edge shows nobody
 CTRL_C = "Ctrl-C"
 SECONDS_BETWEEN_COUNTS = 0.5  # of the images done; 20 times as long in an object store, where each count is a request
 
@@ -108,9 +109,10 @@ class ConversionConfig:
             raise UserError(f"--limit={self.limit}: must be a number of images, or 0 for all")
         if not 1 <= self.max_pixels <= LARGEST_IMAGE:
             raise UserError(f"--max_pixels={self.max_pixels}: must be from 1 to {LARGEST_IMAGE}")
-        if self.shrink_larger_than < 0:
+        if self.shrink_larger_than and self.shrink_larger_than < SMALLEST_SHRUNK:
             raise UserError(
-                f"--shrink_larger_than={self.shrink_larger_than}: must be a number of pixels, or 0 to shrink no image"
+                f"--shrink_larger_than={self.shrink_larger_than}: must be {SMALLEST_SHRUNK} pixels or more (an image of 32×32, "
+                "the smallest short edge), or 0 to shrink no image"
             )
 
 

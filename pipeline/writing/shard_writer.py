@@ -267,7 +267,7 @@ def _read_noted(location: str) -> list[LocatedImage]:
 
     def parse(value: Any) -> list[LocatedImage]:
         if not isinstance(value, list):
-            raise TypeError("no list of images")
+            raise UserError("no list of images")
         return [(_entry(**noted["entry"]), _member(noted["member"])) for noted in value]
 
     return parsed_json(storage.read(location, storage.MAX_NOTE_BYTES), f"{location}: is damaged", parse, remedy="start again")

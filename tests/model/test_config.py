@@ -40,7 +40,9 @@ def test_a_file_of_a_later_version_is_refused():
 def test_a_file_that_is_no_configuration_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json: not a configuration \(.+\); --model takes") as error:
+    with pytest.raises(
+        UserError, match=r"config\.json: not a configuration \(.+\); name a directory that model\.train or"
+    ) as error:
         load(tmp_path / "config.json")
     assert "\n" not in str(error.value)
 

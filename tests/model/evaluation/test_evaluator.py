@@ -281,9 +281,10 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
     text = str(result)
     assert result.keypoint_ap == result.keypoints["AP"] == result.boxes["AP"] == result.box_ap == pytest.approx(1.0)
     assert result.joints["nose"]["found"] == 4 and result.counts["images"] == 4 and result.notes == result.figures["notes"]
-    assert "AP 1.000" in text and "evaluation-val.json" in text
+    assert "AP 1.000" in text and "evaluation.json" in text
     assert "left_eye / right_eye" in text and "0 pairs swapped back: keypoint AP 1.000, +0.000" in text
-    written = json.loads((tmp_path / "out" / "evaluation-val.json").read_text())
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["split"] is None
     assert written["keypoints"]["AP"] == pytest.approx(1.0)
     assert written["joints"]["nose"] == {"labelled": 4, "found": 4, "mean_error": 0.0, "median_error": 0.0, "hit": 1.0}
     assert written["joints"]["right_eye"]["labelled"] == written["twins"][0]["compared"] == 0
@@ -294,6 +295,11 @@ def test_command_without_a_model(annotations: Path, tmp_path: Path) -> None:
         api.evaluate(annotations=str(annotations), model="x")
     with pytest.raises(UserError, match="--decoder=reference"):
         api.evaluate(annotations=str(annotations), results=str(results), decoder="reference")
+    with pytest.raises(UserError, match="--split=train: is a split of records, and --data_dir is not given; name both"):
+        api.evaluate(annotations=annotations, results=results, split="train")
+    for wrong in ([0.1, 0.2], [0.0]):
+        with pytest.raises(UserError, match=r"--sigmas=0\S*: 3 keypoints need 3 numbers above 0, or one for all"):
+            api.evaluate(annotations=annotations, results=results, sigmas=wrong)
 
 
 def test_a_category_is_chosen_for_results_and_assumed_sigmas_are_told(tmp_path: Path) -> None:
@@ -311,6 +317,14 @@ def test_a_category_is_chosen_for_results_and_assumed_sigmas_are_told(tmp_path: 
     assert "4 annotated 'all'" in text
     assert "AP 1.000" in text and "OKS sigma 0.107 is assumed" in text and "antler_l, antler_r" in text
     assert "OKS sigma" not in str(api.evaluate(**files, category="all", sigmas=[0.05]))
+    with pytest.raises(UserError, match=r"named 'dog' among \['deer', 'elk'\]; name one of these, or take another file"):
+        api.evaluate(**files, category="dog")
+    for category in content["categories"]:
+        category.pop("keypoints")
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    for chosen in (None, "deer"):  # --keypoints is no flag of an evaluation
+        with pytest.raises(UserError, match=r"person_keypoints_\*\.json\), or name the records with --data_dir, which have"):
+            api.evaluate(**files, category=chosen)
     with pytest.raises(UserError, match="--category=all: --data_dir has the category"):
         api.evaluate(**files, category="all", data_dir=str(tmp_path))
 

@@ -259,6 +259,16 @@ def test_a_checkpoint_that_is_damaged(model_dir: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_short_edge_above_the_max_edge_is_refused(model_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"--short_edge=200: is above --max_edge=100, which would decide alone; lower it"):
+        open_model(model_dir, short_edge=200, max_edge=100)
+    limit = open_model(model_dir).config.inference.max_edge
+    with pytest.raises(UserError, match=rf"is above the model's max edge, {limit}, .* or give a larger --max_edge"):
+        open_model(model_dir, short_edge=limit + 1)
+    smaller = open_model(model_dir, max_edge=32).config.inference  # below the model's short edge: all images become smaller
+    assert (smaller.short_edge, smaller.max_edge) == (32, 32)
+
+
 def test_thresholds_that_cannot_be(model_dir: Path) -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
         open_model(model_dir, score_threshold=1.5)

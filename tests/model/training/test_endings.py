@@ -221,6 +221,10 @@ def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
     [
         (["--preset=r50"], "--preset=r50: must be one of tiny, r50_fpn, r101_fpn"),
         (["--init=nowhere.pth"], "--init=nowhere.pth: does not exist"),
+        (["--init=empty"], "--init=empty: has no config.json; name a directory that model.train or"),
+        (["--init=exported"], "--init=exported: a SavedModel, which holds no model to train; give the model directory"),
+        (["--init=exported/1"], "--init=exported/1: a SavedModel, which holds no model to train"),
+        (["--set", "inference.short_edge=2000"], "inference.short_edge=2000: must be at most inference.max_edge=1333"),
         (["--set", "rpn.nms=3"], "--set rpn.nms=3: rpn has no 'nms'"),
         (["--seed=-1"], "--seed=-1: must be from 0 to"),
         (["--seed=99999999999999999999"], "--seed=99999999999999999999: must be from 0 to"),
@@ -237,6 +241,9 @@ def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
 )
 def test_wrong_flags_are_answered_before_tensorflow_is_imported(arguments: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "exported" / "1").mkdir(parents=True)
+    (tmp_path / "exported" / "1" / "saved_model.pb").touch()
     command = [sys.executable, "-m", "model.train", f"--data_dir={tmp_path}", f"--model_dir={tmp_path / 'run'}", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -194,7 +194,7 @@ def test_what_cannot_be_started_from(torch_file: Path, config: Config, tmp_path:
     with pytest.raises(UserError, match="no such file"):
         open_starting_point(tmp_path / "missing.pth")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match=r"--init=\S+empty: has no config\.json"):
         open_starting_point(tmp_path / "empty")
 
 

@@ -225,7 +225,7 @@ def test_keypoints_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 5 keypoints, the weights have 17"):
         imported("torchvision", file, skeleton_file=tmp_path / "skeleton.json", report=quiet)
     (tmp_path / "skeleton.json").write_text("[]")
-    with pytest.raises(UserError, match="no keypoint set"):
+    with pytest.raises(UserError, match=r"skeleton\.json: no keypoint set \(\[\] is no JSON object\); --skeleton takes"):
         read_skeleton(tmp_path / "skeleton.json")
 
 

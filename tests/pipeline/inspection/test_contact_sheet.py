@@ -58,7 +58,7 @@ def test_a_sheet_of_a_variant(small_record_folder: RecordFolder) -> None:
     assert green.sum() > 500
     again = contact_sheet.contact_sheet(small_record_folder, "train", rows, Variant(), **sizes)
     assert (np.asarray(again) == plain).all()
-    with pytest.raises(UserError, match=r"short edge 100: .* 96, 128"):
+    with pytest.raises(UserError, match=r"--short_edge=100: .* 96, 128"):
         contact_sheet.contact_sheet(small_record_folder, "train", rows, Variant(short_edge=100), **sizes)
 
 

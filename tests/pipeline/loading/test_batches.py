@@ -322,7 +322,7 @@ def test_batches_refuse_short_edges_that_the_records_lack(small_record_folder: R
 
 
 def test_batch_that_workers_cannot_share(small_record_folder: RecordFolder) -> None:
-    with pytest.raises(UserError, match=r"global batch of 3 images: .* 2 input workers"):
+    with pytest.raises(UserError, match=r"--batch_size=3: .* 2 input workers"):
         training_batches(small_record_folder, "train", SMALL, global_batch_size=3, seed=1, input_workers=2)
 
 

@@ -85,17 +85,19 @@ def test_more_than_the_machine_has_is_refused() -> None:
     images = np.zeros(100, INDEX_DTYPE)
     images["height"] = images["width"] = 1_000_000
     check_possible(LoadingOptions(cache="records"), images)
-    with pytest.raises(UserError, match=r"cache=decoded: takes 300000\.0 GB for these 100 images, this machine has [\d.]+ GB"):
+    with pytest.raises(
+        UserError, match=r"--cache=decoded: takes 300000\.0 GB for these 100 images, this machine has [\d.]+ GB"
+    ):
         check_possible(LoadingOptions(cache="decoded"), images)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cache": "disk"}, "cache=disk: must be one of none, records, decoded"),
-        ({"on_error": "ignore"}, "on_error=ignore: must be one of fail, skip"),
-        ({"data_service": "host:5050"}, "data_service=host:5050: must be like grpc://host:5050"),
-        ({"data_service": "grpc://host:5050", "cache": "records"}, "cache=records: is kept in this process"),
+        ({"cache": "disk"}, "--cache=disk: must be one of none, records, decoded"),
+        ({"on_error": "ignore"}, "--on_error=ignore: must be one of fail, skip"),
+        ({"data_service": "host:5050"}, "--data_service=host:5050: must be like grpc://host:5050"),
+        ({"data_service": "grpc://host:5050", "cache": "records"}, "--cache=records: is kept in this process"),
     ],
 )
 def test_wrong_choices(wrong: dict[str, Any], message: str) -> None:
@@ -165,5 +167,5 @@ def test_a_data_service_that_is_not_there(small_record_folder: RecordFolder) -> 
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         address = f"grpc://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(UserError, match=rf"data_service={address}: does not answer .*start its dispatcher first"):
+        with pytest.raises(UserError, match=rf"--data_service={address}: does not answer .*start its dispatcher first"):
             batches(small_record_folder, options=LoadingOptions(data_service=address))
