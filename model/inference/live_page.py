@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +48,10 @@ class LivePage:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                if not isinstance(sys.exception(), ConnectionError):  # a reader that went away is no fault
+                    super().handle_error(request, client_address)
 
         try:
             self._server = Server((host, port), Handler)
@@ -127,13 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         number = 0
-        try:
-            while (newest := self.live.newest(number)) is not None:
-                number, jpeg, _ = newest
-                self.wfile.write(f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode())
-                self.wfile.write(jpeg + b"\r\n")
-        except (BrokenPipeError, ConnectionResetError):  # its reader went away
-            return
+        while (newest := self.live.newest(number)) is not None:
+            number, jpeg, _ = newest
+            self.wfile.write(f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode())
+            self.wfile.write(jpeg + b"\r\n")
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a line for each request would hide what the command says."""

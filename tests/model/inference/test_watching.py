@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -81,6 +83,22 @@ def test_a_stream_gives_one_image_after_the_other(page: live_page.LivePage) -> N
     assert status == 200 and kind == "multipart/x-mixed-replace; boundary=image"
     images = [part.partition(b"\r\n\r\n")[2] for part in content.split(b"--image\r\n")[1:-1]]
     assert len(images) > 5 and all(Image.open(io.BytesIO(one)).size == (320, 240) for one in images)
+
+
+def test_a_reader_that_goes_away_is_no_fault(page: live_page.LivePage, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its connection is reset while the page waits for news; the next one is answered, and nothing is complained about."""
+    address = ("127.0.0.1", int(page.url.rpartition(":")[2].rstrip("/")))
+    for path in ("/people.json", "/image.jpg", "/stream"):
+        gone = socket.create_connection(address)
+        gone.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        time.sleep(0.2)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        gone.close()
+    for value in range(3):
+        time.sleep(0.1)
+        page.show(jpeg(value), {"people": []})
+    assert ask(page, "/image.jpg")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_a_slow_reader_gets_the_newest_frame(tmp_path: Path) -> None:
