@@ -53,6 +53,7 @@ def train(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    scale_learning_rate: bool | None = None,
     seed: int | None = None,
     flip: bool | None = None,
     brightness: float | None = None,
@@ -91,6 +92,7 @@ def train(
       overrides: values of the configuration, such as "rpn.nms_threshold=0.6": the flag --set.
       steps, epochs, batch_size, learning_rate, seed: the schedule. Epochs, instead of steps, are passes over the images of the
         split; the batch is that of all replicas together.
+      scale_learning_rate: whether the learning rate is that of a batch of `train.reference_batch_size`, and grows with it.
       flip, brightness, contrast, saturation, hue: the augmentation.
       strategy, precision, jit_compile, cpu_devices: the devices, and how they compute.
       save_every, keep, keep_every: steps between two checkpoints, how many of the newest are kept, and the steps between two

@@ -172,6 +172,9 @@ class TrainConfig:
     steps: int = 270_000
     global_batch_size: int = 16
     learning_rate: float = 0.02
+    # The linear rule (Goyal et al. 2017): `learning_rate` is that of `reference_batch_size`, and grows with the batch.
+    scale_learning_rate: bool = False
+    reference_batch_size: int = 16
     schedule: Literal["steps", "cosine"] = "steps"
     decay_at: tuple[float, ...] = (7 / 9, 8 / 9)  # shares of `steps` after which the rate falls to a tenth
     warmup_steps: int = 1000
@@ -180,16 +183,24 @@ class TrainConfig:
     weight_decay: float = 1e-4  # classic L2 on kernels
     clip_norm: float = 0.0  # of the global gradient, after the all-reduce; 0: no clipping
     keypoint_loss_weight: float = 1.0
+    # Patterns over variables' paths, such as backbone.layer1.*: those that match are not trained (`freezing.frozen`).
+    freeze: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(1, "train", self, "steps", "global_batch_size")
+        _at_least(1, "train", self, "steps", "global_batch_size", "reference_batch_size")
         _at_least(0, "train", self, "learning_rate", "warmup_steps", "warmup_factor", "weight_decay", "clip_norm")
         _at_least(0, "train", self, "keypoint_loss_weight", "seed")
         _at_most(2**63 - 1, "train", self, "seed")
         _at_most(10**9, "train", self, "steps", "warmup_steps")
-        _at_most(65_536, "train", self, "global_batch_size")
+        _at_most(65_536, "train", self, "global_batch_size", "reference_batch_size")
         _share("train", self, "decay_at", "momentum")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate between warm-up and decay, for this batch size."""
+        scale = self.global_batch_size / self.reference_batch_size if self.scale_learning_rate else 1.0
+        return self.learning_rate * scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +276,7 @@ TINY = Config(
     train=TrainConfig(
         steps=2800,
         global_batch_size=4,
+        reference_batch_size=4,
         learning_rate=0.05,
         schedule="cosine",
         warmup_steps=100,

@@ -40,8 +40,13 @@ class Network(Protocol):
     def variables_by_path(self) -> dict[str, tf.Variable]: ...
 
 
+def key_of(path: str) -> str:
+    """What a checkpoint calls the variable of that path."""
+    return path.replace("/", ".")
+
+
 def _keyed(variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
-    return {path.replace("/", "."): variable for path, variable in variables.items()}
+    return {key_of(path): variable for path, variable in variables.items()}
 
 
 def checkpoint_of(
@@ -217,13 +222,23 @@ def has_optimizer(path: str) -> bool:
     Raises:
       UserError: its index is damaged.
     """
+    return bool(saved_optimizer(path))
+
+
+def saved_optimizer(path: str) -> set[str]:
+    """The optimizer's variables that a checkpoint holds, by the keys that `checkpoint_of` gives them.
+
+    Raises:
+      UserError: its index is damaged.
+    """
     try:
-        return any(name.startswith("optimizer/") for name, _ in tf.train.list_variables(path))
+        names = [name for name, _ in tf.train.list_variables(path)]
     except (LookupError, TypeError, ValueError, tf.errors.OpError) as error:  # LookupError: of an index that is cut short
         raise UserError(
             f"{path}: a damaged checkpoint ({reason_of(error)}); restore it, or remove {path}.* and "
             f"{Path(path).parent / 'checkpoint'} to go on from the one before"
         ) from None
+    return {name.split("/")[1].replace("..", ".") for name in names if name.startswith("optimizer/")}  # TensorFlow's escape
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False) -> None:

@@ -64,6 +64,13 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("batch_size", None, "Images per step over all replicas. The default is the preset's.", flag_values=FLAGS)
 flags.DEFINE_float("learning_rate", None, "Peak learning rate. The default is the preset's.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "scale_learning_rate",
+    None,
+    "Scales the learning rate with the batch size: it is that of a batch of train.reference_batch_size, 16 (4 in the preset "
+    "tiny). By default it is taken as it is.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "seed", None, "Seed of the weights, the order of images and all draws. The default is the preset's.", flag_values=FLAGS
 )

@@ -54,6 +54,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 def _parsed(text: str, hint: Any) -> Any:
     """The value that a text on the command line means: JSON, a word without quotes, or a list as 128,160 or [128, 160]."""
+    if hint == tuple[str, ...] and not text.startswith('["'):
+        return [item.strip() for item in text.strip("()").split(",") if item.strip()]
     if typing.get_origin(hint) is tuple and not text.startswith("["):
         text = f"[{text.strip('()').rstrip(',')}]"
     return text if text.isidentifier() and text not in ("true", "false", "null") else json.loads(text)
@@ -99,7 +101,7 @@ def _typed(value: Any, hint: Any, where: str = "config") -> Any:
         return _from_json(typing.cast(type[Any], hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        items = [value] if isinstance(value, int | float) else list(value)
+        items = [value] if isinstance(value, int | float | str) else list(value)
         return tuple(_typed(item, arguments[0], where) for item in items)
     if origin is Literal:
         if value not in arguments:

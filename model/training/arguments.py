@@ -30,6 +30,7 @@ FIELDS = {  # of the configuration, that have a flag of their own
     "steps": "train.steps",
     "batch_size": "train.global_batch_size",
     "learning_rate": "train.learning_rate",
+    "scale_learning_rate": "train.scale_learning_rate",
     "seed": "train.seed",
     **{name: f"data.{name}" for name in ("flip", *COLOURS)},
 }
@@ -55,6 +56,7 @@ class Arguments:
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    scale_learning_rate: bool | None = None
     seed: int | None = None
     flip: bool | None = None
     brightness: float | None = None
@@ -206,7 +208,7 @@ class Arguments:
         remarks: list[str | None] = []
         if self.init and has_checkpoint:
             remarks.append(f"--init={self.init} is passed over, because {self.model_dir} holds a checkpoint to go on from")
-        if not self.chooses("learning_rate"):
+        if config.train.scale_learning_rate or not self.chooses("learning_rate"):
             remarks.append(advice_on_batch_size(before.train, config.train))
         remarks.append(advice_on_warmup(config.train))
         return tuple(filter(None, remarks))

@@ -11,7 +11,7 @@ from model.config import Config
 from model.training.starting_point import StartingPoint
 from model.training.step import Learner
 from model.training.strategies import num_workers
-from pipeline.command import UserError, say
+from pipeline.command import UserError, counted, say
 from pipeline.files import read_json, write_json
 
 RUN_FILE = "run.json"  # how the newest run into a model directory ran: precision, replicas, workers
@@ -46,7 +46,7 @@ class Origin:
           the number of steps done.
         """
         if self.checkpoint is not None and self.resumable:
-            model_dirs.restore(learner.checkpoint, self.checkpoint)
+            _restore(learner, self.checkpoint)
             learner.optimizer.adopt_restored_scale()
             done = int(learner.step.numpy())
             say(f"train: going on from {self.checkpoint}, step {done} of {learner.config.train.steps}")

@@ -9,7 +9,7 @@ from model.config import TrainConfig
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate with which step `step` (from 0) is taken: linear warm-up, then steps down or a half cosine to zero."""
-    rate = config.learning_rate
+    rate = config.peak_learning_rate
     if config.schedule == "cosine":
         rate *= 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
     else:
@@ -21,10 +21,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def advice_on_batch_size(before: TrainConfig, after: TrainConfig) -> str | None:
-    """One line if the batch size changes and the learning rate stays; None otherwise.
+    """One line on a batch size that changes: how the learning rate is scaled, or that it stays; None otherwise.
 
     The linear rule (Goyal et al. 2017): the rate grows with the batch, and the number of steps shrinks with it.
     """
+    if after.scale_learning_rate:
+        return (
+            f"learning rate {after.peak_learning_rate:g}: {after.learning_rate:g} for batches of {after.reference_batch_size}, "
+            f"scaled to batches of {after.global_batch_size}"
+        )
     old, new = before.global_batch_size, after.global_batch_size
     if old == new or before.learning_rate != after.learning_rate:
         return None
@@ -32,7 +37,7 @@ def advice_on_batch_size(before: TrainConfig, after: TrainConfig) -> str | None:
     same_epochs = "" if before.steps != after.steps else f" --steps={steps}"
     return (
         f"--batch_size={new} leaves the learning rate of {after.learning_rate:g}, which is meant for batches of {old}; "
-        f"the linear rule gives --learning_rate={rate}{same_epochs}"
+        f"the linear rule (--scale_learning_rate) gives --learning_rate={rate}{same_epochs}"
     )
 
 

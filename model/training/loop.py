@@ -19,6 +19,7 @@ from model.training.auto_recipe import RECIPE_FILE
 from model.training.checkpoints import Origin, find_origin, note_run
 from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
 from model.training.feed import Feed
+from model.training.freezing import told
 from model.training.metrics_log import MetricsLog
 from model.training.run import Run as Run
 from model.training.run import Validate as Validate
@@ -88,6 +89,8 @@ def _prepare(
     for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if writes else ():
         say(f"train: {run.model_dir} was made with other settings; {change}")
     learner = Learner(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
+    if learner.frozen:
+        say(f"train: {told(learner.frozen)}")
     return learner, origin.fill(learner, writes=writes)
 
 

@@ -13,7 +13,9 @@ import tensorflow as tf
 from model import model_dir
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.training.freezing import frozen
 from model.training.optimizer import Sgd
+from pipeline.command import UserError
 from pipeline.loading import augment
 from pipeline.skeleton import Skeleton
 
@@ -27,6 +29,12 @@ class Learner:
       strategy: any of tf.distribute's synchronous ones.
       precision: Keras policy of the layers.
       jit_compile: whether XLA compiles each replica's step (not on several logical CPU devices, where it cannot).
+
+    Attributes:
+      frozen: paths of the variables that `train.freeze` leaves as they are. They have no gradient and no optimizer's state.
+
+    Raises:
+      UserError: a pattern of `train.freeze` that matches nothing, or patterns that leave nothing to train.
     """
 
     def __init__(
@@ -36,7 +44,11 @@ class Learner:
         with strategy.scope():
             seed = config.train.seed % 2**32  # Keras takes 32 bits
             self.model = KeypointRCNN(config, skeleton, precision=precision, seed=seed)
-            self._trainable = self.model.variables_by_path(trainable_only=True)
+            self.frozen = frozen(self.model.variables_by_path(), config.train.freeze)
+            trainable = self.model.variables_by_path(trainable_only=True)
+            self._trainable = {path: variable for path, variable in trainable.items() if path not in self.frozen}
+            if not self._trainable:
+                raise UserError(f"train.freeze={','.join(config.train.freeze)}: leaves nothing to train; freeze less")
             self.optimizer = Sgd(
                 self._trainable,
                 momentum=config.train.momentum,

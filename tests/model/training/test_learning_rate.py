@@ -33,6 +33,16 @@ def test_a_batch_size_that_leaves_the_learning_rate_is_told_with_what_would_fit(
     assert advice_on_batch_size(before, before) is None
 
 
+@pytest.mark.parametrize(("config", "rates"), [(TINY, (0.0125, 0.05, 0.1)), (R50_FPN, (0.00125, 0.005, 0.01))])
+def test_the_rate_grows_with_the_batch_where_it_is_asked_to(config: Config, rates: tuple[float, ...]) -> None:
+    for size, rate in zip((1, 4, 8), rates, strict=True):
+        scaled = dataclasses.replace(config.train, global_batch_size=size, scale_learning_rate=True, warmup_steps=0)
+        assert learning_rate(scaled, 0) == pytest.approx(rate)
+        advice = advice_on_batch_size(config.train, scaled)
+        assert advice is not None and advice.startswith(f"learning rate {rate:g}: ") and advice.endswith(f"batches of {size}")
+        assert learning_rate(dataclasses.replace(scaled, scale_learning_rate=False), 0) == config.train.learning_rate
+
+
 @pytest.mark.parametrize("config", [TINY, R50_FPN], ids=["tiny", "r50_fpn"])
 def test_the_presets_are_evaluated_at_a_size_that_they_train(config: Config) -> None:
     assert advice_on_inference_size(config) is None
