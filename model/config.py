@@ -167,7 +167,7 @@ class KeypointHeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Schedule and optimizer: SGD with momentum, linear warm-up, two steps down or a cosine."""
+    """Schedule and optimizer: SGD with momentum or AdamW; linear warm-up, two steps down or a cosine."""
 
     steps: int = 270_000
     global_batch_size: int = 16
@@ -179,8 +179,13 @@ class TrainConfig:
     decay_at: tuple[float, ...] = (7 / 9, 8 / 9)  # shares of `steps` after which the rate falls to a tenth
     warmup_steps: int = 1000
     warmup_factor: float = 0.001
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # classic L2 on kernels
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9  # of SGD; AdamW's β₁
+    weight_decay: float = 1e-4  # of kernels: classic L2 for SGD, decoupled for AdamW, of which 0.05 is usual
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    # Of a moving average of the weights, which evaluation and exports then take; 0: none. 0.9998 is usual for long trainings.
+    ema_decay: float = 0.0
     clip_norm: float = 0.0  # of the global gradient, after the all-reduce; 0: no clipping
     keypoint_loss_weight: float = 1.0
     # Patterns over variables' paths, such as backbone.layer1.*: those that match are not trained (`freezing.frozen`).
@@ -194,7 +199,11 @@ class TrainConfig:
         _at_most(2**63 - 1, "train", self, "seed")
         _at_most(10**9, "train", self, "steps", "warmup_steps")
         _at_most(65_536, "train", self, "global_batch_size", "reference_batch_size")
-        _share("train", self, "decay_at", "momentum")
+        _at_least(0, "train", self, "adam_epsilon")
+        _share("train", self, "decay_at", "momentum", "adam_beta2", "ema_decay")
+        for field in ("ema_decay", "adam_beta2", *(("momentum",) if self.optimizer == "adamw" else ())):
+            if getattr(self, field) == 1:
+                raise UserError(f"train.{field}=1: a mean that never moves; it must be below 1")
 
     @property
     def peak_learning_rate(self) -> float:

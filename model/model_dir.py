@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import tensorflow as tf
 
@@ -28,6 +28,8 @@ from pipeline.command import UserError, reason_of
 from pipeline.files import an_object, checked_json, only_writer, write_file, write_json
 from pipeline.skeleton import Skeleton
 
+Weights = Literal["average", "raw"]  # the moving average that training kept (`train.ema_decay`), or the weights themselves
+AVERAGE = "average/"  # before the path of a variable: its moving average, which is a part of the optimizer's state
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
 _RESTORE = "restore the file that was written with the model"
 # What may change between two runs into the same directory; all else decides what the weights mean.
@@ -175,13 +177,16 @@ def load_note(model_dir: Path) -> dict[str, Any] | None:
     return checked_json(path, "not a note on weights", an_object, remedy=_RESTORE)
 
 
-def load_model(named: str | Path, which: Which = "newest", flag: str = "--model") -> KeypointRCNN:
+def load_model(
+    named: str | Path, which: Which = "newest", flag: str = "--model", weights: Weights | None = None
+) -> KeypointRCNN:
     """The model of a directory that `model.train` or `model.import_weights` wrote, in float32.
 
     Args:
       named: the model directory, or one of its checkpoints: `run/checkpoints/step-200`.
       which: the checkpoint of the model directory: the newest, or the best of the evaluations made in training.
       flag: which names it, for messages.
+      weights: as `restore_weights` takes them.
 
     Raises:
       UserError: no such directory, no configuration or no checkpoint in it, or one that is damaged or of another model.
@@ -199,20 +204,22 @@ def load_model(named: str | Path, which: Which = "newest", flag: str = "--model"
         raise UserError(
             f"{model_dir / 'config.json'}: no model of this can be built ({reason_of(error)}); restore it"
         ) from None
-    restore(checkpoint_of(model), path, partial=True)
+    restore_weights(model, path, weights)
     return model
 
 
-def load_any(named: str | Path, which: Which = "newest", flag: str = "--model") -> KeypointRCNN | MaskRCNN:
+def load_any(
+    named: str | Path, which: Which = "newest", flag: str = "--model", weights: Weights | None = None
+) -> KeypointRCNN | MaskRCNN:
     """As `load_model`, or the old network of a directory that `model.import_weights --source=matterport` wrote."""
     model_dir = model_dir_of(Path(named))
     is_old = (model_dir / "config.json").exists() and newest_checkpoint(model_dir) is not None
     config = config_lib.load_any(model_dir / "config.json") if is_old else None
     path = chosen_checkpoint(Path(named), which) if isinstance(config, MatterportConfig) else None
     if path is None or not isinstance(config, MatterportConfig):
-        return load_model(named, which, flag)
+        return load_model(named, which, flag, weights)
     model = MaskRCNN(config, load_skeleton(model_dir))
-    restore(checkpoint_of(model), path, partial=True)
+    restore_weights(model, path, weights)
     return model
 
 
@@ -251,3 +258,27 @@ def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False
     except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:  # IndexError: of a file that is cut short
         reason = reason_of(error)
         raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None
+
+
+def restore_weights(model: Network, path: str, weights: Weights | None = None) -> None:
+    """Gives a model the weights of a checkpoint.
+
+    Args:
+      weights: "average": their moving average; "raw": the weights themselves; None: the average if the checkpoint holds one.
+
+    Raises:
+      UserError: "average" of a checkpoint that holds none; as `restore`.
+    """
+    saved = saved_optimizer(path)
+    plain = _keyed(model.variables_by_path())
+    averages = {key_of(AVERAGE) + key: variable for key, variable in plain.items() if key_of(AVERAGE) + key in saved}
+    if weights == "average" and not averages:
+        raise UserError(
+            f"--weights=average: {path} holds no moving average, which --set train.ema_decay=0.9998 would keep in training; "
+            "leave the flag out"
+        )
+    if weights == "raw" or not averages:
+        restore(checkpoint_of(model), path, partial=True)
+        return
+    others = {key: variable for key, variable in plain.items() if key_of(AVERAGE) + key not in averages}
+    restore(tf.train.Checkpoint(model=others, optimizer=averages), path, partial=True)

@@ -59,7 +59,24 @@ class Origin:
                 say(f"train: {self.start.fill(learner.model)}")
             if writes:
                 write_json(self.model_dir / model_dirs.NOTE_FILE, dict(self.start.source))
+        learner.optimizer.start_averages()
         return 0
+
+
+def _restore(learner: Learner, path: str) -> None:
+    """Gives the learner what a checkpoint holds. What it lacks of the optimizer's state begins anew, as in a new training."""
+    wanted = {model_dirs.key_of(name): variable for name, variable in learner.optimizer.variables_by_path().items()}
+    saved = model_dirs.saved_optimizer(path)
+    if wanted.keys() == saved:
+        model_dirs.restore(learner.checkpoint, path)
+        return
+    known = {name: variable for name, variable in wanted.items() if name in saved}
+    model_dirs.restore(model_dirs.checkpoint_of(learner.model, known, learner.step), path, partial=True)
+    learner.optimizer.start_averages(saved)
+    say(
+        f"train: the optimizer is not the one of the checkpoint: {counted(len(wanted) - len(known), 'variable')} of its state "
+        f"begin anew, {counted(len(saved) - len(known), 'variable')} of the checkpoint's are left aside"
+    )
 
 
 def find_origin(model_dir: Path, config: Config, start: StartingPoint | None, on_damaged: OnDamaged = "previous") -> Origin:

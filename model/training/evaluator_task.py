@@ -9,7 +9,7 @@ from pathlib import Path
 from model import config as config_lib
 from model.checkpoint_files import newest_checkpoint, step_of
 from model.interrupt import Interrupt
-from model.model_dir import checkpoint_of, load_model, restore
+from model.model_dir import load_model, restore_weights
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training import best_checkpoint
 from model.training.metrics_log import MetricsLog
@@ -49,7 +49,7 @@ def follow(model_dir: Path, validate: Validate) -> None:
                 if model is None:
                     model = load_model(model_dir)
                 else:
-                    restore(checkpoint_of(model), path, partial=True)
+                    restore_weights(model, path)
             except UserError:
                 if newest_checkpoint(model_dir) == path:
                     raise

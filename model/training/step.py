@@ -14,7 +14,7 @@ from model import model_dir
 from model.config import Config
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.freezing import frozen
-from model.training.optimizer import Sgd
+from model.training.optimizer import optimizer_of
 from pipeline.command import UserError
 from pipeline.loading import augment
 from pipeline.skeleton import Skeleton
@@ -49,13 +49,7 @@ class Learner:
             self._trainable = {path: variable for path, variable in trainable.items() if path not in self.frozen}
             if not self._trainable:
                 raise UserError(f"train.freeze={','.join(config.train.freeze)}: leaves nothing to train; freeze less")
-            self.optimizer = Sgd(
-                self._trainable,
-                momentum=config.train.momentum,
-                weight_decay=config.train.weight_decay,
-                clip_norm=config.train.clip_norm,
-                dynamic_loss_scale=precision == "mixed_float16",
-            )
+            self.optimizer = optimizer_of(config.train, self._trainable, dynamic_loss_scale=precision == "mixed_float16")
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         self.checkpoint = model_dir.checkpoint_of(self.model, self.optimizer.variables_by_path(), self.step)
         replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step

@@ -274,7 +274,8 @@ class Stepper:
                     f"{self._run.model_dir}: the same command makes the evaluation up and goes on"
                 )
 
-        self._validate(self._learner.model, self._log, done, hear)
+        with self._learner.optimizer.averages_in_place():
+            self._validate(self._learner.model, self._log, done, hear)
         self._saver.wait()
         best_checkpoint.offer(self._run.model_dir, done, self._log.evaluation_of(done) or {})
         self._interval.restart()

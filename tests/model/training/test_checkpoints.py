@@ -22,8 +22,9 @@ from model.config import Config
 from model.model_dir import restore
 from model.training import best_checkpoint
 from model.training.checkpoints import RUN_FILE, find_origin, note_run
-from model.training.optimizer import FIRST_LOSS_SCALE, Sgd
+from model.training.optimizer import FIRST_LOSS_SCALE, Optimizer
 from model.training.saver import Saver
+from model.training.update_rules import Sgd
 from pipeline.command import UserError
 from tests.full_disk import full_disk
 
@@ -71,11 +72,12 @@ def test_the_loss_scale_fits_the_precision_after_a_resumption(
 ) -> None:
     """A scale of float16 that stayed when the loss was not scaled any more made every gradient too small by that factor."""
 
-    def sgd(dynamic: bool) -> Sgd:
+    def sgd(dynamic: bool) -> Optimizer:
         weight = {"a/kernel": tf.Variable([1.0, -2.0])}
-        return Sgd(weight, momentum=0.9, weight_decay=0.0, clip_norm=0.0, dynamic_loss_scale=dynamic)
+        rule = Sgd(weight, momentum=0.9)
+        return Optimizer(weight, rule, weight_decay=0.0, clip_norm=0.0, dynamic_loss_scale=dynamic)
 
-    def checkpoint(sgd: Sgd) -> tf.train.Checkpoint:
+    def checkpoint(sgd: Optimizer) -> tf.train.Checkpoint:
         return tf.train.Checkpoint(**{path.replace("/", "."): v for path, v in sgd.variables_by_path().items()})
 
     before, after = sgd(saved_dynamic), sgd(dynamic)
