@@ -171,6 +171,9 @@ class TrainConfig:
 
     steps: int = 270_000
     global_batch_size: int = 16
+    # Parts that a replica computes its share of a batch in, one after the other, for the memory of one: their gradients add up
+    # to those of the whole batch (`Learner.gradients`). It costs the backbone's forward pass a second time.
+    accumulate: int = 1
     learning_rate: float = 0.02
     # The linear rule (Goyal et al. 2017): `learning_rate` is that of `reference_batch_size`, and grows with the batch.
     scale_learning_rate: bool = False
@@ -193,12 +196,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(1, "train", self, "steps", "global_batch_size", "reference_batch_size")
+        _at_least(1, "train", self, "steps", "global_batch_size", "reference_batch_size", "accumulate")
         _at_least(0, "train", self, "learning_rate", "warmup_steps", "warmup_factor", "weight_decay", "clip_norm")
         _at_least(0, "train", self, "keypoint_loss_weight", "seed")
         _at_most(2**63 - 1, "train", self, "seed")
         _at_most(10**9, "train", self, "steps", "warmup_steps")
-        _at_most(65_536, "train", self, "global_batch_size", "reference_batch_size")
+        _at_most(65_536, "train", self, "global_batch_size", "reference_batch_size", "accumulate")
         _at_least(0, "train", self, "adam_epsilon")
         _share("train", self, "decay_at", "momentum", "adam_beta2", "ema_decay")
         for field in ("ema_decay", "adam_beta2", *(("momentum",) if self.optimizer == "adamw" else ())):

@@ -137,10 +137,12 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
 
 
 def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:
-    if config.train.global_batch_size % strategy.num_replicas_in_sync:
+    parts, replicas = config.train.accumulate, strategy.num_replicas_in_sync
+    if config.train.global_batch_size % (replicas * parts):
+        in_parts = f" and the {parts} parts of train.accumulate" if parts > 1 else ""
         raise UserError(
-            f"--batch_size={config.train.global_batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} "
-            "replicas that share it"
+            f"--batch_size={config.train.global_batch_size}: must be a multiple of the {replicas} replicas that share "
+            f"it{in_parts}"
         )
 
 

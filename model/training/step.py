@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from model import model_dir
 from model.config import Config
-from model.network.keypoint_rcnn import KeypointRCNN
+from model.network.keypoint_rcnn import KeypointRCNN, Loss
 from model.training.freezing import frozen
+from model.training.metrics_log import LOSSES
 from model.training.optimizer import optimizer_of
 from pipeline.command import UserError
 from pipeline.loading import augment
 from pipeline.skeleton import Skeleton
+
+WATCHED = ("positive_rois", "keypoint_rois", "keypoint_overflow", "images")  # and "unreadable", if batches have it
 
 
 class Learner:
@@ -66,27 +69,87 @@ class Learner:
         """In replica context: the replica's share of the gradient of the global batch's scaled loss, and the reduced metrics.
 
         Each loss is Σ sum / Σ count with both sums over the *global* batch, so the gradients of all replicas add up to those of
-        one replica that sees everything.
+        one replica that sees everything. So do those of the parts of a batch (`train.accumulate`), but to rounding, while no
+        keypoint buffer overflows: a buffer has room for `keypoint_head.rois` × the images that are computed together.
         """
         context = tf.distribute.get_replica_context()
         batch = augment.jitter_colours(batch, self.config.data, seed)
+        if self.config.train.accumulate == 1:
+            gradients, values = self._part(batch, seed, None)
+        else:
+            gradients, values = self._parts(batch, seed)
+        reduced = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
+        # A loss that is not finite on any replica makes the gradient so on all, and such a step changes nothing.
+        gradients[0] += tf.where(tf.math.is_finite(reduced[len(LOSSES)]), 0.0, math.nan)
+        watched = [*WATCHED, *(["unreadable"] if "unreadable" in batch else [])]
+        return gradients, dict(zip([*LOSSES, "loss", *watched], reduced, strict=True))
+
+    def _part(
+        self, batch: dict[str, tf.Tensor], seed: tf.Tensor, counts: tf.Tensor | None
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients and metrics of images that are computed together.
+
+        Args:
+          counts: of each loss over the global batch, float32 [5]; None: those of these images, on all replicas.
+
+        Returns:
+          the gradients; the losses' shares, their weighted sum and what is watched, float32 [N].
+        """
         with tf.GradientTape() as tape:
-            losses, watched = self.model.losses(batch, seed)
-            watched["images"] = tf.reduce_sum(tf.cast(batch["image_id"] >= 0, tf.float32))  # the others are padding images
-            if "unreadable" in batch:
-                watched["unreadable"] = tf.reduce_sum(tf.cast(batch["unreadable"] >= 0, tf.float32))
-            names = list(losses)
-            counts = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([losses[name][1] for name in names]))
-            shares = tf.stack([losses[name][0] for name in names]) / tf.maximum(counts, 1.0)
-            weights = [self.config.train.keypoint_loss_weight if name == "keypoint" else 1.0 for name in names]
+            losses, watched = self._losses(batch, seed)
+            if counts is None:
+                counts = _over_replicas([count for _, count in losses.values()])
+            shares = tf.stack([total for total, _ in losses.values()]) / tf.maximum(counts, 1.0)
+            weights = [self.config.train.keypoint_loss_weight if name == "keypoint" else 1.0 for name in losses]
             loss = tf.reduce_sum(shares * tf.constant(weights))
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, list(self._trainable.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        values = tf.concat([shares, [loss], tf.stack(list(watched.values()))], axis=0)
-        values = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
-        # A loss that is not finite on any replica makes the gradient so on all, and such a step changes nothing.
-        gradients[0] += tf.where(tf.math.is_finite(values[len(names)]), 0.0, math.nan)
-        return gradients, dict(zip([*names, "loss", *watched], values, strict=True))
+        return gradients, tf.concat([shares, [loss], tf.stack(list(watched.values()))], axis=0)
+
+    def _parts(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """As `_part`, in `train.accumulate` parts, one after the other.
+
+        A gradient needs the counts of the whole batch. They depend on the RoIs, so that the first stage is computed twice: once
+        for the counts alone. (Nothing behind the RoIs has part in them, and TensorFlow leaves it out.)
+        """
+        number = self.config.train.accumulate
+        stacked = {name: tf.stack(tf.split(value, number)) for name, value in batch.items()}  # [N, B / N, ...]
+
+        def part(index: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {name: tf.gather(value, index) for name, value in stacked.items()}
+
+        def count(index: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            losses, _ = self._losses(part(index), seed)
+            return index + 1, counts + tf.stack([count for _, count in losses.values()])
+
+        def add(index: tf.Tensor, values: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            gradients, own = self._part(part(index), seed, counts)
+            return index + 1, values + own, *(a + tf.convert_to_tensor(b) for a, b in zip(sums, gradients, strict=True))
+
+        def one_after_the_other(body: Callable[..., tuple[tf.Tensor, ...]], *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            found = tf.while_loop(
+                lambda index, *_: index < number,
+                body,
+                (tf.constant(0), *sums),
+                parallel_iterations=1,
+                maximum_iterations=number,
+            )
+            return tuple(found[1:])
+
+        (own,) = one_after_the_other(count, tf.zeros([len(LOSSES)]))
+        counts = _over_replicas(tf.unstack(own))
+        watched = len(WATCHED) + ("unreadable" in batch)
+        zeros = [tf.zeros(variable.shape) for variable in self._trainable.values()]
+        values, *gradients = one_after_the_other(add, tf.zeros([len(LOSSES) + 1 + watched]), *zeros)
+        return gradients, values
+
+    def _losses(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[dict[str, Loss], dict[str, tf.Tensor]]:
+        """The losses in the order of `LOSSES`, and sums worth watching in that of `WATCHED`."""
+        losses, watched = self.model.losses(batch, seed)
+        watched["images"] = tf.reduce_sum(tf.cast(batch["image_id"] >= 0, tf.float32))  # the others are padding images
+        if "unreadable" in batch:
+            watched["unreadable"] = tf.reduce_sum(tf.cast(batch["unreadable"] >= 0, tf.float32))
+        return {name: losses[name] for name in LOSSES}, watched
 
     def _replica_step(
         self, batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor
@@ -98,3 +161,8 @@ class Learner:
         own = tf.identity(stop)  # one on each device, to be added up
         metrics["stop"] = context.all_reduce(tf.distribute.ReduceOp.SUM, own)
         return metrics
+
+
+def _over_replicas(counts: Sequence[tf.Tensor]) -> tf.Tensor:
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(counts))

@@ -237,13 +237,14 @@ class Stepper:
         try:
             yield
         except tf.errors.ResourceExhaustedError as error:
-            replicas = self._learner.strategy.num_replicas_in_sync
-            share = self._config.global_batch_size // replicas
+            parts = self._learner.strategy.num_replicas_in_sync * self._config.accumulate
+            share = self._config.global_batch_size // parts
             half = " or --precision=mixed_float16" if self._run.precision == "float32" else ""
+            in_parts = f" --set train.accumulate={2 * self._config.accumulate} (the same numbers)," if share > 1 else ""
             raise UserError(
                 f"step {step}: out of memory with {share} images per replica on canvases up to "
                 f"{max(self._learner.config.data.short_edges)}×{self._learner.config.data.max_edge} ({_allocation(error)}); "
-                f"try a smaller --batch_size{half}, smaller data.short_edges and data.max_edge, more GPUs with "
+                f"try a smaller --batch_size{half},{in_parts} smaller data.short_edges and data.max_edge, more GPUs with "
                 "--strategy=mirrored, or end other programs on the GPU (nvidia-smi lists them)"
             ) from None
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from model import model_dir
 from model.config import TINY, Config
+from model.training.checkpoints import Origin
 from model.training.freezing import frozen, told
-from model.training.loop import Run, train
 from model.training.step import Learner
 from model.training.strategies import make_strategy
 from pipeline.command import UserError
@@ -67,22 +67,29 @@ def test_patterns_are_taken_as_people_write_them(text: str) -> None:
     assert override(TINY, ["train.freeze="]).train.freeze == ()
 
 
-def test_frozen_layers_stay_as_they_are_and_may_be_thawed_when_training_goes_on(
+def test_what_was_frozen_may_be_thawed_when_training_goes_on(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = with_train(small_config, freeze=("backbone.*", "fpn.*"), steps=2, warmup_steps=0)
-    strategy = make_strategy("one_device")
-    fresh = Learner(config, record_folder.skeleton, strategy, precision="float32", jit_compile=False).model.variables_by_path()
-    before = {path: variable.numpy() for path, variable in fresh.items()}
-    train(config, record_folder, "train", Run(tmp_path / "run"), strategy)
-    assert "train: train.freeze leaves " in capsys.readouterr().out
-    after = model_dir.load_model(tmp_path / "run").variables_by_path()
-    for path, value in before.items():
-        assert np.array_equal(after[path], value) == path.startswith(("backbone.", "fpn.")) or path.endswith("bias"), path
-    train(with_train(config, freeze=(), steps=3), record_folder, "train", Run(tmp_path / "run"), strategy)
-    assert "of its state begin anew, 0 variables of the checkpoint's are left aside" in capsys.readouterr().out
-    thawed = model_dir.load_model(tmp_path / "run").variables_by_path()
-    assert not np.array_equal(thawed["backbone.conv1/kernel"], before["backbone.conv1/kernel"])
+    def learner(*patterns: str) -> Learner:
+        config = with_train(small_config, freeze=patterns)
+        return Learner(config, record_folder.skeleton, make_strategy("one_device"), precision="float32", jit_compile=False)
+
+    frozen_one = learner("backbone.*", "fpn.*")
+    frozen_one.step.assign(3)
+    for variable in frozen_one.optimizer.variables_by_path().values():
+        variable.assign(tf.ones_like(variable) * 7)
+    path = frozen_one.checkpoint.save(str(tmp_path / "step"))
+    thawed, again = learner(), learner("backbone.*", "fpn.*")
+    assert Origin(tmp_path, path, None).fill(thawed, writes=False) == 3
+    missing = len(thawed.optimizer.variables_by_path()) - len(frozen_one.optimizer.variables_by_path())
+    anew = f"{missing} variables of its state begin anew, 0 variables of the checkpoint's are left aside"
+    assert missing > 0 and anew in capsys.readouterr().out
+    for name, variable in thawed.optimizer.variables_by_path().items():
+        if name.startswith("velocity/"):
+            frozen_before = name.startswith(("velocity/backbone.", "velocity/fpn."))
+            assert np.all(variable.numpy() == (0 if frozen_before else 7)), name
+    assert Origin(tmp_path, path, None).fill(again, writes=False) == 3
+    assert "anew" not in capsys.readouterr().out
 
 
 def test_a_model_of_which_nothing_is_left_to_train_is_refused(record_folder: RecordFolder, small_config: Config) -> None:
