@@ -19,7 +19,7 @@ from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.files import checked_json
 
-Norm = Literal["frozen_batch", "group"]
+Norm = Literal["frozen_batch", "group", "sync_batch"]
 STRIDES = (4, 8, 16, 32, 64)  # of P2…P6, whatever the ResNet
 
 
@@ -57,7 +57,9 @@ class BackboneConfig:
     blocks: tuple[int, ...] = (3, 4, 6, 3)  # of the stages C2…C5
     width: int = 64  # channels of the stem and of the first stage's 3×3 convolutions; a stage's output has 4 × as many
     expansion: int = 4
-    norm: Norm = "frozen_batch"  # "group" where training starts from random weights: frozen statistics need pretrained ones
+    # Of the ResNet. "group" where training starts from random weights: frozen statistics need pretrained ones; the pyramid and
+    # the keypoint head have it then, too. "sync_batch" trains the norms of pretrained weights; it wants large batches.
+    norm: Norm = "frozen_batch"
     norm_epsilon: float = 1e-5
     stem_width: int | None = None  # channels of the stem; None: `width`
     stride_in_1x1: bool = False  # a stage's stride lies in its first 1×1 convolution (MSRA's ResNet), else in the 3×3 one
@@ -256,6 +258,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.anchors.strides != STRIDES:
             raise UserError(f"anchors.strides={list(self.anchors.strides)}: must be {list(STRIDES)}, those of the levels P2…P6")
+        if self.backbone.norm == "sync_batch" and self.train.accumulate > 1:
+            raise UserError(
+                f"train.accumulate={self.train.accumulate}: with backbone.norm=sync_batch, statistics are those of the whole "
+                "batch, which is not computed at once then; leave one of them out"
+            )
         widths = (self.backbone.width, self.backbone.fpn_channels, self.keypoint_head.channels)
         if self.backbone.norm == "group" and any(width % 4 for width in widths):
             raise UserError(

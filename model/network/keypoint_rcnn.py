@@ -8,7 +8,7 @@ Everything is in canvas pixels; float32 outside the layers, whose compute type i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import keras
 import tensorflow as tf
@@ -19,6 +19,7 @@ from model.network.backbone import fpn, level_shapes, resnet
 from model.network.keypoint_head import Decoder, decode_fast
 from model.network.own_canvas import level_sizes, own_canvases
 from model.network.roi_align import roi_align
+from model.network.sync_batch_norm import SyncBatchNorm
 from pipeline import image
 from pipeline.skeleton import Skeleton
 
@@ -61,6 +62,13 @@ class KeypointRCNN(tf.Module):
         """The raw TensorFlow variables by name, such as "backbone.layer1.0.conv1/kernel": what checkpoints and exports hold."""
         keras_variables = [v for part in self.parts() for v in (part.trainable_variables if trainable_only else part.variables)]
         return {v.path: v.value for v in keras_variables}
+
+    def freeze_statistics(self, frozen: Collection[str]) -> None:
+        """Lets norms whose moving statistics are among these paths take them in training, too, and leave them as they are."""
+        for part in self.parts():
+            for layer in part.layers:
+                if isinstance(layer, SyncBatchNorm) and layer.mean.path in frozen:
+                    layer.trainable = False
 
     def pyramid(
         self, images: tf.Tensor, image_size: tf.Tensor, *, own_canvas: tf.Tensor | None = None, training: bool = False

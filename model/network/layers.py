@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from model.config import Norm
 from model.network.own_canvas import own_places
+from model.network.sync_batch_norm import SyncBatchNorm
 
 
 class FrozenBatchNorm(keras.layers.Layer):
@@ -134,6 +135,8 @@ def norm(kind: Norm, epsilon: float, name: str, policy: keras.DTypePolicy, *, st
     """The normalisation of features with `stride` pixels per place; None for those of RoIs."""
     if kind == "frozen_batch":
         return FrozenBatchNorm(epsilon, name=name, dtype=policy)
+    if kind == "sync_batch":
+        return SyncBatchNorm(epsilon, name=name, dtype=policy)
     return GroupNorm(epsilon, stride, name=name, dtype=policy)
 
 

@@ -48,6 +48,7 @@ class Learner:
             seed = config.train.seed % 2**32  # Keras takes 32 bits
             self.model = KeypointRCNN(config, skeleton, precision=precision, seed=seed)
             self.frozen = frozen(self.model.variables_by_path(), config.train.freeze)
+            self.model.freeze_statistics(self.frozen)
             trainable = self.model.variables_by_path(trainable_only=True)
             self._trainable = {path: variable for path, variable in trainable.items() if path not in self.frozen}
             if not self._trainable:
