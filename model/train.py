@@ -33,8 +33,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "preset",
     None,
-    "Configuration to begin with: tiny, r50_fpn or r101_fpn; help lists what each reaches. The default is that of --model_dir "
-    "or of the directory that --init names, else r50_fpn.",
+    "Configuration to begin with: tiny, r50_fpn, r101_fpn or x101_fpn; help lists what each reaches. The default is that of "
+    "--model_dir or of the directory that --init names, else r50_fpn.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(

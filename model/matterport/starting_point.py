@@ -54,6 +54,7 @@ class OldNetwork:
             width=size.widths[0],
             stem_width=size.stem,
             expansion=expansion,
+            groups=1,
             fpn_channels=size.fpn,
             norm="frozen_batch",
             norm_epsilon=self.model.config.backbone.norm_epsilon,

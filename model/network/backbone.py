@@ -1,4 +1,5 @@
-"""The backbone: ResNet with bottlenecks (He et al. 2015), pixels in, C2…C5 out; and the feature pyramid over it, P2…P6 out.
+"""The backbone: ResNet or ResNeXt with bottlenecks (He et al. 2015, Xie et al. 2017), pixels in, C2…C5 out; and the feature
+pyramid over it, P2…P6 out.
 
 The pyramid (FPN, Lin et al. 2017) gives all levels the same width. It enlarges a level by repeating the nearest place; P6 is
 every second place of P5.
@@ -12,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from model.config import BackboneConfig
+from model.network.grouped_conv import GroupedConv
 from model.network.layers import conv, norm
 from model.network.own_canvas import OwnCanvas
 
@@ -72,7 +74,11 @@ def _bottleneck(
     between = pixels_per_place // second  # pixels per place of what the 3×3 convolution sees
     y = relu(normalised(conv(x, width, 1, f"{name}.conv1", policy, stride=first, use_bias=False), "bn1", between), "relu1")
     y = OwnCanvas(between, name=f"{name}.conv2.own", dtype=policy)(y)
-    y = relu(normalised(conv(y, width, 3, f"{name}.conv2", policy, stride=second, use_bias=False), "bn2"), "relu2")
+    if config.groups > 1:
+        y = GroupedConv(width, 3, groups=config.groups, stride=second, name=f"{name}.conv2", dtype=policy)(y)
+    else:
+        y = conv(y, width, 3, f"{name}.conv2", policy, stride=second, use_bias=False)
+    y = relu(normalised(y, "bn2"), "relu2")
     y = normalised(conv(y, channels, 1, f"{name}.conv3", policy, use_bias=False), "bn3")
     return relu(keras.layers.Add(name=f"{name}.add", dtype=policy)([y, shortcut]), "relu3")
 

@@ -17,6 +17,7 @@ from model.matterport.starting_point import OldNetwork
 from model.model_dir import load_any, load_note
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.weights import layout, names
+from model.weights.families import RESNEXT_PIXEL_STD
 from model.weights.names import CAFFE2, DETECTRON2, KERAS, TORCHVISION, Family, Tensors, told
 from model.weights.pickle_reader import RefusedError
 from model.weights.published import digests, note
@@ -61,13 +62,16 @@ class BackboneFile:
         except RefusedError as error:
             raise UserError(f"--init={self.path}: {error}") from None
         backbone = config.backbone
-        asked = (backbone.blocks, backbone.stem_width or backbone.width, backbone.width, backbone.expansion)
-        if asked != (size.blocks, size.stem_width, size.width, size.expansion):
+        asked = (backbone.blocks, backbone.stem_width or backbone.width, backbone.width, backbone.expansion, backbone.groups)
+        if asked != (size.blocks, size.stem_width, size.width, size.expansion, size.groups):
             raise UserError(
-                f"--init={self.path}: a ResNet with {size.blocks} blocks, {size.width} wide; --preset={config.preset} has "
-                f"{backbone.blocks}, {backbone.width} wide: give another --preset, or --set backbone.blocks and backbone.width"
+                f"--init={self.path}: {_size(size.blocks, size.width, size.groups)}; --preset={config.preset} has "
+                f"{backbone.blocks}, {backbone.width} wide{_in_groups(backbone.groups)}: give another --preset, or --set "
+                "backbone.blocks and backbone.width"
             )
         family = _CONVENTIONS[self.family.name]
+        if self.family is CAFFE2 and size.groups > 1:  # not MSRA's, but FAIR's own X-101-32x8d.pkl
+            family = dataclasses.replace(family, stride_in_1x1=False, pixel_std=RESNEXT_PIXEL_STD)
         taken = ("norm", "norm_epsilon", "stride_in_1x1", "pixel_order", "pixel_range", "pixel_mean", "pixel_std")
         changes = {name: getattr(family, name) for name in taken}
         return dataclasses.replace(config, backbone=dataclasses.replace(backbone, **changes, frozen_stages=FROZEN_STAGES))
@@ -116,6 +120,14 @@ class ModelDirectory:
             variable.assign(values[path])
         other = f"; {', '.join(anew)} from random weights, for its keypoints are others" if anew else ""
         return f"starts from {self.path}{other}"
+
+
+def _size(blocks: tuple[int, ...], width: int, groups: int) -> str:
+    return f"a {'ResNeXt' if groups > 1 else 'ResNet'} with {blocks} blocks, {width} wide{_in_groups(groups)}"
+
+
+def _in_groups(groups: int) -> str:
+    return f" in {groups} groups" if groups > 1 else ""
 
 
 StartingPoint = BackboneFile | ModelDirectory | OldNetwork

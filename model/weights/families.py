@@ -31,12 +31,14 @@ class Architecture:
       blocks: bottlenecks of the stages C2…C5.
       stem_width, width: channels of the stem, and of the first stage's 3×3 convolutions.
       expansion: a stage's channels over those of its 3×3 convolutions.
+      groups: of the channels of the 3×3 convolutions; above 1 in a ResNeXt.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     stem_width: int = 64
     width: int = 64
     expansion: int = 4
+    groups: int = 1
     fpn_channels: int = 256
     box_channels: int = 1024
     keypoint_convolutions: int = 8
@@ -62,19 +64,24 @@ def torchvision(architecture: Architecture = Architecture(), *, norm_epsilon: fl
     )
 
 
+# Of Detectron2's ResNeXt, whose file says neither: its configuration keypoint_rcnn_X_101_32x8d_FPN_3x.yaml does.
+RESNEXT_PIXEL_STD = (57.375, 57.12, 58.395)
+
+
 def detectron2(architecture: Architecture = Architecture()) -> Config:
-    """As Detectron2's `COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x` (and `R_101`), of any size."""
+    """As Detectron2's `COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x` (and `R_101`, `X_101_32x8d`), of any size."""
+    is_resnext = architecture.groups > 1
     return Config(
         preset="detectron2",
         anchors=AnchorConfig(rounded=False),
         data=DataConfig(resize="detectron2", keypoint_offset=0.5, anchors="online"),
         backbone=dataclasses.replace(
             _backbone(architecture),
-            stride_in_1x1=True,
+            stride_in_1x1=not is_resnext,
             pixel_order="BGR",
             pixel_range=255.0,
             pixel_mean=(103.53, 116.28, 123.675),
-            pixel_std=(1.0, 1.0, 1.0),
+            pixel_std=RESNEXT_PIXEL_STD if is_resnext else (1.0, 1.0, 1.0),
         ),
         rpn=RpnConfig(proposals_train=1500),
         box_head=BoxHeadConfig(sampling_ratio=0, channels=architecture.box_channels),
@@ -88,6 +95,7 @@ def _backbone(architecture: Architecture) -> BackboneConfig:
         stem_width=architecture.stem_width,
         width=architecture.width,
         expansion=architecture.expansion,
+        groups=architecture.groups,
         fpn_channels=architecture.fpn_channels,
         frozen_stages=2,
     )

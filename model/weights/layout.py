@@ -47,15 +47,15 @@ def backbone_architecture(tensors: Tensors, *, channels_last: bool = False) -> A
         raise RefusedError(f"its stages C2…C5 have {blocks} blocks; {MOST_BLOCKS} are the most that is read")
     if "backbone.layer1.0.conv3/kernel" not in tensors:
         raise RefusedError("its blocks have two convolutions (ResNet-18 or 34); this model's have three (ResNet-50 and deeper)")
-    width, inner = out_in("layer1.0.conv2")
-    if width != inner:
-        raise RefusedError(
-            f"its 3×3 convolutions are grouped ({inner} of {width} channels): a ResNeXt, which this model is not"
-        )
+    width, per_group = out_in("layer1.0.conv2")
+    if width % per_group:
+        raise RefusedError(f"its first 3×3 convolution turns {per_group} channels into {width}, which makes no whole groups")
     channels = out_in("layer1.0.conv3")[0]
     if channels % width:
         raise RefusedError(f"its first stage has {channels} channels, no multiple of the {width} of its 3×3 convolutions")
-    return Architecture(blocks=blocks, stem_width=stem_width, width=width, expansion=channels // width)
+    return Architecture(
+        blocks=blocks, stem_width=stem_width, width=width, expansion=channels // width, groups=width // per_group
+    )
 
 
 def architecture(tensors: Tensors) -> Architecture:

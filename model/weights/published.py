@@ -59,6 +59,7 @@ KEYPOINT_RCNN = (
     _zoo("keypoint_rcnn_R_50_FPN_1x/137261548/model_final_04e291.pkl"),
     _zoo("keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b.pkl"),
     _zoo("keypoint_rcnn_R_101_FPN_3x/138363331/model_final_997cc7.pkl"),
+    _zoo("keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f.pkl"),
 )
 BACKBONES = (
     _torch("resnet50-0676ba61.pth"),
@@ -69,6 +70,7 @@ BACKBONES = (
     _torch("resnet101-5d3b4d8f.pth"),
     Published(f"{DETECTRON2}/ImageNetPretrained/MSRA/R-50.pkl", licence=ZOO_LICENCE),
     Published(f"{DETECTRON2}/ImageNetPretrained/MSRA/R-101.pkl", licence=ZOO_LICENCE),
+    Published(f"{DETECTRON2}/ImageNetPretrained/FAIR/X-101-32x8d.pkl", licence=ZOO_LICENCE),
     _keras("resnet50", md5="4d473c1dd8becc155b73f8504c6f6626"),
     _keras("resnet101", md5="88cf7a10940856eca736dc7b7e228a21"),
 )

@@ -219,7 +219,7 @@ def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset=r50"], "--preset=r50: must be one of tiny, r50_fpn, r101_fpn"),
+        (["--preset=r50"], "--preset=r50: must be one of tiny, r50_fpn, r101_fpn, x101_fpn"),
         (["--init=nowhere.pth"], "--init=nowhere.pth: does not exist"),
         (["--init=empty"], "--init=empty: has no config.json; name a directory that model.train or"),
         (["--init=exported"], "--init=exported: a SavedModel, which holds no model to train; give the model directory"),

@@ -245,7 +245,14 @@ WRONG: dict[str, tuple[Callable[[], State], str]] = {
     "no keypoints": (lambda: without("keypoint"), "has no keypoint head"),
     "one stage less": (lambda: without("layer4"), r"stages C2…C5 have \(1, 2, 1, 0\) blocks"),
     "ResNet-18": (lambda: without("conv3"), "two convolutions"),
-    "ResNeXt": (lambda: changed("backbone.body.layer1.0.conv2.weight", lambda w: w[:, :2]), r"grouped \(2 of 4 channels\)"),
+    "groups in one layer": (
+        lambda: changed("backbone.body.layer1.0.conv2.weight", lambda w: w[:, :2]),
+        r"layer2\.0\.conv2\.weight has the shape \(8, 8, 3, 3\)",
+    ),
+    "no whole groups": (
+        lambda: changed("backbone.body.layer1.0.conv2.weight", lambda w: w[:, :3]),
+        "turns 3 channels into 4, which makes no whole groups",
+    ),
     "grey images": (lambda: changed("backbone.body.conv1.weight", lambda w: w[:, :1]), "takes 1 channels"),
     "80 classes": (lambda: torchvision_state(classes=81), "tells 81 classes apart"),
     "five anchors": (

@@ -37,11 +37,11 @@ def linear(name: str, *shape: int, bias: int | None = None) -> dict[str, tuple[i
     return {f"{name}.weight": shape, f"{name}.bias": (shape[0] if bias is None else bias,)}
 
 
-def torchvision_resnet(prefix: str = "") -> dict[str, tuple[int, ...]]:
+def torchvision_resnet(prefix: str = "", groups: int = 1) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {f"{prefix}conv1.weight": (STEM, 3, 7, 7), **norm(f"{prefix}bn1", STEM)}
     for stage, block, before, inner, after in blocks():
         name = f"{prefix}layer{stage + 1}.{block}"
-        convolutions = {"conv1": (inner, before, 1, 1), "conv2": (inner, inner, 3, 3), "conv3": (after, inner, 1, 1)}
+        convolutions = {"conv1": (inner, before, 1, 1), "conv2": (inner, inner // groups, 3, 3), "conv3": (after, inner, 1, 1)}
         for number, (conv, shape) in enumerate(convolutions.items(), 1):
             shapes |= {f"{name}.{conv}.weight": shape, **norm(f"{name}.bn{number}", shape[0])}
         if block == 0:
@@ -49,8 +49,8 @@ def torchvision_resnet(prefix: str = "") -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def torchvision_state(keypoints: int = 17, classes: int = 2) -> State:
-    shapes = torchvision_resnet("backbone.body.")
+def torchvision_state(keypoints: int = 17, classes: int = 2, groups: int = 1) -> State:
+    shapes = torchvision_resnet("backbone.body.", groups)
     for level in range(4):
         shapes |= linear(f"backbone.fpn.inner_blocks.{level}.0", PYRAMID, 4 * WIDTH * 2**level, 1, 1)
         shapes |= linear(f"backbone.fpn.layer_blocks.{level}.0", PYRAMID, PYRAMID, 3, 3)
@@ -102,4 +102,17 @@ def detectron2_state(state: State) -> State:
         ):
             name = name.replace(before, after)
         made[name] = value
+    return made
+
+
+def without_groups(state: State) -> State:
+    """The same model with ordinary 3×3 convolutions, whose kernels are zero between channels of different groups."""
+    made = dict(state)
+    for name, kernel in state.items():
+        if name.endswith("conv2.weight") and kernel.shape[0] != kernel.shape[1]:
+            channels, per_group = kernel.shape[:2]
+            made[name] = np.zeros((channels, channels, *kernel.shape[2:]), kernel.dtype)
+            for first in range(0, channels, per_group):
+                group = slice(first, first + per_group)
+                made[name][group, group] = kernel[group]
     return made
