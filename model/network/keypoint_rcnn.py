@@ -167,14 +167,17 @@ class KeypointRCNN(tf.Module):
             "keypoint_scores": at_their_places(keypoint_scores),
         }
 
-    def losses(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[dict[str, Loss], dict[str, tf.Tensor]]:
+    def losses(
+        self, batch: dict[str, tf.Tensor], seed: tf.Tensor, *, training: bool = True
+    ) -> tuple[dict[str, Loss], dict[str, tf.Tensor]]:
         """The five losses of a batch (see `pipeline.loading.batches`), each as (sum, count), and sums worth watching.
 
         Args:
           seed: int32 scalar, of the step: RoIs are drawn by (seed, image id).
+          training: whether norms take their statistics from the batch, where they do so in training.
         """
         # 1. The RPN's losses, over the anchors that the loader sampled.
-        pyramid = self.pyramid(batch["image"], batch["image_size"], training=True)
+        pyramid = self.pyramid(batch["image"], batch["image_size"], training=training)
         level_logits, level_deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
         anchors = rpn.anchor_grid(self.config.anchors, level_shapes(pyramid))
         losses = rpn.rpn_losses(
@@ -196,12 +199,12 @@ class KeypointRCNN(tf.Module):
             training=True,
         )
         rois = box_head.sample_rois(self.config.box_head, proposals, proposal_scores, batch, seed)
-        logits, deltas = self.classify(pyramid, rois["boxes"], training=True)
+        logits, deltas = self.classify(pyramid, rois["boxes"], training=training)
         losses |= box_head.box_losses(self.config.box_head, logits, deltas, rois, batch["boxes"])
 
         # 3. The keypoint head's loss, over the positive RoIs of all images together.
         packed = self.pack(rois, batch)
-        heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"], training=True)
+        heatmaps = self.heatmaps(pyramid, packed["boxes"], packed["image_index"], training=training)
         loss = keypoint_head.mask_loss if self.config.keypoint_head.loss == "mask" else keypoint_head.keypoint_loss
         losses["keypoint"] = loss(heatmaps, packed["keypoints"], packed["boxes"], packed["used"])
         watched = {

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from model.config import Config
 from model.evaluation.consistency import area_notes, check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate
 from model.evaluation.ground_truth import ground_truth_of
 from model.inference.predictor import Answer, Predictor, model_predictor
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.metrics_log import MetricsLog
+from model.training.validation_loss import ValidationLoss
 from pipeline import image
 from pipeline.command import say
 from pipeline.drawing import Drawn, drawn_people, side_by_side
@@ -30,13 +32,15 @@ class Validation:
     Args:
       record_folder, split: the held-out records.
       annotations: COCO JSON of the split, the ground truth.
+      loss_of: the configuration of the model that trains, for the losses over the split; None: no losses.
 
     Raises:
       UserError: damaged records, or annotations that are none, or those of other keypoints or images.
     """
 
-    def __init__(self, record_folder: RecordFolder, split: str, annotations: str | Path) -> None:
+    def __init__(self, record_folder: RecordFolder, split: str, annotations: str | Path, loss_of: Config | None = None) -> None:
         self._record_folder, self._split = record_folder, split
+        self._loss = None if loss_of is None else ValidationLoss(record_folder, split, loss_of)
         self._truth = ground_truth_of(annotations, record_folder.skeleton)
         check_keypoints(self._truth, record_folder.skeleton)  # now, and not after hours of training
         notes = check_images(self._truth, record_folder, split) + checksum_notes(self._truth, record_folder, split)
@@ -61,8 +65,10 @@ class Validation:
         predictor = self._predictor
         hearing = dataclasses.replace(predictor, answer=answer)
         figures = evaluate(hearing, self._record_folder, self._split, self._truth)
-        log.evaluation(step, headline(figures))
-        say(f"train: step {step}, {summary(figures)}")
+        losses = {} if self._loss is None else self._loss(model, hear)
+        log.evaluation(step, headline(figures) | losses)
+        loss = f", validation loss {losses['validation_loss']:.3f}" if losses else ""
+        say(f"train: step {step}, {summary(figures)}{loss}")
         encoded = [example.image_bytes for example in self._examples]
         people = [p.at_least(SHOWN_SCORE) for p in self._predictor.predict(encoded, as_stored=True)]
         log.images(
