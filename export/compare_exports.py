@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from model.checkpoint_names import define_which
+from model.checkpoint_names import define_weights, define_which
 from pipeline import command
 
 FLAGS = flags.FlagValues()
@@ -28,6 +28,7 @@ flags.DEFINE_string("images", None, "A folder of images to compare the answers o
 flags.DEFINE_string("output_file", None, "A JSON file to which the counts are written.", flag_values=FLAGS)
 flags.DEFINE_integer("limit", 200, "The largest number of images that are compared.", 1, flag_values=FLAGS)
 define_which(FLAGS)
+define_weights(FLAGS)
 flags.mark_flags_as_required(["model", "saved_model", "tflite", "images"], flag_values=FLAGS)
 
 LEAST_SHARE = 0.98
@@ -59,7 +60,7 @@ def main(_rest: list[str]) -> None:
     command.say(f"{len(files)} images of {width}×{height} (width × height); of the model's detections at every score")
     shares: dict[str, float] = {}
     counts: dict[str, dict[str, int]] = {}
-    module = ServingModule(load_model(FLAGS.model, FLAGS.which))
+    module = ServingModule(load_model(FLAGS.model, FLAGS.which, weights=FLAGS.weights))
     own = [{k: v.numpy() for k, v in module.serve_images(image[None]).items()} for image in pixels]
     with tempfile.TemporaryDirectory() as folder:
         for title, runtime, path in (("SavedModel", "saved_model", saved_model), ("TFLite", "tflite", tflite)):

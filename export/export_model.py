@@ -10,7 +10,7 @@ OUT/model-card.md. Every artifact is run and compared with the model before it g
 
 from absl import flags
 
-from model.checkpoint_names import define_which
+from model.checkpoint_names import define_weights, define_which
 from pipeline import command
 
 FORMATS = (
@@ -89,6 +89,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("overwrite", False, "Replaces the export of another model in --output_dir.", flag_values=FLAGS)
 define_which(FLAGS)
+define_weights(FLAGS)
 flags.mark_flags_as_required(["model", "output_dir"], flag_values=FLAGS)
 
 
@@ -115,6 +116,7 @@ def main(_rest: list[str]) -> None:
         data_licence=FLAGS.data_licence,
         overwrite=FLAGS.overwrite,
         which=FLAGS.which,
+        weights=FLAGS.weights,
     )
     for kind, path in written.items():
         command.say(f"written: {path} ({kind})")

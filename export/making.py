@@ -15,10 +15,10 @@ from export.formats import FORMATS, Artifact, Format, sha256_of
 from export.sample_images import Fit, Sample
 from export.tflite_quantized import MissingError, quantize
 from model.checkpoint_files import chosen_checkpoint
-from model.checkpoint_names import Which, model_dir_of
+from model.checkpoint_names import Weights, Which, model_dir_of
 from model.inference.serving import ServingModule
 from model.matterport.network import MaskRCNN
-from model.model_dir import load_any, load_note
+from model.model_dir import has_average, load_any, load_note
 from model.training_data import training_data
 from pipeline.files import write_json
 
@@ -42,14 +42,16 @@ class Source:
         }
 
 
-def open_source(named: str | Path, data_licence: str | None, which: Which = "newest") -> Source:
+def open_source(named: str | Path, data_licence: str | None, which: Which = "newest", asked: Weights | None = None) -> Source:
     """Opens a model directory, or one of its checkpoints. Raises: UserError, if it holds no model, or a damaged one."""
-    model = load_any(named, which)
+    model = load_any(named, which, weights=asked)
     model_dir, checkpoint = model_dir_of(Path(named)), chosen_checkpoint(Path(named), which)
     weights: dict[str, Any] = {
         "model_dir": model_dir.resolve().name,
         "checkpoint": Path(checkpoint).name if checkpoint else None,
     }
+    if checkpoint and has_average(checkpoint):
+        weights["weights"] = asked or "average"
     if checkpoint:
         parts = sorted(Path(checkpoint).parent.glob(f"{Path(checkpoint).name}.*"))
         weights["sha256"] = {part.name: sha256_of(part) for part in parts}

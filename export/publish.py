@@ -27,7 +27,7 @@ from export.examination import (
 from export.formats import ALL, FORMATS, chosen
 from export.making import Making, Report, open_source
 from export.sample_images import Fit, Sample
-from model.checkpoint_names import Which
+from model.checkpoint_names import Weights, Which
 from model.config import AnyConfig
 from model.inference.predictor import model_predictor
 from model.inference.serving import ServingModule
@@ -56,6 +56,7 @@ def export_model(
     data_licence: str | None = None,
     overwrite: bool = False,
     which: Which = "newest",
+    weights: Weights | None = None,
     report: Report = print,
 ) -> dict[str, Path]:
     """Writes the artifacts of a model with a report of what they are worth, and a model card.
@@ -77,6 +78,7 @@ def export_model(
       data_licence: of the training data, for the model card, beside what the model directory knows of it.
       overwrite: whether files of another model's export are replaced.
       which: the checkpoint: the newest, or the best of the evaluations made in training.
+      weights: "average" or "raw", as `model_dir.restore_weights` takes them.
       report: called with a line at each step.
 
     Returns:
@@ -93,7 +95,7 @@ def export_model(
     in_versions = bool({"saved_model", "tf_trt"} & set(wanted))
     if in_versions:
         saved_model.choose_version(output_dir / name, version)  # before the work
-    source = open_source(model_dir, data_licence, which)
+    source = open_source(model_dir, data_licence, which, weights)
     model = source.module.model
     fit = _tflite_fit(model.config, tflite_height, tflite_width)
     split = None

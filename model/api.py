@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint_files import newest_checkpoint
-from model.checkpoint_names import Which
+from model.checkpoint_names import Weights, Which
+from model.config import Config
 from model.evaluation import evaluator
 from model.evaluation.consistency import check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate_results, with_sigmas
@@ -72,6 +73,7 @@ def train(
     eval_annotations: str | Path | None = None,
     eval_every: int = 0,
     patience: int = 0,
+    eval_loss: bool = False,
     on_error: OnError = "fail",
     cache: Cache = "none",
     data_service: str = "",
@@ -102,6 +104,7 @@ def train(
       eval_split, eval_annotations, eval_every: the split that is evaluated, the COCO JSON that it was made of, and the steps
         between two evaluations. With 0 steps, only the last weights are evaluated.
       patience: the evaluations in a row without a higher keypoint AP after which training stops early; 0: it does not.
+      eval_loss: whether an evaluation measures the split's losses, too.
       on_error, cache, data_service: how batches are loaded.
 
     Returns:
@@ -122,7 +125,7 @@ def train(
     devices = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
     settings = settle(asked, start, record_folder, devices.num_replicas_in_sync)
     check_flip(settings.config.data.flip, record_folder)
-    validate = _validation(asked) if asked.eval_split else None
+    validate = _validation(asked, settings.config if asked.eval_loss else None) if asked.eval_split else None
     run = loop.Run(
         model_dir=where,
         precision=asked.precision,
@@ -143,9 +146,9 @@ def train(
     return where
 
 
-def _validation(asked: Arguments) -> Validation:
+def _validation(asked: Arguments, loss_of: Config | None = None) -> Validation:
     assert asked.eval_split is not None and asked.eval_annotations is not None  # `Arguments` has checked it
-    return Validation(open_record_folder(asked.data_dir), asked.eval_split, asked.eval_annotations)
+    return Validation(open_record_folder(asked.data_dir), asked.eval_split, asked.eval_annotations, loss_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +218,7 @@ def evaluate(
     legacy_decoding: bool = False,
     output_dir: str | Path | None = None,
     which: Which = "newest",
+    weights: Weights | None = None,
 ) -> EvaluationResult:
     """Judges a model over a split of a record folder, or a file of results.
 
@@ -230,6 +234,8 @@ def evaluate(
       legacy_decoding: rounds as the original of the old network does.
       output_dir: a folder that gets the figures as `evaluation-<split>.json`, which without `data_dir` is `evaluation.json`.
       which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
+      weights: of that checkpoint: "average" for the moving average that training kept, "raw" for the weights themselves; by
+        default the average if there is one.
 
     Returns:
       The figures by name.
@@ -237,7 +243,7 @@ def evaluate(
     Raises:
       UserError: neither or both of `model` and `results`; a wrong file; annotations of other keypoints or images.
     """
-    _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which)
+    _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which, weights)
     split = split or "val"
     record_folder = None if data_dir is None else open_record_folder(data_dir)
     notes: list[str] = []
@@ -250,7 +256,7 @@ def evaluate(
         notes = checksum_notes(truth, record_folder, split)
     if model is not None:
         assert record_folder is not None
-        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding, which=which)
+        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding, which=which, weights=weights)
         figures = evaluator.evaluate(opened, record_folder, split, truth, sigmas=sigmas)
         title = f"{model}{', the best checkpoint,' if which == 'best' else ''} on {split} of {data_dir}"
     else:
@@ -280,6 +286,7 @@ def _check_what_is_judged(
     decoder: str,
     legacy_decoding: bool,
     which: Which,
+    weights: Weights | None,
 ) -> None:
     if (model is None) == (results is None):
         raise UserError("--model (with --data_dir) or --results: give one of them")
@@ -287,6 +294,8 @@ def _check_what_is_judged(
         raise UserError(f"--decoder={decoder}: --results are decoded already; leave it out")
     if results is not None and which != "newest":
         raise UserError(f"--which={which}: --results come from no checkpoint; leave it out")
+    if results is not None and weights is not None:
+        raise UserError(f"--weights={weights}: --results come from no model; leave it out")
     if results is not None and legacy_decoding:
         raise UserError("--legacy_decoding: --results are decoded already; leave it out")
     if category is not None and data_dir is not None:

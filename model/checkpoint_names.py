@@ -1,4 +1,4 @@
-"""What a person names where a model directory is read, and the flag `--which`. Needs no TensorFlow."""
+"""What a person names where a model directory is read, and the flags `--which` and `--weights`. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from absl import flags
 
 Which = Literal["newest", "best"]
+Weights = Literal["average", "raw"]  # the moving average that training kept (`train.ema_decay`), or the weights themselves
 FOLDER = "checkpoints"  # in a model directory
 
 
@@ -23,6 +24,18 @@ def define_which(flag_values: flags.FlagValues, of: str = "--model") -> None:
         ["newest", "best"],
         f"Checkpoint of the model directory that {of} names: the newest, or the one with the best keypoint AP of the "
         f"evaluations made in training. {of} may also name one checkpoint, such as run/checkpoints/step-2000.",
+        flag_values=flag_values,
+    )
+
+
+def define_weights(flag_values: flags.FlagValues) -> None:
+    """Defines `--weights`."""
+    flags.DEFINE_enum(
+        "weights",
+        None,
+        ["average", "raw"],
+        "Weights of the model directory that --model names: the moving average that training kept (train.ema_decay), or the "
+        "weights themselves. By default the average if the checkpoint holds one.",
         flag_values=flag_values,
     )
 

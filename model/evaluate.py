@@ -16,7 +16,7 @@ With --results, --data_dir limits the images to those of the split, and gives th
 
 from absl import flags
 
-from model.checkpoint_names import define_which
+from model.checkpoint_names import define_weights, define_which
 from pipeline import command
 
 FLAGS = flags.FlagValues()
@@ -69,6 +69,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 define_which(FLAGS)
+define_weights(FLAGS)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 
 
@@ -93,6 +94,7 @@ def main(_rest: list[str]) -> None:
             legacy_decoding=FLAGS.legacy_decoding,
             output_dir=FLAGS.output_dir,
             which=FLAGS.which,
+            weights=FLAGS.weights,
         )
     )
 

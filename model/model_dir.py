@@ -13,13 +13,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from model import config as config_lib
 from model.checkpoint_files import chosen_checkpoint, newest_checkpoint, note_checksums
-from model.checkpoint_names import Which, model_dir_of
+from model.checkpoint_names import Weights, Which, model_dir_of
 from model.config import Config
 from model.matterport.config import MatterportConfig
 from model.matterport.network import MaskRCNN
@@ -28,7 +28,6 @@ from pipeline.command import UserError, reason_of
 from pipeline.files import an_object, checked_json, only_writer, write_file, write_json
 from pipeline.skeleton import Skeleton
 
-Weights = Literal["average", "raw"]  # the moving average that training kept (`train.ema_decay`), or the weights themselves
 AVERAGE = "average/"  # before the path of a variable: its moving average, which is a part of the optimizer's state
 NOTE_FILE = "weights.json"  # whose weights it began with, and under which licence
 _RESTORE = "restore the file that was written with the model"
@@ -258,6 +257,11 @@ def restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool = False
     except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:  # IndexError: of a file that is cut short
         reason = reason_of(error)
         raise UserError(f"{path}: a checkpoint of another model, or damaged ({reason}); give its own configuration") from None
+
+
+def has_average(path: str) -> bool:
+    """Whether a checkpoint holds a moving average of the weights."""
+    return any(key.startswith(key_of(AVERAGE)) for key in saved_optimizer(path))
 
 
 def restore_weights(model: Network, path: str, weights: Weights | None = None) -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from model.checkpoint_names import define_which
+from model.checkpoint_names import define_weights, define_which
 from pipeline import command
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 define_which(FLAGS)
+define_weights(FLAGS)
 flags.DEFINE_integer(
     "batch_size",
     None,
@@ -278,6 +279,7 @@ def _predictor() -> Predictor:
         legacy_decoding=FLAGS.legacy_decoding,
         masks=FLAGS.masks,
         which=FLAGS.which,
+        weights=FLAGS.weights,
     )
     if FLAGS.score_threshold is None:
         predictor = dataclasses.replace(predictor, score_threshold=max(SCORE_THRESHOLD, predictor.score_threshold))

@@ -125,6 +125,12 @@ flags.DEFINE_string("eval_annotations", None, "COCO JSON that --eval_split was c
 flags.DEFINE_integer(
     "eval_every", 0, "Steps between two evaluations; with 0, the model is evaluated at the end alone.", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "eval_loss",
+    False,
+    "Measures the losses of --eval_split beside its AP, for the log. Its images are seen as evaluation sees them.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "patience",
     0,

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.checkpoint_files import chosen_checkpoint
-from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
+from model.checkpoint_names import Weights, Which, is_in_model_dir, model_dir_of
 from model.config import AnyConfig
 from model.inference import tflite_file
 from model.inference.encoded_images import headers
@@ -174,6 +174,7 @@ def open_model(
     legacy_decoding: bool = False,
     masks: bool = False,
     which: Which = "newest",
+    weights: Weights | None = None,
 ) -> Predictor:
     """Opens a model directory, a SavedModel (`<name>/<version>`, or `<name>`: its newest version) or a `.tflite` file.
 
@@ -185,11 +186,13 @@ def open_model(
       legacy_decoding: boxes, keypoints and masks as the original of the old network rounds them (see `model.matterport`).
       masks: whether to look for masks, too; these two are for a model directory of the old network.
       which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
+      weights: of that checkpoint: "average" for the moving average that training kept, "raw" for the weights themselves; by
+        default the average if there is one.
 
     Raises:
       UserError: nothing there, not a model, or an option that this kind of model cannot follow.
     """
-    path, wanted = Path(path), _Wanted(score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks, which)
+    path, wanted = Path(path), _Wanted(score_threshold, short_edge, max_edge, decoder, legacy_decoding, masks, which, weights)
     opened = _opened(path, wanted)
     settings = dataclasses.astuple(dataclasses.replace(wanted, score_threshold=opened.score_threshold))
     return dataclasses.replace(opened, identity=f"{path.resolve()} {_state_of_files(path, which)} {settings}")
@@ -206,6 +209,7 @@ class _Wanted:
     legacy_decoding: bool
     masks: bool
     which: Which
+    weights: Weights | None
 
     def refuse_old_networks_own(self, path: Path) -> None:
         """Raises: UserError, if something is wanted that only the old network can do."""
@@ -223,6 +227,8 @@ class _Wanted:
             )
         if self.which == "best":
             raise UserError(f"--which=best: {path} is an export, which has one set of weights; leave the flag out")
+        if self.weights is not None:
+            raise UserError(f"--weights={self.weights}: {path} is an export, which has one set of weights; leave the flag out")
         if self.decoder != "fast":
             raise UserError(
                 f"--decoder={self.decoder}: {path} is an export, which decodes as --decoder=fast; give a model directory"
@@ -284,7 +290,7 @@ def _opened(path: Path, wanted: _Wanted) -> Predictor:
 
 
 def _open_directory(path: Path, wanted: _Wanted) -> Predictor:
-    model = load_any(path, wanted.which)
+    model = load_any(path, wanted.which, weights=wanted.weights)
     if isinstance(model, MaskRCNN):
         if wanted.decoder != "fast":
             raise UserError(f"--decoder={wanted.decoder}: {path} holds the old network, which has its own; leave the flag out")

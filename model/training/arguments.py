@@ -75,6 +75,7 @@ class Arguments:
     eval_annotations: str | Path | None = None
     eval_every: int = 0
     patience: int = 0
+    eval_loss: bool = False
     on_error: OnError = "fail"
     cache: Cache = "none"
     data_service: str = ""
@@ -126,6 +127,10 @@ class Arguments:
             raise UserError("--eval_split and --eval_annotations: give both or neither")
         if self.eval_every < 0:
             raise UserError(f"--eval_every={self.eval_every}: must be 0 or more")
+        if self.eval_loss and not self.eval_split:
+            raise UserError("--eval_loss: needs --eval_split and --eval_annotations; give both, or leave it out")
+        if self.eval_loss and self.is_evaluator:
+            raise UserError("--eval_loss: the evaluator of a cluster measures AP alone; leave it out of its command")
         if self.eval_every and not self.eval_split:
             raise UserError(
                 f"--eval_every={self.eval_every}: needs --eval_split and --eval_annotations; give both, or leave it out"

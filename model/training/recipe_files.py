@@ -75,11 +75,16 @@ PRESET_FIGURES: Mapping[str, tuple[Figure, ...]] = {
         Figure("keypoint AP 66.1 and box AP 56.4 on COCO val2017", "published", _DETECTRON2),
         Figure("270,000 steps of 16 images on eight V100, 29 hours, 6.1 GB of memory on each", "published", _DETECTRON2),
     ),
+    "x101_fpn": (
+        Figure("keypoint AP 66.0 and box AP 57.3 on COCO val2017", "published", _DETECTRON2),
+        Figure("270,000 steps of 16 images on eight V100, 55 hours, 8.7 GB of memory on each", "published", _DETECTRON2),
+    ),
 }
 _PRESET_ABOUT: Mapping[str, str] = {
     "tiny": "for the demo and tests: a small network for small rendered images, from random weights; too small for photographs",
     "r50_fpn": "ResNet-50 and FPN, for photographs",
     "r101_fpn": "ResNet-101 and FPN, for photographs",
+    "x101_fpn": "ResNeXt-101 32×8d and FPN, for photographs",
 }
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from model import model_dir
 from model.checkpoint_files import newest_checkpoint
 from model.config import Config
+from model.inference.predictor import open_model
 from model.training.loop import Run, train
 from model.training.strategies import make_strategy
 from pipeline.command import UserError
@@ -87,7 +88,7 @@ def test_an_average_that_begins_late_begins_with_the_weights(
 
     train(with_(ema_decay=0.0, steps=1), record_folder, "train", Run(tmp_path), make_strategy("one_device"))
     with pytest.raises(UserError, match=r"--weights=average: .*step-1 holds no moving average"):
-        model_dir.load_model(tmp_path, weights="average")
+        open_model(tmp_path, weights="average")
     first = values(model_dir.load_model(tmp_path))
     capsys.readouterr()
     train(with_(ema_decay=0.9, steps=2), record_folder, "train", Run(tmp_path), make_strategy("one_device"))
