@@ -61,6 +61,9 @@ class BackboneConfig:
     # Of the ResNet. "group" where training starts from random weights: frozen statistics need pretrained ones; the pyramid and
     # the keypoint head have it then, too. "sync_batch" trains the norms of pretrained weights; it wants large batches.
     norm: Norm = "frozen_batch"
+    # What group norms take their statistics from: the whole canvas, or the image alone, so that no canvas, and no company in a
+    # batch, changes an image's features. Models of earlier versions have "canvas".
+    group_statistics: Literal["canvas", "image"] = "canvas"
     norm_epsilon: float = 1e-5
     stem_width: int | None = None  # channels of the stem; None: `width`
     stride_in_1x1: bool = False  # a stage's stride lies in its first 1×1 convolution (MSRA's ResNet), else in the 3×3 one

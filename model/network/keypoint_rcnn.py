@@ -78,7 +78,8 @@ class KeypointRCNN(tf.Module):
         Images are RGB, 0…255: uint8, or float32 if a resize was not rounded to whole numbers. `own_canvas` as in `detect`.
         """
         height, width = (images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2))
-        with own_canvases(own_canvas, height, width):
+        of_image = self.config.backbone.norm == "group" and self.config.backbone.group_statistics == "image"
+        with own_canvases(image_size if of_image else own_canvas, height, width):
             features = self.backbone(self.normalised(images, image_size), training=training)
             levels: list[tf.Tensor] = self.fpn(features, training=training)
         return levels

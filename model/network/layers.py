@@ -90,7 +90,7 @@ def group_norm(
     SavedModel would hold it in vain.)
 
     Args:
-      places: float32 [B, H, W, 1], 1 at those places that count for the statistics, 0 elsewhere; not in training.
+      places: float32 [B, H, W, 1], 1 at those places that count for the statistics, 0 elsewhere; None: all count.
     """
 
     def over_groups(moment: tf.Tensor) -> tf.Tensor:
@@ -107,21 +107,25 @@ def group_norm(
         values = tf.cast(x, tf.float32)
         counted = values if places is None else values * places
         # (What a mean over all places lacks where some do not count, [B, 1].)
-        share = 1.0 if places is None else tf.reduce_mean(places, [1, 2])
+        share = 1.0 if places is None else tf.maximum(tf.reduce_mean(places, [1, 2]), 1e-6)  # (none in a padding image)
         mean = over_groups(tf.reduce_mean(counted, [1, 2]) / share)  # [B, C], as all that follow
         variance = over_groups(tf.reduce_mean(tf.square(counted), [1, 2]) / share) - tf.square(mean)
         inverse = tf.math.rsqrt(tf.nn.relu(variance) + epsilon)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            places = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+            number = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32) * share  # of the places that count
             up = tf.cast(upstream, tf.float32)
             sum_up = tf.reduce_sum(up, [1, 2])
             sum_along = (tf.reduce_sum(up * values, [1, 2]) - mean * sum_up) * inverse  # Σ upstream · normalised x
             # The part of the upstream that changes a group's mean or its variance has no effect on the output.
-            mean_up = over_groups(gamma * sum_up) / places
-            mean_along = over_groups(gamma * sum_along) / places
+            mean_up = over_groups(gamma * sum_up) / number
+            mean_along = over_groups(gamma * sum_along) / number
             slope = -inverse * inverse * mean_along
-            d_x = affine(up, gamma * inverse, -inverse * mean_up - slope * mean) + values * _over_places(slope)
+            if places is None:
+                d_x = affine(up, gamma * inverse, -inverse * mean_up - slope * mean) + values * _over_places(slope)
+            else:  # the statistics depend on the places that count alone
+                of_statistics = affine(values, slope, -inverse * mean_up - slope * mean) * places
+                d_x = up * _over_places(gamma * inverse) + of_statistics
             return tf.cast(d_x, x.dtype), tf.reduce_sum(sum_along, 0), tf.reduce_sum(sum_up, 0)
 
         scale = gamma * inverse

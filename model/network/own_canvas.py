@@ -31,13 +31,16 @@ def own_canvases(own_canvas: tf.Tensor | None, height: int | tf.Tensor, width: i
     """Layers that are called within it see each image on its own canvas.
 
     Args:
-      own_canvas: int32 [B, 2], height and width of each, multiples of 32; None if each image has the whole canvas.
+      own_canvas: int32 [B, 2], height and width of each; None if each image has the whole canvas. A place that they cover in
+        part belongs to them.
       height, width: of the batch's canvas.
     """
     places = None
     if own_canvas is not None:
         # Made of the canvas, not of the shapes of features: nothing here must wait for a convolution.
-        places = {stride: image.covered(own_canvas // stride, height // stride, width // stride) for stride in STRIDES}
+        places = {
+            stride: image.covered((own_canvas + stride - 1) // stride, height // stride, width // stride) for stride in STRIDES
+        }
     token = _PLACES.set(places)
     try:
         yield
