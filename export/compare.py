@@ -16,6 +16,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 BOX_PIXELS = 0.5
 KEYPOINT_PIXELS = 1.0
+SURE = 0.5  # a score; the detections from it on are counted apart
 ALIKE = 0.9  # IoU and OKS from which a detection of a quantised file counts as the model's
 DEFAULT_SIGMA = 0.05  # of a keypoint set without sigmas: about the mean of COCO's
 
@@ -46,6 +47,7 @@ class Comparison:
     Attributes:
       equal: detections with a counterpart within `BOX_PIXELS` and `KEYPOINT_PIXELS`.
       alike: detections with a counterpart of IoU and OKS `ALIKE` or more.
+      sure: the same, of the model's detections with a score of `SURE` or more.
       more: detections of the artifact beyond the number of the model's.
       box_pixels, keypoint_pixels, score: largest and mean difference to the nearest box of the artifact, where it is alike.
       worst: index of the image with the fewest counterparts, then the largest difference of a keypoint.
@@ -53,6 +55,7 @@ class Comparison:
 
     equal: Agreement
     alike: Agreement
+    sure: Agreement
     more: int
     box_pixels: tuple[float, float]
     keypoint_pixels: tuple[float, float]
@@ -69,6 +72,9 @@ class Comparison:
             "equal_share": self.equal.share,
             "alike": self.alike.matched,
             "alike_share": self.alike.share,
+            "sure_detections": self.sure.total,
+            "sure_alike": self.sure.matched,
+            "sure_alike_share": self.sure.share,
             "more_than_the_model": self.more,
             "box_difference_pixels": both(self.box_pixels),
             "keypoint_difference_pixels": both(self.keypoint_pixels),
@@ -107,16 +113,18 @@ def compare(expected: Sequence[Answer], answers: Sequence[Answer], sigmas: Seque
       answers: the artifact's.
       sigmas: of OKS, one for each keypoint; None: `DEFAULT_SIGMA` for all.
     """
-    equal = alike = Agreement(0, 0)
+    equal = alike = sure = Agreement(0, 0)
     differences: list[tuple[float, float, float]] = []
     more, badness = 0, []
     for reference, other in zip(expected, answers, strict=True):
         equal_here = agreement(reference, other)
         pairs = _alike(reference, other, sigmas)
         count = int(reference["num_detections"][0])
+        number_sure = int((reference["scores"][0][:count] >= SURE).sum())  # they come first
         here = [_differences(reference, other, i, j) for i, j in pairs]
         differences += here
         equal, alike = equal + equal_here, alike + Agreement(len(pairs), count)
+        sure += Agreement(sum(i < number_sure for i, _ in pairs), number_sure)
         more += max(0, int(other["num_detections"][0]) - count)
         badness.append((count - equal_here.matched, max((points for _, points, _ in here), default=0.0)))
     box, points, score = (
@@ -124,7 +132,7 @@ def compare(expected: Sequence[Answer], answers: Sequence[Answer], sigmas: Seque
         for values in ([difference[k] for difference in differences] for k in range(3))
     )
     worst = max(range(len(badness)), key=badness.__getitem__) if badness else 0
-    return Comparison(equal, alike, more, box, points, score, worst)
+    return Comparison(equal, alike, sure, more, box, points, score, worst)
 
 
 def _differences(reference: Answer, other: Answer, i: int, j: int) -> tuple[float, float, float]:

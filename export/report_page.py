@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export import client_notes
-from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, Answer, compare
+from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, SURE, Answer, compare
 from export.examination import ROUNDS, Ap, Conditions, Examined, Questions, threads
 from export.formats import FORMATS
 from export.saved_model import versions
@@ -67,6 +67,7 @@ def pages(
         box_pixels=BOX_PIXELS,
         keypoint_pixels=KEYPOINT_PIXELS,
         alike=ALIKE,
+        sure=SURE,
         rounds=ROUNDS,
         score=client_notes.SCORE,
         scores=client_notes.scores_text(model.config),

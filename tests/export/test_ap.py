@@ -94,7 +94,7 @@ def test_an_artifact_that_loses_ap_is_refused(model_dir: Path, measured: Path, t
     model = load_model(model_dir)
     split = open_split(truth.records, "val", truth.annotations, model.skeleton)
     path = measured / "keypoint_rcnn.tflite"
-    nothing = Comparison(Agreement(0, 0), Agreement(0, 0), 0, (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), 0)
+    nothing = Comparison(Agreement(0, 0), Agreement(0, 0), Agreement(0, 0), 0, (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), 0)
     found = [Examined(Artifact("tflite", path, path), nothing, [])]
     lines: list[str] = []
     arguments = (split, Bars(ap_kept=0.98), model.config, model.skeleton, lines.append)

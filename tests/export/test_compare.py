@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.compare import Agreement, Answer, agreement
+from export.compare import Agreement, Answer, agreement, compare
 
 
 def answer(boxes: list[list[float]], scores: list[float], keypoints: list[list[float]], count: int | None = None) -> Answer:
@@ -43,3 +43,15 @@ def test_low_scores_and_padding_do_not_count() -> None:
     assert agreement(nobody, nobody).share == 1
     assert agreement(reference, nobody) == Agreement(0, 2)
     assert Agreement(1, 2) + Agreement(3, 4) == Agreement(4, 6)
+
+
+def test_those_of_whom_the_model_is_sure_are_counted_apart() -> None:
+    reference = answer([A, B], [0.9, 0.3], [P, Q])
+    for found, alike, sure in (
+        (answer([A, B], [0.8, 0.4], [P, Q]), 2, 1),
+        (answer([A], [0.9], [P]), 1, 1),
+        (answer([B], [0.9], [Q]), 1, 0),
+        (answer([B, [0, 0, 20, 20]], [0.9, 0.9], [Q, P]), 1, 0),
+    ):
+        compared = compare([reference], [found], None)
+        assert (compared.alike, compared.sure) == (Agreement(alike, 2), Agreement(sure, 1))
