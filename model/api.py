@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import tensorflow as tf
 
 from model.checkpoint_files import newest_checkpoint
 from model.checkpoint_names import Weights, Which
@@ -24,13 +26,13 @@ from model.evaluation.consistency import check_images, check_keypoints, checksum
 from model.evaluation.evaluator import Figures, evaluate_results, with_sigmas
 from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
-from model.inference.predictor import open_model
+from model.inference.predictor import Predictor, open_model
 from model.training import loop
 from model.training.arguments import Arguments, OnDamaged, OnNonfinite, Precision, Strategy
 from model.training.evaluator_task import follow
 from model.training.settings import settle
 from model.training.starting_point import open_starting_point
-from model.training.strategies import make_strategy, naming_lost_workers
+from model.training.strategies import evaluating_devices, make_strategy, naming_lost_workers
 from model.training.validation import Validation
 from pipeline.batch_flags import check_flip
 from pipeline.command import UserError
@@ -46,6 +48,7 @@ def train(
     model_dir: str | Path,
     split: str = "train",
     preset: str | None = None,
+    config: str | Path | None = None,
     recipe: str | None = None,
     init: str | Path | None = None,
     which: Which = "newest",
@@ -78,6 +81,10 @@ def train(
     cache: Cache = "none",
     data_service: str = "",
     cpu_devices: int = 1,
+    deterministic: bool = False,
+    peak_tflops: float | None = None,
+    profile: str | None = None,
+    dry_run: bool = False,
 ) -> Path:
     """Trains Keypoint R-CNN on a record folder, or goes on where an earlier call with the same `model_dir` was stopped.
 
@@ -88,6 +95,7 @@ def train(
       data_dir, split: the record folder, and the split of it to train on.
       model_dir: the directory that gets configuration, checkpoints and logs.
       preset: the configuration to begin with; by default that of `model_dir` or `init`, else "r50_fpn".
+      config: a JSON file with what a model's config.json holds, instead of `preset`.
       recipe: settings with a name, or "auto": fitted to the records and to what training starts from.
       init: the weights to start from: a ResNet's file or a model directory; by default random ones.
       which: the checkpoint of the model directory that `init` names: the newest, or the best of the evaluations.
@@ -106,6 +114,10 @@ def train(
       patience: the evaluations in a row without a higher keypoint AP after which training stops early; 0: it does not.
       eval_loss: whether an evaluation measures the split's losses, too.
       on_error, cache, data_service: how batches are loaded.
+      deterministic: whether GPUs, too, compute the same bits in every run, at a price in speed.
+      peak_tflops: what one device can do at most, for MFU; by default what a table says of its name.
+      profile: steps to profile for TensorBoard, such as "100:110".
+      dry_run: whether to print what would be done, and to write nothing.
 
     Returns:
       `model_dir`, which `open_model`, `evaluate` and `export_model` take.
@@ -119,9 +131,11 @@ def train(
     if asked.is_evaluator:
         follow(where, _validation(asked))
         return where
+    if asked.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    record_folder = open_record_folder(asked.data_dir)
     has_checkpoint = newest_checkpoint(where) is not None
     start = open_starting_point(asked.init, asked.which) if asked.init and not has_checkpoint else None
-    record_folder = open_record_folder(asked.data_dir)
     devices = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
     settings = settle(asked, start, record_folder, devices.num_replicas_in_sync)
     check_flip(settings.config.data.flip, record_folder)
@@ -138,6 +152,9 @@ def train(
         keep_every=asked.keep_every,
         on_damaged_checkpoint=asked.on_damaged_checkpoint,
         on_nonfinite=asked.on_nonfinite,
+        peak_tflops=asked.peak_tflops,
+        profile=asked.profiled,
+        dry_run=asked.dry_run,
         remarks=settings.remarks,
         recipe=settings.recipe,
     )
@@ -219,6 +236,8 @@ def evaluate(
     output_dir: str | Path | None = None,
     which: Which = "newest",
     weights: Weights | None = None,
+    strategy: str = "one_device",
+    cpu_devices: int = 1,
 ) -> EvaluationResult:
     """Judges a model over a split of a record folder, or a file of results.
 
@@ -236,6 +255,7 @@ def evaluate(
       which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
       weights: of that checkpoint: "average" for the moving average that training kept, "raw" for the weights themselves; by
         default the average if there is one.
+      strategy, cpu_devices: "one_device", or "mirrored": the images are shared among all GPUs, or devices of the CPU.
 
     Returns:
       The figures by name.
@@ -243,6 +263,8 @@ def evaluate(
     Raises:
       UserError: neither or both of `model` and `results`; a wrong file; annotations of other keypoints or images.
     """
+    if results is not None and strategy != "one_device":
+        raise UserError(f"--strategy={strategy}: --results need no devices; leave it out")
     _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which, weights)
     split = split or "val"
     record_folder = None if data_dir is None else open_record_folder(data_dir)
@@ -256,7 +278,10 @@ def evaluate(
         notes = checksum_notes(truth, record_folder, split)
     if model is not None:
         assert record_folder is not None
-        opened = open_model(model, decoder=decoder, legacy_decoding=legacy_decoding, which=which, weights=weights)
+        opened = _on_devices(
+            evaluating_devices(strategy, cpu_devices=cpu_devices),
+            lambda: open_model(model, decoder=decoder, legacy_decoding=legacy_decoding, which=which, weights=weights),
+        )
         figures = evaluator.evaluate(opened, record_folder, split, truth, sigmas=sigmas)
         title = f"{model}{', the best checkpoint,' if which == 'best' else ''} on {split} of {data_dir}"
     else:
@@ -275,6 +300,17 @@ def evaluate(
         names = {name: None if value is None else str(value) for name, value in about.items()}
         write_json(written, {**figures, **names, "split": None if record_folder is None else split})
     return EvaluationResult(title, figures, written)
+
+
+def _on_devices(devices: Sequence[str], open_one: Callable[[], Predictor]) -> list[Predictor]:
+    """A predictor with weights of its own on each device; one wherever TensorFlow puts it if no devices are given."""
+    if not devices:
+        return [open_one()]
+    opened = []
+    for device in devices:
+        with tf.device(device):
+            opened.append(open_one().on_device(device))
+    return opened
 
 
 def _check_what_is_judged(

@@ -70,6 +70,16 @@ flags.DEFINE_string(
 )
 define_which(FLAGS)
 define_weights(FLAGS)
+flags.DEFINE_enum(
+    "strategy",
+    "one_device",
+    ["one_device", "mirrored"],
+    "Where --model runs: on one GPU or the CPU, or on all GPUs of this machine, which share the images.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "cpu_devices", 1, "Devices that the CPU is split into, to try --strategy=mirrored without GPUs.", 1, flag_values=FLAGS
+)
 flags.mark_flags_as_required(["annotations"], flag_values=FLAGS)
 
 
@@ -95,6 +105,8 @@ def main(_rest: list[str]) -> None:
             output_dir=FLAGS.output_dir,
             which=FLAGS.which,
             weights=FLAGS.weights,
+            strategy=FLAGS.strategy,
+            cpu_devices=FLAGS.cpu_devices,
         )
     )
 

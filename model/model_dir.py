@@ -72,7 +72,16 @@ def check_is_directory(model_dir: Path) -> None:
 
 
 def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> list[str]:
-    """Writes `config.json` and `skeleton.json`, and compares them with what an earlier run wrote, if it got to a checkpoint.
+    """Writes `config.json` and `skeleton.json`, after `check_model_dir`, which see."""
+    changes = check_model_dir(model_dir, config, skeleton)
+    model_dir.mkdir(parents=True, exist_ok=True)
+    write_file(model_dir / "skeleton.json", json.dumps(skeleton.to_json(), indent=2) + "\n")
+    write_file(model_dir / "config.json", json.dumps(config_lib.to_json(config), indent=2) + "\n")
+    return changes
+
+
+def check_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> list[str]:
+    """Compares `config.json` and `skeleton.json` with what an earlier run wrote, if it got to a checkpoint.
 
     Returns:
       What differs from the earlier run and may, as "train.steps: 100 → 200".
@@ -82,7 +91,7 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
     """
     changes: list[str] = []
     check_is_directory(model_dir)
-    config_path, skeleton_path = model_dir / "config.json", model_dir / "skeleton.json"
+    config_path = model_dir / "config.json"
     if config_path.exists() and newest_checkpoint(model_dir) is not None:
         previous = config_lib.load(config_path)
         for section, field, old, new in _differences(previous, config):
@@ -100,9 +109,6 @@ def prepare_model_dir(model_dir: Path, config: Config, skeleton: Skeleton) -> li
                     f"--model_dir={model_dir}: its model's keypoint set has {field} = {getattr(known, field)}, "
                     f"that of the records {getattr(skeleton, field)}; give another --model_dir"
                 )
-    model_dir.mkdir(parents=True, exist_ok=True)
-    write_file(skeleton_path, json.dumps(skeleton.to_json(), indent=2) + "\n")
-    write_file(config_path, json.dumps(config_lib.to_json(config), indent=2) + "\n")
     return changes
 
 

@@ -45,6 +45,9 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
+    "config", None, "JSON file with all that a model's config.json holds, to begin with instead of --preset.", flag_values=FLAGS
+)
+flags.DEFINE_string(
     "init",
     None,
     "Weights to start from if --model_dir holds no checkpoint: a ResNet's file (.pth, .pkl, .safetensors, .h5), which becomes "
@@ -163,6 +166,30 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer(
     "cpu_devices", 1, "Devices that the CPU is split into, to try --strategy=mirrored without GPUs.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "Has TensorFlow choose operations that give the same bits in every run on GPUs, too, which are slower. On a CPU a training "
+    "does so in any case.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "peak_tflops",
+    None,
+    "TFLOP/s that one device does at most in --precision, for MFU on the progress line. The default is the maker's figure for "
+    "the GPUs of a table; for other devices TFLOP/s are shown.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "profile", None, "Steps FIRST:END to profile for TensorBoard, such as 100:110: the steps 100 to 109.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Makes every check, prints the configuration, the shapes of a batch and what a step takes of time and memory, and writes "
+    "nothing.",
+    flag_values=FLAGS,
 )
 
 

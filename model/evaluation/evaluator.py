@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from model.evaluation.consistency import (
 from model.evaluation.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
 from model.evaluation.keypoint_errors import KeypointErrors
 from model.inference.coco_format import Result, results_to_coco
+from model.inference.people import People
 from model.inference.predictor import Predictor
 from pipeline import records
 from pipeline.command import Progress, UserError, reason_of
@@ -95,7 +98,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: Predictor | Sequence[Predictor],
     record_folder: RecordFolder,
     split: str,
     annotations: str | Path | GroundTruth,
@@ -106,7 +109,7 @@ def evaluate(
     """Runs a model over a whole split of the records and compares its answers with the annotations.
 
     Args:
-      predictor: the model.
+      predictor: the model; or the same model several times, each on a device of its own, which share the images.
       record_folder, split: which images count; the annotations may hold others.
       annotations: the COCO JSON that the records were made of, or what `read_ground_truth` made of it.
       sigmas: OKS constants instead of those of the records' keypoint set.
@@ -136,26 +139,68 @@ def with_sigmas(skeleton: Skeleton, sigmas: Sequence[float] | None) -> Skeleton:
 
 
 def predict_split(
-    predictor: Predictor, record_folder: RecordFolder, split: str, truth: GroundTruth, *, progress: bool = True
+    predictor: Predictor | Sequence[Predictor],
+    record_folder: RecordFolder,
+    split: str,
+    truth: GroundTruth,
+    *,
+    progress: bool = True,
 ) -> Iterator[tuple[int, list[Result]]]:
-    """All images of a split: id, and the people in it as COCO results in the annotations' pixels.
+    """The images of a split: id, and the people in it as COCO results in the annotations' pixels.
 
     Raises:
       UserError: other keypoints than the model's; an image that the annotations call otherwise; damaged records.
     """
-    check_model_keypoints(record_folder, predictor.skeleton)
+    predictors = [predictor] if isinstance(predictor, Predictor) else list(predictor)
+    check_model_keypoints(record_folder, predictors[0].skeleton)
     title, total, category_id = f"evaluate {split}", len(record_folder.index(split)), truth.category["id"]
+    at_once = max(1, min(IMAGES_AT_ONCE, -(-total // len(predictors))))
+    chunks = _checked(_chunks(record_folder, split, at_once), truth)
     with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
-        for chunk in _chunks(record_folder, split):
-            for one in chunk:
-                check_file_name(truth, one.image_id, one.file_name)
-            names = [f"{split} image {one.image_id}" for one in chunk]
-            found = predictor.predict([one.encoded for one in chunk], names, as_stored=True)
+        for chunk, found in _answered(predictors, chunks, split):
             for one, people in zip(chunk, found, strict=True):
                 x, y = scale_of(truth, one.image_id, one.height, one.width)
                 yield one.image_id, results_to_coco(one.image_id, people.scaled(x, y), category_id)
             if shown is not None:
                 shown.advance(len(chunk))
+
+
+def _checked(chunks: Iterator[list[_RecordImage]], truth: GroundTruth) -> Iterator[list[_RecordImage]]:
+    for chunk in chunks:
+        for one in chunk:
+            check_file_name(truth, one.image_id, one.file_name)
+        yield chunk
+
+
+def _answered(
+    predictors: Sequence[Predictor], chunks: Iterator[list[_RecordImage]], split: str
+) -> Iterator[tuple[list[_RecordImage], list[People]]]:
+    """The chunks in their order, with the people in them. Each predictor works in a thread of its own, if there are several."""
+
+    def ask(predictor: Predictor, chunk: list[_RecordImage]) -> list[People]:
+        names = [f"{split} image {one.image_id}" for one in chunk]
+        return predictor.predict([one.encoded for one in chunk], names, as_stored=True)
+
+    if len(predictors) == 1:
+        for chunk in chunks:
+            yield chunk, ask(predictors[0], chunk)
+        return
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="evaluate")) for _ in predictors]
+        waiting: deque[tuple[list[_RecordImage], Future[list[People]]]] = deque()
+        try:
+            for number, chunk in enumerate(chunks):
+                turn = number % len(predictors)
+                waiting.append((chunk, workers[turn].submit(ask, predictors[turn], chunk)))
+                if len(waiting) > len(predictors):
+                    chunk, found = waiting.popleft()
+                    yield chunk, found.result()
+            while waiting:
+                chunk, found = waiting.popleft()
+                yield chunk, found.result()
+        finally:
+            for _, found in waiting:
+                found.cancel()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +214,8 @@ class _RecordImage:
     encoded: bytes
 
 
-def _chunks(record_folder: RecordFolder, split: str) -> Iterator[list[_RecordImage]]:
-    """All images of a split, a few at a time."""
+def _chunks(record_folder: RecordFolder, split: str, size: int) -> Iterator[list[_RecordImage]]:
+    """All images of a split, `size` at a time."""
     keys = ("image/source_id", "image/filename", "image/height", "image/width", "image/encoded")
 
     def fields(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -179,7 +224,7 @@ def _chunks(record_folder: RecordFolder, split: str) -> Iterator[list[_RecordIma
 
     shards = [str(path) for path in record_folder.shards(split)]
     try:
-        for columns in tf.data.TFRecordDataset(shards).map(fields).batch(IMAGES_AT_ONCE).as_numpy_iterator():
+        for columns in tf.data.TFRecordDataset(shards).map(fields).batch(size).as_numpy_iterator():
             yield [
                 _RecordImage(int(image_id), name.decode(errors="surrogateescape"), int(height), int(width), encoded)
                 for image_id, name, height, width, encoded in zip(*columns, strict=True)

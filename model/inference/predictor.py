@@ -137,6 +137,15 @@ class Predictor:
                     found[i] = people.at_least(self.score_threshold)
         return [found[i] for i in range(len(images))]
 
+    def on_device(self, device: str) -> Predictor:
+        """The same predictor at work on one of TensorFlow's devices; it must not have been asked anything yet."""
+
+        def answer(images: Sequence[bytes]) -> Answer:
+            with tf.device(device):
+                return self.answer(images)
+
+        return dataclasses.replace(self, answer=answer)
+
     def _ask(self, images: Sequence[bytes], names: Sequence[str]) -> Answer:
         try:
             return self.answer(images)

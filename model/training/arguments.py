@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +21,7 @@ from model.training.recipe_files import AUTO, MOST_EPOCHS, read_recipe
 from pipeline import config_overrides
 from pipeline.batch_flags import COLOURS
 from pipeline.command import UserError
+from pipeline.files import checked_json
 from pipeline.loading.options import Cache, LoadingOptions, OnError
 
 Strategy = Literal["one_device", "mirrored", "multi_worker"]
@@ -48,6 +50,7 @@ class Arguments:
     model_dir: str | Path
     split: str = "train"
     preset: str | None = None
+    config: str | Path | None = None
     recipe: str | None = None
     init: str | Path | None = None
     which: Which = "newest"
@@ -80,6 +83,10 @@ class Arguments:
     cache: Cache = "none"
     data_service: str = ""
     cpu_devices: int = 1
+    deterministic: bool = False
+    peak_tflops: float | None = None
+    profile: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -93,7 +100,16 @@ class Arguments:
                 raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(get_args(kind))}")
         self._check_cluster()
         self._check_evaluation()
-        for name in ("steps", "epochs", "batch_size", "learning_rate", "save_every", "keep", "cpu_devices"):
+        for name in (
+            "steps",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "save_every",
+            "keep",
+            "cpu_devices",
+            "peak_tflops",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name}={value}: must be above 0")
@@ -111,7 +127,7 @@ class Arguments:
             )
         if self.init and not Path(self.init).exists() and not is_in_model_dir(Path(self.init)):
             raise UserError(f"--init={self.init}: does not exist; give a ResNet's file or a model directory")
-        _ = self.loading  # which checks its own
+        _ = self.loading, self.profiled  # which check their own
         self._check_configuration()
 
     def _check_cluster(self) -> None:
@@ -153,12 +169,18 @@ class Arguments:
         of_recipe = recipe.preset if recipe is not None else None
         if of_recipe is not None and self.preset not in (None, of_recipe):
             raise UserError(f"--recipe={self.recipe}: is made for --preset={of_recipe}; leave --preset={self.preset} out")
-        config = config_lib.preset(self.preset or of_recipe or "r50_fpn")
+        if of_recipe is not None and self.config is not None:
+            raise UserError(f"--recipe={self.recipe}: is made for --preset={of_recipe}; leave --config={self.config} out")
+        config = self.given_config() or config_lib.preset(self.preset or of_recipe or "r50_fpn")
         if self.init and (Path(self.init).is_dir() or is_in_model_dir(Path(self.init))):
             _check_is_model_directory(Path(self.init))
             own = config_lib.load_any(model_dir_of(Path(self.init)) / "config.json")
             if isinstance(own, Config):  # the old network's says nothing of training
-                for flag, value in (("preset", self.preset), ("recipe", self.recipe if of_recipe else None)):
+                for flag, value in (
+                    ("preset", self.preset),
+                    ("config", self.config),
+                    ("recipe", self.recipe if of_recipe else None),
+                ):
                     if value:
                         raise UserError(
                             f"--init={self.init}: a model directory has a configuration of its own; leave --{flag}={value} out"
@@ -170,10 +192,30 @@ class Arguments:
             config = config_lib.load(Path(self.model_dir) / "config.json")
         config_overrides.override(config, [*(recipe.set if recipe is not None else ()), *self.overrides])
 
+    def given_config(self) -> Config | None:
+        """The configuration of the file that --config names; None without it."""
+        if self.config is None:
+            return None
+        if self.preset is not None:
+            raise UserError(f"--config={self.config}: is a whole configuration; leave --preset={self.preset} out")
+        return checked_json(
+            self.config, "not a configuration", config_lib.from_json, remedy="it must hold what a model's config.json holds"
+        )
+
     @property
     def is_evaluator(self) -> bool:
         """Whether this process evaluates the checkpoints of a training that other processes of its cluster do."""
         return self.strategy == "multi_worker" and read_cluster(os.environ["TF_CONFIG"]).is_evaluator
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The steps that are profiled, as `Run.profile`."""
+        if self.profile is None:
+            return None
+        found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.profile)
+        if not found or not int(found[1]) < int(found[2]):
+            raise UserError(f"--profile={self.profile}: must be two steps FIRST:END such as 100:110, the first below the other")
+        return int(found[1]), int(found[2])
 
     @property
     def loading(self) -> LoadingOptions:

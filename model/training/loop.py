@@ -14,13 +14,14 @@ import tensorflow as tf
 from model import model_dir as model_dirs
 from model.config import Config
 from model.interrupt import Interrupt
-from model.training import best_checkpoint
+from model.training import best_checkpoint, dry_run
 from model.training.auto_recipe import RECIPE_FILE
 from model.training.checkpoints import Origin, find_origin, note_run
 from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
 from model.training.feed import Feed
 from model.training.freezing import told
 from model.training.metrics_log import MetricsLog
+from model.training.profiling import Profiler
 from model.training.run import Run as Run
 from model.training.run import Validate as Validate
 from model.training.saver import Saver
@@ -28,11 +29,12 @@ from model.training.starting_point import StartingPoint
 from model.training.step import Learner
 from model.training.stepper import Stepper
 from model.training.strategies import advice_on_missing_gpu, describe, worker_index
+from model.training.throughput import Throughput
 from model.training_data import note_training_data
 from pipeline.command import Progress, UserError, counted, say
 from pipeline.files import only_writer, write_json
 from pipeline.loading.batches import check_compatible, training_pool
-from pipeline.loading.epoch_plan import NoImagesError, Pool
+from pipeline.loading.epoch_plan import NoImagesError, Pool, plan_epoch
 from pipeline.loading.unreadable import Skipped
 from pipeline.record_folder import RecordFolder
 
@@ -73,6 +75,11 @@ def train(
         say(f"train: {error}; nothing to do")
         return
     model_dirs.check_is_directory(run.model_dir)
+    if run.dry_run:
+        origin = find_origin(run.model_dir, config, start, run.on_damaged_checkpoint)
+        learner, first = _prepare(config, record_folder, run, strategy, origin)
+        dry_run.report(learner, record_folder, split, pool, first)
+        return
     with only_writer(run.model_dir, "training") if worker_index(strategy) == 0 else contextlib.nullcontext():
         origin = find_origin(run.model_dir, config, start, run.on_damaged_checkpoint)
         learner, first = _prepare(config, record_folder, run, strategy, origin)
@@ -84,9 +91,14 @@ def train(
 def _prepare(
     config: Config, record_folder: RecordFolder, run: Run, strategy: tf.distribute.Strategy, origin: Origin
 ) -> tuple[Learner, int]:
-    """Makes the model directory and the learner, which gets what it goes on from. Returns the learner and the steps done."""
-    writes = worker_index(strategy) == 0
-    for change in model_dirs.prepare_model_dir(run.model_dir, config, record_folder.skeleton) if writes else ():
+    """Makes the model directory, except in a dry run, and the learner, which gets what it goes on from.
+
+    Returns:
+      the learner and the number of steps done.
+    """
+    writes = worker_index(strategy) == 0 and not run.dry_run
+    prepare = model_dirs.prepare_model_dir if writes else model_dirs.check_model_dir
+    for change in prepare(run.model_dir, config, record_folder.skeleton) if worker_index(strategy) == 0 else ():
         say(f"train: {run.model_dir} was made with other settings; {change}")
     learner = Learner(config, record_folder.skeleton, strategy, precision=run.precision, jit_compile=run.jit_compile)
     if learner.frozen:
@@ -98,6 +110,8 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
     """Makes up the evaluation of the step before `first` if it was interrupted, then takes the steps from `first` on."""
     config, total = learner.config, learner.config.train.steps
     log = MetricsLog(run.model_dir, first) if worker_index(learner.strategy) == 0 else None
+    if log is not None and (figures := log.evaluation_of(first)) is not None:
+        best_checkpoint.offer(run.model_dir, first, figures)  # in case that the process was killed before it came to this
     missing = validate is not None and log is not None and _evaluation_is_missing(log, run, first, total)
     if first >= total and not missing:
         say(f"train: {run.model_dir} has been trained for {first} of {total} steps already; nothing to do")
@@ -111,13 +125,13 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
         say(f"train: {source.split} has {pool}")
         for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):
             say(f"train: {advice}")
+        if run.profile is not None and not first <= run.profile[0] < run.profile[1] <= total:
+            say(f"train: --profile={run.profile[0]}:{run.profile[1]}: this run takes the steps {first} to {total - 1}")
         if run.options.data_service:
             say(f"train: {run.options.data_service} promises neither an order of batches nor exact resumption")
     with contextlib.ExitStack() as stack:
         if log is not None:
             stack.callback(log.close)
-        if log is not None and (figures := log.evaluation_of(first)) is not None:
-            best_checkpoint.offer(run.model_dir, first, figures)  # unless the process was killed before it came to this
         stepper = Stepper(
             learner,
             source,
@@ -129,11 +143,17 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
             feed=stack.enter_context(Feed(source.batches(learner, first))),
             interrupt=stack.enter_context(Interrupt()),
             progress=stack.enter_context(Progress(total, "train", "step", done=first)),
+            profiler=stack.enter_context(Profiler(run.model_dir / "tensorboard", run.profile if log is not None else None)),
+            throughput=Throughput(learner, run.precision, run.peak_tflops, _steps_of_an_epoch(pool, config)),
         )
         if missing:
             stepper.evaluate(first)
         done = stepper.take_steps()
     say(f"train: {counted(done, 'step')} done{stepper.result()}; model in {run.model_dir}")
+
+
+def _steps_of_an_epoch(pool: Pool, config: Config) -> int:
+    return len(plan_epoch(pool, seed=config.train.seed, epoch=0, global_batch_size=config.train.global_batch_size).canvas)
 
 
 def _check_batch_size(config: Config, strategy: tf.distribute.Strategy) -> None:

@@ -22,9 +22,14 @@ LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_delta", "keypoint")
 
 
 class Interval:
-    """Means of the steps between two lines of the log, images per second, and the share of time spent waiting for data."""
+    """Means of the steps between two lines of the log, images per second, the share of time spent waiting for data, and MFU.
 
-    def __init__(self) -> None:
+    Args:
+      peak_tflops: of all devices together; None if it is not known.
+    """
+
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        self._peak = peak_tflops
         self.restart()
 
     def restart(self) -> None:
@@ -32,6 +37,7 @@ class Interval:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._waited = 0.0
+        self._products: float | None = 0.0
         self._start = time.monotonic()
 
     @contextlib.contextmanager
@@ -40,8 +46,13 @@ class Interval:
         yield
         self._waited += time.monotonic() - asked
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """Counts one step. `skipped`: whether its gradient was not finite, and so has no norm, and perhaps no losses."""
+    def add(self, values: Mapping[str, float], products: float | None = None) -> None:
+        """Counts one step. `skipped`: whether its gradient was not finite, and so has no norm, and perhaps no losses.
+
+        Args:
+          products: the step's floating-point operations; None if they are not known.
+        """
+        self._products = None if products is None or self._products is None else self._products + products
         self.steps += 1
         self.skipped += values.get("skipped", 0.0) > 0
         for name, value in values.items():
@@ -55,7 +66,12 @@ class Interval:
         """The means of the interval by name, over the steps in which a value is finite; NaN if it is in none."""
         seconds = time.monotonic() - self._start
         means = {name: self._sums[name] / count if count else math.nan for name, count in self._counts.items()}
-        return means | {"images_per_second": self._sums.get("images", 0.0) / seconds, "waiting": self._waited / seconds}
+        means |= {"images_per_second": self._sums.get("images", 0.0) / seconds, "waiting": self._waited / seconds}
+        if self._products:
+            means["tflops"] = self._products / seconds / 1e12
+            if self._peak:
+                means["mfu"] = means["tflops"] / self._peak
+        return means
 
 
 def notes(values: Mapping[str, float], interval: Interval) -> list[str]:
@@ -68,6 +84,12 @@ def notes(values: Mapping[str, float], interval: Interval) -> list[str]:
         f"{values['images_per_second']:.3g} images/s",
         f"{values['waiting']:.0%} waiting for data",
     ]
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    elif "tflops" in values:
+        parts.append(f"{values['tflops']:.3g} TFLOP/s")
+    if "device_memory_gb" in values:
+        parts.append(f"{values['device_memory_gb']:.1f} GB of device memory")
     return parts + [f"{name} {values[name]:.3f}" for name in LOSSES if name != "keypoint"]
 
 

@@ -34,5 +34,8 @@ class Run:
     keep_every: int = 0  # steps; 0: none is kept for good
     on_nonfinite: OnNonfinite = "stop"
     on_damaged_checkpoint: OnDamaged = "previous"
+    peak_tflops: float | None = None  # of one device; None: by the table of `arithmetic.py`
+    profile: tuple[int, int] | None = None  # steps, the second is the first that is not profiled
+    dry_run: bool = False  # says what would be done, and writes nothing
     recipe: Mapping[str, Any] | None = None  # written to recipe.json
     remarks: tuple[str, ...] = ()  # printed after the first line, which says what trains

@@ -62,7 +62,7 @@ def settle(asked: Arguments, start: StartingPoint | None, record_folder: RecordF
     assignments = [choice.set for choice in choices if choice.epochs is None]
     of_recipe = [choice.epochs for choice in choices if choice.epochs is not None]
 
-    begun_with = configuration(model_dir, start, preset, [*assignments, *asked.overrides])
+    begun_with = configuration(model_dir, start, preset, [*assignments, *asked.overrides], asked.given_config())
     epochs = asked.epochs or next(iter(of_recipe), None)
     config, of_epochs = in_steps(asked.applied_to(begun_with), epochs, record_folder, asked.split)
     has_checkpoint = newest_checkpoint(model_dir) is not None
@@ -87,7 +87,7 @@ def _fitted(asked: Arguments, start: StartingPoint | None, record_folder: Record
             f"--recipe={AUTO}: the training in {model_dir} has begun without it; leave it out, or start another --model_dir "
             f"with --init={model_dir}"
         )
-    config = configuration(model_dir, start, asked.preset, asked.overrides)
+    config = configuration(model_dir, start, asked.preset, asked.overrides, asked.given_config())
     kind, skeleton = _kind_of(start, model_dir if checkpoint is not None else None)
     facts = dataclasses.replace(
         facts_of(record_folder, asked.split, config, kind, skeleton),

@@ -133,7 +133,13 @@ def _in_groups(groups: int) -> str:
 StartingPoint = BackboneFile | ModelDirectory | OldNetwork
 
 
-def configuration(model_dir: Path, start: StartingPoint | None, preset: str | None, assignments: Sequence[str]) -> Config:
+def configuration(
+    model_dir: Path,
+    start: StartingPoint | None,
+    preset: str | None,
+    assignments: Sequence[str],
+    given: Config | None = None,
+) -> Config:
     """The configuration of a training into `model_dir`.
 
     Args:
@@ -141,15 +147,16 @@ def configuration(model_dir: Path, start: StartingPoint | None, preset: str | No
         even if a run that ended before its first checkpoint has left a configuration.
       start: None if there is a checkpoint already.
       preset: by name; by default the one of `model_dir`, or r50_fpn.
+      given: instead of a preset.
       assignments: as `config_overrides.override` takes them; they have the last word.
 
     Raises:
       UserError: no such preset or field; a backbone of another size than the preset's.
     """
-    config = config_lib.preset(preset or "r50_fpn")
+    config = given or config_lib.preset(preset or "r50_fpn")
     if start is not None:
         config = start.adapt(config_overrides.override(config, assignments))
-    elif (model_dir / "config.json").exists():
+    elif given is None and (model_dir / "config.json").exists():
         previous = config_lib.load(model_dir / "config.json")
         config = previous if preset in (None, previous.preset) else config
     return config_overrides.override(config, assignments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -57,6 +58,7 @@ class Learner:
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         self.checkpoint = model_dir.checkpoint_of(self.model, self.optimizer.variables_by_path(), self.step)
         replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
+        self.replica_step: Any = replica_step  # in replica context, with the arguments of `take_step`
 
         @tf.function(reduce_retracing=True)
         def take_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -64,7 +66,7 @@ class Learner:
             # Every value has been reduced over the replicas already, so all replicas hold the same.
             return {name: strategy.experimental_local_results(value)[0] for name, value in per_replica.items()}
 
-        self.take_step: Callable[..., dict[str, tf.Tensor]] = take_step
+        self.take_step: Any = take_step  # a tf.function; its methods are used, too
 
     def gradients(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """In replica context: the replica's share of the gradient of the global batch's scaled loss, and the reduced metrics.

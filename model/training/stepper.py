@@ -18,10 +18,12 @@ from model.training.feed import Feed
 from model.training.learning_rate import learning_rate
 from model.training.metrics_log import LOSSES, Interval, MetricsLog, notes
 from model.training.patience import reason_to_stop
+from model.training.profiling import Profiler
 from model.training.run import Run, Validate
 from model.training.saver import Saver
 from model.training.step import Learner
 from model.training.strategies import num_workers
+from model.training.throughput import Throughput
 from pipeline.command import Progress, UserError, reason_of, say
 from pipeline.random_draws import step_seed
 from pipeline.records import READ_ERRORS
@@ -39,6 +41,7 @@ class _Step:
     metrics: dict[str, tf.Tensor]
     image_ids: Sequence[tf.Tensor]
     unreadable: Sequence[tf.Tensor]
+    products: float | None  # floating-point operations; None if they are not known
 
 
 class Stepper:
@@ -68,13 +71,16 @@ class Stepper:
         feed: Feed[dict[str, Any]],
         interrupt: Interrupt,
         progress: Progress,
+        profiler: Profiler,
+        throughput: Throughput,
     ) -> None:
         self._learner, self._source, self._run, self._validate, self._log = learner, source, run, validate, log
         self._feed, self._interrupt, self._progress = feed, interrupt, progress
         self._config, self._total = learner.config.train, learner.config.train.steps
         self._alone = num_workers(learner.strategy) == 1
         self._saver, self._first = saver, first
-        self._interval = Interval()
+        self._profiler, self._throughput = profiler, throughput
+        self._interval = Interval(throughput.peak)
         self._pending: _Step | None = None  # started, and not settled yet
         self._stop = False  # whether some worker was asked to stop
         self._skipped_in_a_row = self._skipped = self._settled = 0
@@ -88,8 +94,10 @@ class Stepper:
             done, last = step + 1, step + 1 == self._total
             batch = self._wait_for_batch(step)  # 1
             before = self._pending
+            self._profiler.before(step)
             self._pending = self._start(step, batch)  # 2
             self._settle(before)  # 3
+            self._profiler.after(step, self._settle_pending)
             if step == self._first and not last:  # it contains tracing and compilation: not counted in rates
                 self._settle_pending()
                 self._interval.restart()
@@ -170,16 +178,18 @@ class Stepper:
 
     def _start(self, step: int, batch: dict[str, Any]) -> _Step:
         """2. Hands a step to the device."""
+        arguments = (
+            batch,
+            tf.constant(learning_rate(self._config, step), tf.float32),
+            tf.constant(step_seed(self._config.seed, step), tf.int32),
+            tf.constant(float(self._interrupt.asked)),
+        )
         with self._naming_lack_of_memory(step):
-            metrics = self._learner.take_step(
-                batch,
-                tf.constant(learning_rate(self._config, step), tf.float32),
-                tf.constant(step_seed(self._config.seed, step), tf.int32),
-                tf.constant(float(self._interrupt.asked)),
-            )
+            metrics = self._learner.take_step(*arguments)
+        self._throughput.watch_traces(step, self._learner.take_step)
         local = self._learner.strategy.experimental_local_results
         ids = {name: local(batch[name]) for name in ("image_id", "unreadable") if name in batch}
-        return _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()))
+        return _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()), self._throughput.products(arguments))
 
     def _settle_pending(self) -> None:
         pending, self._pending = self._pending, None
@@ -196,24 +206,28 @@ class Stepper:
             return
         with self._naming_lack_of_memory(step.number):
             values = {name: float(value) for name, value in step.metrics.items()}
+        for part in step.unreadable:
+            self._source.skipped.see(part.numpy())
+        self._count(step.number, values, step.image_ids, step.products)
+
+    def _count(self, step: int, values: dict[str, float], image_ids: Sequence[tf.Tensor], products: float | None) -> None:
+        """Counts the metrics of a step; raises as `_settle`."""
         wrong = next((name for name in (*LOSSES, "loss") if not math.isfinite(values[name])), None)
         if wrong is not None:
-            ids = [int(i) for part in step.image_ids for i in part.numpy() if i >= 0]
-            told = f"step {step.number}: the loss {wrong} is {values[wrong]} on images {ids}"
+            ids = [int(i) for part in image_ids for i in part.numpy() if i >= 0]
+            told = f"step {step}: the loss {wrong} is {values[wrong]} on images {ids}"
             early = ", train longer with a low one (train.warmup_steps), start from published weights with --init,"
             if self._run.on_nonfinite == "stop":
                 raise UserError(
                     f"{told}; the weights of the last checkpoint in {self._run.model_dir} are sound: lower --learning_rate"
-                    f"{early if step.number < EARLY_STEPS else ''} or look at these images"
+                    f"{early if step < EARLY_STEPS else ''} or look at these images"
                 )
             say(f"train: {told}; the step changes nothing (--on_nonfinite=skip)")
         self._stop |= values.pop("stop") > 0
-        self._interval.add(values)
+        self._interval.add(values, products)
         if wrong is None:
             self._loss = f", loss {values['loss']:.3f}"
-        self._count_skipped(step.number, values, loss_is_finite=wrong is None)
-        for part in step.unreadable:
-            self._source.skipped.see(part.numpy())
+        self._count_skipped(step, values, loss_is_finite=wrong is None)
 
     def _count_skipped(self, step: int, values: dict[str, float], *, loss_is_finite: bool) -> None:
         skipped = values["skipped"] > 0
@@ -256,6 +270,7 @@ class Stepper:
         if self._log is None or not (done % self._run.log_every == 0 or last) or not self._interval.steps:
             return
         values = self._interval.means() | {"learning_rate": learning_rate(self._config, step)}
+        values |= self._throughput.device_memory()
         self._log.train(done, values)
         self._progress.advance(0, notes(values, self._interval))
         self._interval.restart()
@@ -265,8 +280,11 @@ class Stepper:
         if self._validate is None or self._log is None:
             return
 
+        # Else the other workers wait for this one in the next step.
+        may_end = self._alone or done == self._total
+
         def hear() -> None:
-            if self._interrupt.asked and (self._alone or done == self._total):  # else the others wait for this one
+            if self._interrupt.asked and may_end:
                 self._saver.wait()
                 if done > self._first and self._saver.written != done:
                     self._saver.save(done, required=True)

@@ -24,9 +24,7 @@ def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
     Raises:
       UserError: an unknown name, or a TF_CONFIG that is none; a signal while this worker waits for others.
     """
-    if cpu_devices > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_devices)
+    _split_cpu(cpu_devices)
     if name == "multi_worker":
         cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
         wait_for_peers(cluster)
@@ -35,13 +33,38 @@ def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
         kind = tf.distribute.experimental.CommunicationImplementation
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if has_gpu else kind.RING)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
-    cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
     if name == "one_device":
-        return tf.distribute.OneDeviceStrategy((gpus or cpus)[0])
+        return tf.distribute.OneDeviceStrategy(_devices()[0])
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy(gpus or cpus)
+        return tf.distribute.MirroredStrategy(_devices())
     raise UserError(f"--strategy={name}: must be one_device, mirrored or multi_worker")
+
+
+def evaluating_devices(name: str, *, cpu_devices: int = 1) -> list[str]:
+    """The devices that share the images of an evaluation; none: TensorFlow chooses one.
+
+    Args:
+      name, cpu_devices: as for `make_strategy`, and as early; "one_device" or "mirrored".
+
+    Raises:
+      UserError: another name.
+    """
+    if name not in ("one_device", "mirrored"):
+        raise UserError(f"--strategy={name}: an evaluation runs under one_device or mirrored")
+    _split_cpu(cpu_devices)
+    return _devices() if name == "mirrored" else []
+
+
+def _split_cpu(devices: int) -> None:
+    if devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+
+
+def _devices() -> list[str]:
+    """The GPUs of this machine; if it has none, the devices of the CPU."""
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    return gpus or [device.name for device in tf.config.list_logical_devices("CPU")]
 
 
 def describe(strategy: tf.distribute.Strategy, precision: str, global_batch_size: int) -> str:

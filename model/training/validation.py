@@ -46,7 +46,7 @@ class Validation:
         notes = check_images(self._truth, record_folder, split) + checksum_notes(self._truth, record_folder, split)
         for note in notes + area_notes(self._truth):
             say(f"train: evaluation on {split}: {note}")
-        self._predictor: Predictor | None = None
+        self._predictors: list[Predictor] = []  # one for each device
         self._examples = list(read_records(record_folder, split, record_folder.index(split)[:SHOWN_IMAGES]))
 
     def __call__(self, model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
@@ -55,22 +55,23 @@ class Validation:
         Args:
           hear: called between two batches; what it raises ends the evaluation.
         """
-        if self._predictor is None:  # its functions are traced once; they read the model's variables as they are then
-            self._predictor = model_predictor(model)
+        if not self._predictors:  # their functions are traced once; they read the model's variables as they are then
+            self._predictors = [model_predictor(model).on_device(device) for device in _devices_of(model)]
 
-        def answer(images: Sequence[bytes]) -> Answer:
-            hear()
-            return predictor.answer(images)
+        def hearing(predictor: Predictor) -> Predictor:
+            def answer(images: Sequence[bytes]) -> Answer:
+                hear()
+                return predictor.answer(images)
 
-        predictor = self._predictor
-        hearing = dataclasses.replace(predictor, answer=answer)
-        figures = evaluate(hearing, self._record_folder, self._split, self._truth)
+            return dataclasses.replace(predictor, answer=answer)
+
+        figures = evaluate([hearing(one) for one in self._predictors], self._record_folder, self._split, self._truth)
         losses = {} if self._loss is None else self._loss(model, hear)
         log.evaluation(step, headline(figures) | losses)
         loss = f", validation loss {losses['validation_loss']:.3f}" if losses else ""
         say(f"train: step {step}, {summary(figures)}{loss}")
         encoded = [example.image_bytes for example in self._examples]
-        people = [p.at_least(SHOWN_SCORE) for p in self._predictor.predict(encoded, as_stored=True)]
+        people = [p.at_least(SHOWN_SCORE) for p in self._predictors[0].predict(encoded, as_stored=True)]
         log.images(
             step,
             [
@@ -89,6 +90,12 @@ class Validation:
         height, width, person = example.height, example.width, ~example.is_crowd
         points = pixel_keypoints(example, self._record_folder.skeleton, height, width, flipped=False)
         return Drawn(example.boxes[person] * np.array([width, height, width, height], np.float32), points[person])
+
+
+def _devices_of(model: KeypointRCNN) -> list[str]:
+    """The devices of this machine that hold the model's variables: those of its replicas."""
+    variable = next(iter(model.variables_by_path().values()))
+    return [part.device for part in getattr(variable, "values", [variable])]
 
 
 def headline(figures: Figures) -> dict[str, float]:

@@ -64,6 +64,9 @@ def test_train_goes_on_and_evaluate_answers_with_figures(
     assert result.written is not None
     assert json.loads(result.written.read_text())["bbox"]["AP"] == result.box_ap == result.boxes["AP"]
     assert str(result).startswith(f"{run} on train of {record_folder.path}\n")
+    assert api.evaluate(**data, model=run, annotations=annotations, strategy="mirrored").figures == result.figures
+    with pytest.raises(UserError, match="run: has no best checkpoint"):
+        api.evaluate(**data, model=run, annotations=annotations, which="best")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import pytest
 import tensorflow as tf
 
 from model.checkpoint_files import newest_checkpoint
+from model.checkpoint_names import Which
 from model.config import Config
 from model.model_dir import load_model, prepare_model_dir
 from model.network.keypoint_rcnn import KeypointRCNN
@@ -37,6 +38,7 @@ from pipeline.loading.epoch_plan import planned_batches
 from pipeline.record_folder import RecordFolder, open_record_folder
 
 ROOT = Path(__file__).parents[3]
+NEWEST_AND_BEST: tuple[Which, Which] = ("newest", "best")
 
 
 def with_train(config: Config, **changes: Any) -> Config:
@@ -102,6 +104,13 @@ def test_an_evaluation_that_was_interrupted_is_made_up(
     assert output.count("has been trained for 1 of 1 steps already; nothing to do") == 1
     kinds = [(line["kind"], line["step"]) for line in metrics(tmp_path / "run")]
     assert kinds == [("train", 1), ("eval", 1)]
+    best = tmp_path / "run" / "checkpoints" / "best"
+    for _ in range(2):
+        assert json.loads((best / "best.json").read_text()) == {"step": 1, "figures": {"keypoint_ap": 0.1}}
+        expected, found = (load_model(tmp_path / "run", which).variables_by_path() for which in NEWEST_AND_BEST)
+        assert all(found[path].numpy().tobytes() == value.numpy().tobytes() for path, value in expected.items())
+        shutil.rmtree(best)  # as if the process had been killed just after the line of the evaluation was written
+        train(config, record_folder, "train", Run(tmp_path / "run"), strategy, validate)
 
 
 def test_lack_of_memory_is_one_line_with_ways_out(

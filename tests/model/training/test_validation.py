@@ -3,12 +3,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from model.training.validation import SHOWN_IMAGES, Validation
+from model.config import Config
+from model.evaluation.evaluator import predict_split
+from model.evaluation.ground_truth import ground_truth_of
+from model.inference.predictor import Predictor, model_predictor
+from model.training.step import Learner
+from model.training.validation import SHOWN_IMAGES, Validation, _devices_of
 from pipeline.coco import CocoImage
 from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder
@@ -61,3 +69,29 @@ def test_damaged_records_are_named_before_training(
         file.write(bytes(8))
     with pytest.raises(UserError, match=f"^{shard}, record at byte 0: damaged"):
         Validation(damaged, "train", annotations)
+
+
+@pytest.mark.slow
+def test_replicas_share_the_images_of_an_evaluation(
+    record_folder: RecordFolder, small_config: Config, two_replicas: tf.distribute.Strategy
+) -> None:
+    """Each looks at its own with its own copy of the weights; the answers are those of one device, in its order."""
+    learner = Learner(small_config, record_folder.skeleton, two_replicas, precision="float32", jit_compile=False)
+    devices = _devices_of(learner.model)
+    assert len(set(devices)) == 2
+    asked: list[list[int]] = [[], []]
+
+    def counting(turn: int) -> Predictor:
+        predictor = model_predictor(learner.model).on_device(devices[turn])
+
+        def answer(images: Sequence[bytes]) -> Any:
+            asked[turn].append(len(images))
+            return predictor.answer(images)
+
+        return dataclasses.replace(predictor, answer=answer)
+
+    truth = ground_truth_of(record_folder.path.parent / "annotations" / "person_keypoints_train.json", record_folder.skeleton)
+    shared = list(predict_split([counting(0), counting(1)], record_folder, "train", truth, progress=False))
+    assert [sum(one) for one in asked] == [6, 6]
+    assert shared == list(predict_split(model_predictor(learner.model), record_folder, "train", truth, progress=False))
+    assert len(shared) == 12 and any(results for _, results in shared)
