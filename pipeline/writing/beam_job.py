@@ -110,15 +110,32 @@ def run_job(settings: ShardSettings, numbers: Sequence[int], options: PipelineOp
 
 
 def _run_pipeline(settings: ShardSettings, numbers: Sequence[int], options: PipelineOptions) -> None:
-    pipeline = beam.Pipeline(options=options)
     write = functools.partial(_write_on_worker, settings, options.get_all_options(drop_default=True))
-    _ = pipeline | "shards" >> beam.Create(numbers, reshuffle=False) | "spread" >> beam.Reshuffle() | "write" >> beam.Map(write)
-    result = pipeline.run()
+    with _no_notebook():
+        pipeline = beam.Pipeline(options=options)
+        shards = pipeline | "shards" >> beam.Create(numbers, reshuffle=False) | "spread" >> beam.Reshuffle()
+        _ = shards | "write" >> beam.Map(write)
+        result = pipeline.run()
     try:
         result.wait_until_finish()
     finally:
         if hasattr(result, "client"):  # of Dask: it would complain of the end of the process
             result.client.close()
+
+
+@contextlib.contextmanager
+def _no_notebook() -> Iterator[None]:
+    """Has Beam build a pipeline in a notebook as it does elsewhere.
+
+    There it numbers labels by cells, for which it imports its data frames, which pandas 3 breaks (Beam 2.77).
+    """
+    module: Any = beam.pipeline
+    theirs = module.alter_label_if_ipython, module.is_in_ipython
+    module.alter_label_if_ipython, module.is_in_ipython = lambda transform, pvalueish: None, lambda: False
+    try:
+        yield
+    finally:
+        module.alter_label_if_ipython, module.is_in_ipython = theirs
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ def check(forty_images: Path, in_process: Path, tmp_path: Path) -> Check:
         assert files == expected
 
     return convert_and_compare
+
+
+def test_in_a_notebook_as_elsewhere(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam asks IPython whether it runs in a notebook, and would import its data frames then."""
+    shell = types.SimpleNamespace(execution_count=3, config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    check([])
 
 
 @pytest.mark.slow
