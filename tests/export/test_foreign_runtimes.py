@@ -26,6 +26,27 @@ from model.network.rpn import rpn_outputs
 from tests import foreign
 
 
+# Asked for first, so that nothing is exported for a test that is skipped.
+@pytest.fixture(scope="session")
+def tensorflow_2_17() -> Path:
+    return foreign.interpreter("tensorflow_2_17")
+
+
+@pytest.fixture(scope="session")
+def openvino() -> Path:
+    return foreign.interpreter("openvino")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx() -> Path:
+    return foreign.interpreter("tensorrt_rtx")
+
+
+@pytest.fixture(scope="session")
+def java_libraries() -> Path:
+    return foreign.folder("java")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two JPEG files of different sizes."""
@@ -36,10 +57,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_an_older_tensorflow_gives_the_same_answers(exported: Path, images: list[Path], tmp_path: Path) -> None:
-    python = foreign.interpreter("tensorflow_2_17")
+def test_an_older_tensorflow_gives_the_same_answers(
+    tensorflow_2_17: Path, exported: Path, images: list[Path], tmp_path: Path
+) -> None:
     folder = exported / "keypoint_rcnn" / "1"
-    version = foreign.run(python, "ask_saved_model.py", folder, tmp_path / "old.npz", *images)
+    version = foreign.run(tensorflow_2_17, "ask_saved_model.py", folder, tmp_path / "old.npz", *images)
     assert version.strip() == "2.17.1"
     foreign.run(Path(sys.executable), "ask_saved_model.py", folder, tmp_path / "new.npz", *images)
     with np.load(tmp_path / "old.npz") as old, np.load(tmp_path / "new.npz") as new:
@@ -62,9 +84,10 @@ def onnx(model: KeypointRCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_openvino_reads_the_onnx_file_and_not_the_saved_model(onnx: Path, exported: Path, model: KeypointRCNN, tmp_path: Path):
+def test_openvino_reads_the_onnx_file_and_not_the_saved_model(
+    openvino: Path, onnx: Path, exported: Path, model: KeypointRCNN, tmp_path: Path
+) -> None:
     """Its frontend has no rule for what decodes images."""
-    python = foreign.interpreter("openvino")
     random = np.random.default_rng(0)
     pixels: dict[str, Any] = {}
     for name, size in {"multiple": (96, 128), "other": (70, 90)}.items():
@@ -73,7 +96,7 @@ def test_openvino_reads_the_onnx_file_and_not_the_saved_model(onnx: Path, export
     np.savez(tmp_path / "images.npz", **pixels)
     saved_model = exported / "keypoint_rcnn" / "1"
     said = foreign.run(
-        python, "ask_onnx_with_openvino.py", onnx, saved_model, tmp_path / "images.npz", tmp_path / "answers.npz"
+        openvino, "ask_onnx_with_openvino.py", onnx, saved_model, tmp_path / "images.npz", tmp_path / "answers.npz"
     )
     assert said.startswith("refused:") and "Decode" in said
     module = ServingModule(model)
@@ -98,9 +121,10 @@ def write_onnx(function: Callable[..., Any], shapes: Sequence[Sequence[int]], pa
     return path
 
 
-def test_tensorrt_rtx_parses_the_file_and_builds_the_parts_around_nms(onnx: Path, model: KeypointRCNN, tmp_path: Path) -> None:
+def test_tensorrt_rtx_parses_the_file_and_builds_the_parts_around_nms(
+    tensorrt_rtx: Path, onnx: Path, model: KeypointRCNN, tmp_path: Path
+) -> None:
     """Ahead of time, without a GPU: images → P2…P6, logits, deltas; the box head of 100 boxes; keypoints of 8 boxes."""
-    python = foreign.interpreter("tensorrt_rtx")
     height, width = 96, 128
     size = tf.constant([[height, width]])
 
@@ -125,18 +149,17 @@ def test_tensorrt_rtx_parses_the_file_and_builds_the_parts_around_nms(onnx: Path
         write_onnx(boxes_of, [*pyramid, [1, 100, 4]], tmp_path / "boxes.onnx"),
         write_onnx(keypoints_of, [*pyramid, [8, 4]], tmp_path / "keypoints.onnx"),
     ]
-    said = foreign.run(python, "build_with_tensorrt_rtx.py", "parse", onnx, "build", *parts)
+    said = foreign.run(tensorrt_rtx, "build_with_tensorrt_rtx.py", "parse", onnx, "build", *parts)
     engines = dict(line.rsplit(" ", 1) for line in said.splitlines())
     assert list(engines) == ["keypoint_rcnn.onnx", "first_stage.onnx", "boxes.onnx", "keypoints.onnx"]
     assert all(int(engines[part.name]) > 10_000 for part in parts)
 
 
-def test_tensorflow_for_java(exported: Path, images: list[Path]) -> None:
+def test_tensorflow_for_java(java_libraries: Path, exported: Path, images: list[Path]) -> None:
     """examples/serving/java gives the digits of Python."""
-    libraries = foreign.folder("java")
     program = foreign.ROOT / "examples" / "serving" / "java" / "DetectPeople.java"
     saved_model = exported / "keypoint_rcnn" / "1"
-    command = ["java", "-cp", f"{libraries}/*", str(program), str(saved_model), *map(str, images)]
+    command = ["java", "-cp", f"{java_libraries}/*", str(program), str(saved_model), *map(str, images)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"SCORE": "0"})
     assert said.returncode == 0, said.stderr[-3000:]
     found = tf.saved_model.load(str(saved_model)).signatures["serving_default"](
