@@ -133,9 +133,9 @@ def train(
         return where
     if asked.deterministic:
         tf.config.experimental.enable_op_determinism()
-    record_folder = open_record_folder(asked.data_dir)
     has_checkpoint = newest_checkpoint(where) is not None
     start = open_starting_point(asked.init, asked.which) if asked.init and not has_checkpoint else None
+    record_folder = open_record_folder(asked.data_dir)
     devices = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
     settings = settle(asked, start, record_folder, devices.num_replicas_in_sync)
     check_flip(settings.config.data.flip, record_folder)

@@ -267,7 +267,7 @@ def _images(entries: list[dict[str, Any]], counts: Counter[str], path: str | Pat
             raise UserError(f"{path}: image id {entry.get('id')!r} is not an integer from 0 up; every image entry needs one")
         counts["ids_as_text"] += isinstance(entry["id"], str)
         entry = {key: entry.get(key) for key in ("id", "file_name", "height", "width")} | {"id": image_id}
-        if all(_is_empty(entry[side]) or entry[side] in ("", 0) for side in ("height", "width")):
+        if all(_is_empty(entry[side]) or entry[side] == "" for side in ("height", "width")):
             entry |= {"height": None, "width": None}  # as tools write a size that they do not know
         first = images.setdefault(image_id, entry)
         if first is not entry:
@@ -329,7 +329,7 @@ def plain_name(file_name: str) -> str:
 
 def _annotation(entry: Mapping[str, Any], num_keypoints: int) -> Annotation:
     name = f"annotation {entry['id']}"
-    without_box = entry.get("bbox") in (None, [])  # `box` makes one around the labelled points
+    without_box = entry.get("bbox", []) == []  # `box` makes one around the labelled points; null is a tool's fault
     x, y, width, height = _numbers([0, 0, 0, 0] if without_box else entry["bbox"], 4, f"{name}: bbox")
     is_crowd = entry.get("iscrowd") or 0
     if is_crowd not in (0, 1):

@@ -96,7 +96,7 @@ def test_what_is_certain_is_put_right_and_counted(tmp_path: Path) -> None:
     [
         ({"bbox": [1, 2, float("nan"), 4]}, "bbox holds nan"),
         ({"bbox": [1, 2, 3]}, "bbox has 3 numbers"),
-        ({"bbox": None, "keypoints": None}, "neither a bbox nor a labelled keypoint"),
+        ({"bbox": [], "keypoints": [0] * 9, "num_keypoints": 0}, "neither a bbox nor a labelled keypoint"),
         ({"bbox": ["1", 2, 3, 4]}, "holds '1'"),
         ({"keypoints": [1, 2, 2]}, "keypoints has 3 numbers, 9 are needed"),
         ({"keypoints": [1, float("inf"), 2] + [0] * 6}, "keypoints holds inf"),
@@ -337,9 +337,9 @@ def test_a_choice_that_cannot_be_made_is_one_line(
 
 UNKNOWN: list[dict[str, Any]] = [
     {},
-    {"height": 0, "width": 0},
+    {"height": None, "width": None},
     {"height": "", "width": None},
-    {"height": float("nan"), "width": 0},
+    {"height": float("nan"), "width": ""},
 ]
 
 

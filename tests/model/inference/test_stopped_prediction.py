@@ -50,4 +50,8 @@ def test_ctrl_c_in_a_prediction_is_one_line_and_the_same_command_goes_on(small_m
     assert "images done by an earlier run" in second.stdout and not unfinished.exists()
     people = json.loads((out / "predictions.json").read_text())
     by_image = [[{**one, "image_id": 0, "file_name": ""} for one in people if one["image_id"] == k] for k in range(IMAGES)]
-    assert len(by_image[0]) > 0 and all(by_image[k] == by_image[k % 16] for k in range(IMAGES))
+    assert len(by_image[0]) > 0
+    for k in range(IMAGES):  # other batches are rounded otherwise
+        assert [one["score"] for one in by_image[k]] == pytest.approx([one["score"] for one in by_image[k % 16]], abs=1e-4)
+        for one, other in zip(by_image[k], by_image[k % 16], strict=True):
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)

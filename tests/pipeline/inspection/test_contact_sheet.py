@@ -24,7 +24,7 @@ def test_chosen_images_are_spread_and_have_people(small_record_folder: RecordFol
     assert {int(row["shard"]) for row in rows} == {0, 1}
     assert len(chosen_rows(small_record_folder, "train", 100)) == 21  # all but the three with nobody
     assert [row["image_id"] for row in rows_of(small_record_folder, "train", [7, 3])] == [7, 3]
-    with pytest.raises(UserError, match="image_id 77: not among the 24"):
+    with pytest.raises(UserError, match="--image_id=77: not among the 24 images of split"):
         rows_of(small_record_folder, "train", [77])
 
 

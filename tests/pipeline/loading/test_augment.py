@@ -315,7 +315,7 @@ def test_nobody_left_in_the_crop(make_record_folder: Callable[..., RecordFolder]
         ({"hue": 0.6}, "data.hue=0.6"),
         ({"contrast": -0.1}, "data.contrast=-0.1"),
         ({"brightness": float("nan")}, "data.brightness=nan"),
-        ({"jitter_canvas": 1000, "anchors": "online"}, "data.jitter_canvas=1000: a multiple of 32"),
+        ({"jitter_canvas": 1000, "anchors": "online"}, "data.jitter_canvas=1000: must be a multiple of 32"),
         ({"jitter_canvas": 1024}, "add data.anchors=online"),
         ({"jitter_scales": (2.0, 0.1)}, "0 < smallest ≤ largest"),
         ({"jitter_scales": (1.0,)}, "two numbers"),
