@@ -15,6 +15,7 @@ import tensorflow as tf
 from benchmarks.contestant import serve
 from model.network.rpn import anchor_grid
 from pipeline import records
+from pipeline.allocator import keep_freed_memory
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size
 from pipeline.loading.batches import training_batches
@@ -98,6 +99,7 @@ def main(way: str, data_dir: str, batch_size: int) -> None:
         "online": lambda record_folder, size: ours(record_folder, size, "online"),
         "dense": dense,
     }
+    keep_freed_memory()  # for each way, as the commands do
     batches = iter(ways[way](open_record_folder(data_dir), batch_size))
 
     def images(count: int) -> int:

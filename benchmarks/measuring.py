@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline.command import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
-ENVIRONMENTS = PROJECT / ".venv-benchmarks"
+ENVIRONMENTS = Path(os.environ.get("KEYPOINT_ENVIRONMENTS") or PROJECT / ".venv-benchmarks").absolute()
 SECONDS_BETWEEN_LOOKS = 1.0  # at memory; each takes 10 ms
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -22,6 +22,7 @@ from model.config import Config
 from model.model_dir import load_model
 from model.training.step import Learner
 from pipeline import anchors
+from pipeline.allocator import keep_freed_memory
 from pipeline.data_config import PERSON
 
 Work = Callable[[int], int]
@@ -128,6 +129,7 @@ def training_batch(
 
 
 def main(what: str, folder: Path) -> None:
+    keep_freed_memory()  # as the commands do
     work, note = detecting(folder) if what == "inference" else training(folder, xla=what == "training_xla")
     work(2)
     serve(work, note)

@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 from absl import flags
 from tqdm import tqdm
 
+from pipeline.allocator import keep_freed_memory
+
 # Other tools' names of flags, and ours.
 NAMES_ELSEWHERE = {
     "epochs": ("steps",),
@@ -145,8 +147,10 @@ def load_tensorflow() -> None:
     To see them, and TensorFlow's own warnings later, set TF_CPP_MIN_LOG_LEVEL=0.
 
     TensorFlow takes a GPU's memory as it needs it, so that an evaluation or an export runs beside a training; set
-    TF_FORCE_GPU_ALLOW_GROWTH=false to have it take all at once, which leaves fewer gaps between allocations.
+    TF_FORCE_GPU_ALLOW_GROWTH=false to have it take all at once, which leaves fewer gaps between allocations. On a CPU, what it
+    frees stays with the process (`allocator.keep_freed_memory`).
     """
+    keep_freed_memory()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         return
