@@ -178,7 +178,7 @@ def _print_anchors(source: Source, sizes: dict[str, int], count: int) -> None:
     from benchmarks.measuring import table
     from pipeline import records
     from pipeline.coco import read_coco
-    from pipeline.writing.conversion import ConversionConfig
+    from pipeline.writing.conversion_config import ConversionConfig
 
     config = ConversionConfig()
     images = read_coco(source.annotations).images

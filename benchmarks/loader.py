@@ -88,7 +88,8 @@ def _with_keypoints(coco: Path, folder: Path) -> Path:
 
 
 def _records(annotations: Path, images: Path, folder: Path) -> Path:
-    from pipeline.writing.conversion import ConversionConfig, convert
+    from pipeline.writing.conversion import convert
+    from pipeline.writing.conversion_config import ConversionConfig
 
     convert(annotations, images, folder / "records", "train", ConversionConfig())
     return folder / "records"

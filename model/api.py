@@ -25,12 +25,12 @@ from model.evaluation import evaluator
 from model.evaluation.consistency import check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate_results, with_sigmas
 from model.evaluation.figures_table import table
-from model.evaluation.ground_truth import ground_truth_of, read_ground_truth
+from model.evaluation.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
 from model.inference.predictor import Predictor, open_model
 from model.training import loop
 from model.training.arguments import Arguments, OnDamaged, OnNonfinite, Precision, Strategy
 from model.training.evaluator_task import follow
-from model.training.settings import settle
+from model.training.settings import Settings, settle
 from model.training.starting_point import open_starting_point
 from model.training.strategies import evaluating_devices, make_strategy, naming_lost_workers
 from model.training.validation import Validation
@@ -38,7 +38,7 @@ from pipeline.batch_flags import check_flip
 from pipeline.command import UserError
 from pipeline.files import write_json
 from pipeline.loading.options import Cache, OnError
-from pipeline.record_folder import open_record_folder
+from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import read_category
 
 
@@ -140,8 +140,16 @@ def train(
     settings = settle(asked, start, record_folder, devices.num_replicas_in_sync)
     check_flip(settings.config.data.flip, record_folder)
     validate = _validation(asked, settings.config if asked.eval_loss else None) if asked.eval_split else None
-    run = loop.Run(
-        model_dir=where,
+    run = _run(asked, where, settings)
+    with naming_lost_workers(devices):
+        loop.train(settings.config, record_folder, asked.split, run, devices, validate, start)
+    return where
+
+
+def _run(asked: Arguments, model_dir: Path, settings: Settings) -> loop.Run:
+    """What the loop is told beside the configuration."""
+    return loop.Run(
+        model_dir=model_dir,
         precision=asked.precision,
         jit_compile=asked.jit_compile,
         save_every=asked.save_every,
@@ -158,9 +166,6 @@ def train(
         remarks=settings.remarks,
         recipe=settings.recipe,
     )
-    with naming_lost_workers(devices):
-        loop.train(settings.config, record_folder, asked.split, run, devices, validate, start)
-    return where
 
 
 def _validation(asked: Arguments, loss_of: Config | None = None) -> Validation:
@@ -268,14 +273,7 @@ def evaluate(
     _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which, weights)
     split = split or "val"
     record_folder = None if data_dir is None else open_record_folder(data_dir)
-    notes: list[str] = []
-    if record_folder is None:
-        truth = read_ground_truth(annotations, category)
-    else:  # before a model is opened: what is refused is refused at once
-        truth = ground_truth_of(annotations, record_folder.skeleton)
-        check_keypoints(truth, record_folder.skeleton)
-        check_images(truth, record_folder, split)
-        notes = checksum_notes(truth, record_folder, split)
+    truth, notes = _truth(annotations, record_folder, split, category)  # what is refused is refused before a model is opened
     if model is not None:
         assert record_folder is not None
         opened = _on_devices(
@@ -286,20 +284,45 @@ def evaluate(
         title = f"{model}{', the best checkpoint,' if which == 'best' else ''} on {split} of {data_dir}"
     else:
         assert results is not None
-        skeleton = truth.skeleton(sigmas) if record_folder is None else with_sigmas(record_folder.skeleton, sigmas)
-        if record_folder is None:
-            notes = [note for note in read_category(truth.category, sigmas=sigmas)[1] if note.startswith("OKS sigma")]
-        image_ids = None if record_folder is None else record_folder.index(split)["image_id"].tolist()
-        figures = evaluate_results(truth, results, skeleton, image_ids)
+        figures = _judge_results(results, truth, record_folder, split, sigmas)
         title = f"{results} against {annotations}"
     figures["notes"] = [*notes, *figures["notes"]]
-    file_name = "evaluation.json" if record_folder is None else f"evaluation-{split}.json"
-    written = None if output_dir is None else Path(output_dir) / file_name
-    if written is not None:
+    written = None
+    if output_dir is not None:
+        written = Path(output_dir) / ("evaluation.json" if record_folder is None else f"evaluation-{split}.json")
         about = {"model": model, "results": results, "annotations": annotations}
         names = {name: None if value is None else str(value) for name, value in about.items()}
         write_json(written, {**figures, **names, "split": None if record_folder is None else split})
     return EvaluationResult(title, figures, written)
+
+
+def _truth(
+    annotations: str | Path, record_folder: RecordFolder | None, split: str, category: str | None
+) -> tuple[GroundTruth, list[str]]:
+    """The ground truth, and lines on what in it is not as the records have it."""
+    if record_folder is None:
+        return read_ground_truth(annotations, category), []
+    truth = ground_truth_of(annotations, record_folder.skeleton)
+    check_keypoints(truth, record_folder.skeleton)
+    check_images(truth, record_folder, split)
+    return truth, checksum_notes(truth, record_folder, split)
+
+
+def _judge_results(
+    results: str | Path,
+    truth: GroundTruth,
+    record_folder: RecordFolder | None,
+    split: str,
+    sigmas: Sequence[float] | None,
+) -> Figures:
+    """The figures of a results file, over the images of the split if there are records, else over all of the annotations."""
+    if record_folder is not None:
+        image_ids = record_folder.index(split)["image_id"].tolist()
+        return evaluate_results(truth, results, with_sigmas(record_folder.skeleton, sigmas), image_ids)
+    figures = evaluate_results(truth, results, truth.skeleton(sigmas), None)
+    notes = [note for note in read_category(truth.category, sigmas=sigmas)[1] if note.startswith("OKS sigma")]
+    figures["notes"] = [*notes, *figures["notes"]]
+    return figures
 
 
 def _on_devices(devices: Sequence[str], open_one: Callable[[], Predictor]) -> list[Predictor]:

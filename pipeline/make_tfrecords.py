@@ -156,7 +156,8 @@ def main(beam_flags: list[str]) -> None:
     from pipeline import storage
     from pipeline.anchors import AnchorConfig
     from pipeline.inspection import contact_sheet
-    from pipeline.writing.conversion import ConversionConfig, convert
+    from pipeline.writing.conversion import convert
+    from pipeline.writing.conversion_config import ConversionConfig
     from pipeline.writing.metadata import check_not_empty, summary_table
 
     config = ConversionConfig(

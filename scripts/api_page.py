@@ -40,7 +40,8 @@ CHAPTERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "Look inside the network": (("model.network.keypoint_rcnn", ("KeypointRCNN.trace",)),),
     "Convert": (
-        ("pipeline.writing.conversion", ("convert", "ConversionConfig")),
+        ("pipeline.writing.conversion", ("convert",)),
+        ("pipeline.writing.conversion_config", ("ConversionConfig",)),
         ("pipeline.record_folder", ("open_record_folder", "RecordFolder")),
     ),
     "Import weights": (("model.weights.importing", ("import_model",)),),

@@ -91,7 +91,8 @@ class Tally:
 def write_records(folder: Path) -> None:
     """A dozen rendered images as the split train, four others as val."""
     from pipeline.synthetic import dataset
-    from pipeline.writing.conversion import ConversionConfig, convert
+    from pipeline.writing.conversion import convert
+    from pipeline.writing.conversion_config import ConversionConfig
 
     config = ConversionConfig(short_edges=(96, 128), max_edge=192)
     for split, number, seed in (("train", 12, 5), ("val", 4, 6)):

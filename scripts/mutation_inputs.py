@@ -43,7 +43,8 @@ def make_inputs(folder: Path) -> None:
 def _images_and_records(folder: Path) -> None:
     from pipeline.coco import read_coco
     from pipeline.synthetic.dataset import Arguments, write_dataset
-    from pipeline.writing.conversion import ConversionConfig, convert
+    from pipeline.writing.conversion import convert
+    from pipeline.writing.conversion_config import ConversionConfig
     from pipeline.writing.shard_writer import noted_images
 
     arguments = Arguments(num_images=6, seed=1, split="train", width=128, height=96)

@@ -85,7 +85,8 @@ def read_annotations(folder: Path, file: Path) -> None:
 def convert_annotations(folder: Path, file: Path) -> None:
     import shutil
 
-    from pipeline.writing.conversion import ConversionConfig, convert
+    from pipeline.writing.conversion import convert
+    from pipeline.writing.conversion_config import ConversionConfig
 
     config = ConversionConfig("small", num_shards=1, short_edges=(64,), max_edge=96)
     try:

@@ -119,11 +119,6 @@ def predict_clip(
                     break
             if writer is not None:
                 writer.whole = not interrupt.asked
-        notes = [*reader.notes, *(writer.notes if writer is not None else ())]
-        if removed:
-            notes.append(f"removed: {drawn}, of an earlier run")
-        if every > 1 and draw:
-            notes.append(f"frames between those looked at show the people of the last one (--every={every})")
         summary = ClipSummary(
             predictions=output_dir / "predictions.jsonl",
             clip=drawn if draw and work.frames else None,
@@ -132,7 +127,7 @@ def predict_clip(
             people=work.people,
             identities=None if tracker is None else tracker.count,
             seconds=clock.monotonic() - started,
-            notes=tuple(notes),
+            notes=_notes(reader, writer, every, drawn if removed else None),
             broken="" if interrupt.asked else reader.broken,
         )
         if interrupt.asked:
@@ -141,6 +136,16 @@ def predict_clip(
             of = "" if reader.expected is None else f" of about {reader.expected}"
             raise interrupt.error(f"stopped after {work.frames}{of} frames; the files end there, and are whole")
     return summary
+
+
+def _notes(reader: ClipReader, writer: ClipWriter | None, every: int, removed: Path | None) -> tuple[str, ...]:
+    """What the summary says beside its figures."""
+    notes = [*reader.notes, *(writer.notes if writer is not None else ())]
+    if removed is not None:
+        notes.append(f"removed: {removed}, of an earlier run")
+    if every > 1 and writer is not None:
+        notes.append(f"frames between those looked at show the people of the last one (--every={every})")
+    return tuple(notes)
 
 
 class _Work:

@@ -14,11 +14,9 @@ import hashlib
 import json
 import re
 import shutil
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +24,13 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import storage
-from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoData, CocoImage, read_coco
 from pipeline.command import Progress, UserError, reason_of
-from pipeline.data_config import MAX_PIXELS
 from pipeline.files import only_writer
 from pipeline.record_folder import FORMAT_VERSION, NAME
 from pipeline.writing.beam_job import beam_options, quiet_workers, run_job
 from pipeline.writing.checked_image import ImageRules
+from pipeline.writing.conversion_config import ConversionConfig
 from pipeline.writing.image_files import LocatedImage, bytes_of, check_images, locate, measure
 from pipeline.writing.metadata import (
     ConversionResult,
@@ -57,63 +54,10 @@ from pipeline.writing.shard_writer import (
     stop_reason,
     stop_run,
 )
+from pipeline.writing.supervision import CTRL_C, progress_of_workers, stop_on_ctrl_c
 
 OnError = Literal["fail", "skip"]
 IMAGES_PER_SHARD = 512  # about 75 MB
-LARGEST_IMAGE = 2**31 - 1  # pixels: TensorFlow's decoders read no more
-SMALLEST_SHRUNK = 32 * 32  # pixels: less than the smallest short edge shows nobody
-CTRL_C = "Ctrl-C"
-SECONDS_BETWEEN_COUNTS = 0.5  # of the images done; 20 times as long in an object store, where each count is a request
-
-
-@dataclasses.dataclass(frozen=True)
-class ConversionConfig:
-    """What determines the records, apart from the images and annotations.
-
-    Attributes:
-      num_shards: by default a function of the number of images alone.
-      short_edges, max_edge: the sizes at which training will see the images; each plain and flipped. Without a short edge
-        the records hold no anchors.
-      limit: number of images to take, in the order of the records; 0 takes all.
-      category, keypoints, flip_pairs, sigmas: as for `annotation_file.read_annotation_file`.
-      max_pixels: the most pixels of an image that is decoded; an image of more is an error.
-      shrink_larger_than: images of more pixels are shrunk to this number, with their annotations; 0 leaves all as they are.
-    """
-
-    dataset_name: str = "coco_person_keypoints"
-    num_shards: int | None = None
-    short_edges: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    max_edge: int = 1333
-    anchors: AnchorConfig = dataclasses.field(default_factory=AnchorConfig)
-    limit: int = 0
-    category: str | None = None
-    keypoints: tuple[str, ...] | None = None
-    flip_pairs: tuple[tuple[str, str], ...] | None = None
-    sigmas: tuple[float, ...] | None = None
-    max_pixels: int = MAX_PIXELS
-    shrink_larger_than: int = 0
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(NAME, self.dataset_name):
-            raise UserError(f"--dataset_name={self.dataset_name}: must be small letters, digits and _")
-        if self.num_shards is not None and not 1 <= self.num_shards <= 99_999:
-            raise UserError(f"--num_shards={self.num_shards}: must be from 1 to 99999")
-        if not 32 <= self.max_edge <= 8192:
-            raise UserError(f"--max_edge={self.max_edge}: must be from 32 to 8192 pixels")
-        edges = self.short_edges
-        if len(set(edges)) != len(edges) or not all(32 <= edge <= self.max_edge for edge in edges):
-            raise UserError(
-                f"--short_edges={','.join(map(str, edges))}: must be different numbers from 32 to {self.max_edge} (--max_edge)"
-            )
-        if self.limit < 0:
-            raise UserError(f"--limit={self.limit}: must be a number of images, or 0 for all")
-        if not 1 <= self.max_pixels <= LARGEST_IMAGE:
-            raise UserError(f"--max_pixels={self.max_pixels}: must be from 1 to {LARGEST_IMAGE}")
-        if self.shrink_larger_than and self.shrink_larger_than < SMALLEST_SHRUNK:
-            raise UserError(
-                f"--shrink_larger_than={self.shrink_larger_than}: must be {SMALLEST_SHRUNK} pixels or more (an image of 32×32, "
-                "the smallest short edge), or 0 to shrink no image"
-            )
 
 
 def convert(
@@ -144,11 +88,7 @@ def convert(
     images, output = str(images), str(output_dir)
     options = beam_options(beam_flags)
     FileSystems.set_options(options)
-    if not re.fullmatch(NAME, split):
-        raise UserError(f"--split={split}: must be small letters, digits and _")
-    storage.check(str(annotations))
-    storage.check(output)
-    check_images(images)
+    _check_places(str(annotations), images, output, split)
     with quiet_workers(options):
         coco = _read(annotations, images, config)
     entries = in_record_order(coco.images)[: config.limit or None]
@@ -163,20 +103,8 @@ def convert(
         if existing is not None:
             remove_split(output, split, metadata)
         everything = arguments | {key: value for key, value in metadata.items() if key != "splits"}
-        settings = ShardSettings(
-            images=images,
-            output=output,
-            work=_open_work_folder(output, split, everything, overwrite),
-            run=uuid.uuid4().hex,
-            prefix=f"{config.dataset_name}-{split}",
-            num_shards=arguments["num_shards"],
-            category=coco.skeleton.category,
-            anchors=config.anchors,
-            short_edges=config.short_edges,
-            max_edge=config.max_edge,
-            on_error=on_error,
-            rules=ImageRules(config.max_pixels, config.shrink_larger_than),
-        )
+        work = _open_work_folder(output, split, everything, overwrite)
+        settings = _shard_settings(config, coco, images, output, split, work, arguments["num_shards"], on_error)
         start = time.monotonic()
         converted = _write_shards(settings, split, entries, options)
         settings, again, rotations = _settle_ambiguous(settings, split, entries, options)
@@ -185,8 +113,42 @@ def convert(
         notes = (*coco.notes, *rotations)
         result = ConversionResult(summary, skipped_by_reason(output, split), converted + again, seconds, notes)
         write_summary(result, output, split)
-        storage.remove_folder(settings.work)
+        storage.remove_folder(work)
     return result
+
+
+def _check_places(annotations: str, images: str, output: str, split: str) -> None:
+    if not re.fullmatch(NAME, split):
+        raise UserError(f"--split={split}: must be small letters, digits and _")
+    storage.check(annotations)
+    storage.check(output)
+    check_images(images)
+
+
+def _shard_settings(
+    config: ConversionConfig,
+    coco: CocoData,
+    images: str,
+    output: str,
+    split: str,
+    work: str,
+    num_shards: int,
+    on_error: OnError,
+) -> ShardSettings:
+    return ShardSettings(
+        images=images,
+        output=output,
+        work=work,
+        run=uuid.uuid4().hex,
+        prefix=f"{config.dataset_name}-{split}",
+        num_shards=num_shards,
+        category=coco.skeleton.category,
+        anchors=config.anchors,
+        short_edges=config.short_edges,
+        max_edge=config.max_edge,
+        on_error=on_error,
+        rules=ImageRules(config.max_pixels, config.shrink_larger_than),
+    )
 
 
 def _arguments(config: ConversionConfig, coco: CocoData, num_images: int) -> dict[str, Any]:
@@ -300,10 +262,8 @@ def _write_shards(settings: ShardSettings, split: str, entries: Sequence[CocoIma
     try:
         with (
             quiet_workers(options),
-            _progress_of_workers(
-                settings, sizes, Progress(len(entries), f"convert {split}", "image", done=len(entries) - todo)
-            ),
-            _stop_on_ctrl_c(settings),
+            progress_of_workers(settings, sizes, Progress(len(entries), f"convert {split}", "image", done=len(entries) - todo)),
+            stop_on_ctrl_c(settings),
         ):
             run_job(settings, list(sizes), options)
     except UserError as error:
@@ -314,63 +274,6 @@ def _write_shards(settings: ShardSettings, split: str, entries: Sequence[CocoIma
     if reason is not None:
         raise KeyboardInterrupt if reason == CTRL_C else UserError(reason)
     return todo
-
-
-@contextlib.contextmanager
-def _stop_on_ctrl_c(settings: ShardSettings) -> Iterator[None]:
-    """Lets Ctrl-C stop the workers before their next image; an exception amid Beam would end in a traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, previous)  # a second one ends at once
-        with contextlib.suppress(StoppedError):
-            stop_run(settings, CTRL_C)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
-def _progress_of_workers(settings: ShardSettings, sizes: Mapping[int, int], progress: Progress) -> Iterator[None]:
-    """Shows how far all workers are, whichever processes and machines they are.
-
-    On a disk they write one byte for each image done; in an object store the finished shards are counted.
-
-    Args:
-      sizes: number of images in each shard that they write.
-    """
-    ended = threading.Event()
-    in_store = storage.is_url(settings.work)
-    shown = 0
-
-    def show() -> None:
-        nonlocal shown
-        with contextlib.suppress(OSError):  # (a file that is being replaced, a store that is busy)
-            if in_store:
-                done = sum(sizes.get(int(name[6:11]), 0) for name in storage.listing(settings.work, "facts-"))
-            else:
-                done = sum(storage.listing(settings.work, "progress-").values())
-            progress.advance(done - shown)
-            shown = done
-
-    def watch() -> None:
-        while not ended.wait(SECONDS_BETWEEN_COUNTS * (20 if in_store else 1)):
-            show()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    with progress:
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            show()
 
 
 def _check_disk(settings: ShardSettings, entries: Sequence[LocatedImage]) -> None:

@@ -20,7 +20,8 @@ from model.matterport.importing import import_model
 from model.model_dir import load_any
 from pipeline.skeleton import COCO_PERSON
 from pipeline.synthetic.poses import PERSON_CATEGORY
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 
 @dataclasses.dataclass(frozen=True)

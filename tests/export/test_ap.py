@@ -20,7 +20,8 @@ from export.tflite import random_images
 from model.inference.predictor import open_model
 from model.model_dir import load_model
 from pipeline.command import UserError
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 BOTH = {"keypoints": pytest.approx(1.0, abs=0.02), "boxes": pytest.approx(1.0, abs=0.02)}
 

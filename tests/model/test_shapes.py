@@ -156,6 +156,9 @@ def test_losses(loaded: list[Tensors], model: KeypointRCNN) -> None:
     losses, watched = model.losses(loaded[0], tf.constant(0))
     losses_boundary(**losses)
     watched_boundary(**watched)
+    assert all(total >= 0 and count >= 0 for total, count in losses.values())  # NaN would not be
+    with pytest.raises(TypeCheckError):  # the check can fail
+        losses_boundary(**losses | {"keypoint": (losses["keypoint"][0], tf.constant(1, tf.int32))})
 
 
 def test_answer(loaded: list[Tensors], model: KeypointRCNN) -> None:

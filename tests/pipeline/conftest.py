@@ -51,7 +51,8 @@ def small_coco(entries: dict[int, CocoImage], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def small_records(small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those images as split `train`, in two shards, for short edges 96 and 128. Not to be changed."""
-    from pipeline.writing.conversion import ConversionConfig, convert  # Beam takes seconds to import
+    from pipeline.writing.conversion import convert  # Beam takes seconds to import
+    from pipeline.writing.conversion_config import ConversionConfig
 
     folder = tmp_path_factory.mktemp("small_records")
     config = ConversionConfig("small", num_shards=2, short_edges=(96, 128), max_edge=192, sigmas=SKELETON.sigmas)

@@ -17,7 +17,8 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
 from pipeline import storage
 from pipeline.command import UserError
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from pipeline.writing.image_files import REQUESTS_AT_ONCE
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64,), num_shards=3)

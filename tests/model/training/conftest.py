@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.synthetic import dataset
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.options import LoadingOptions
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.synthetic import poses
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 ROOT = Path(__file__).parents[3]
 COLOURS: dict[str, Any] = {

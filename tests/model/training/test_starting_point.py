@@ -27,7 +27,8 @@ from pipeline.command import UserError
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.skeleton import COCO_PERSON
 from pipeline.synthetic import dataset
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from tests.conftest import SKELETON
 from tests.model.weights.torch_format import save_zip, tensor
 from tests.model.weights.torch_weights import BLOCKS, STEM, WIDTH, State, random_state, torchvision_resnet, torchvision_state

@@ -233,12 +233,12 @@ def one_line(path: Path, message: str) -> str:
 def test_an_attack_runs_nothing(name: str, tmp_path: Path, witness: Path) -> None:
     content = attacks(witness)[name]
     (tmp_path / "weights.pkl").write_bytes(content)
-    refused(tmp_path / "weights.pkl")
+    assert refused(tmp_path / "weights.pkl")
     # The same description inside of torch's formats.
     save_zip(tmp_path / "weights.pth", {}, more={"data.pkl": content})
-    refused(tmp_path / "weights.pth")
+    assert refused(tmp_path / "weights.pth")
     (tmp_path / "legacy.pth").write_bytes(pickle.dumps(LEGACY_MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + content)
-    refused(tmp_path / "legacy.pth")
+    assert refused(tmp_path / "legacy.pth")
 
 
 def test_the_attacks_are_real(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ BAD_TENSORS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_a_bad_tensor_is_refused(name: str, save: Callable[..., None], tmp_path: Path) -> None:
     save(tmp_path / "weights.pth", {"w": BAD_TENSORS[name](), "good": tensor(np.zeros(2, np.float32))})
-    refused(tmp_path / "weights.pth")
+    assert refused(tmp_path / "weights.pth")
 
 
 def test_one_storage_shown_over_and_over_is_refused(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ SAFETENSORS_HEADERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", SAFETENSORS_HEADERS)
 def test_a_bad_safetensors_header_is_refused(name: str, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "w.safetensors", SAFETENSORS_HEADERS[name], b"\0" * 16)
-    refused(tmp_path / "w.safetensors")
+    assert refused(tmp_path / "w.safetensors")
 
 
 def test_safetensors_that_nest_or_promise_too_much(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pipeline.loading.batches import training_batches
 from pipeline.loading.example import Preparation
 from pipeline.loading.image_grid import ImageGrid
 from pipeline.record_folder import RecordFolder, open_record_folder
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 ONLINE = DataConfig(
     short_edges=(96, 128),

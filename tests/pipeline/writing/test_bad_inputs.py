@@ -14,7 +14,8 @@ from pipeline import records
 from pipeline.command import UserError
 from pipeline.record_folder import open_record_folder
 from pipeline.writing import conversion, shard_writer
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 # Number of the case (and image id) → why it is refused.
 REFUSED = {

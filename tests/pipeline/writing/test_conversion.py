@@ -28,7 +28,8 @@ from pipeline.loading.batches import training_batches
 from pipeline.record_folder import open_record_folder
 from pipeline.writing import conversion, shard_writer
 from pipeline.writing.beam_job import beam_options
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from pipeline.writing.metadata import ConversionResult, summary_table
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=4)

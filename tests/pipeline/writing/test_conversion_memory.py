@@ -20,10 +20,11 @@ PLAN_ONLY = """
 import sys
 from pipeline.command import UserError
 from pipeline.writing import conversion
+from pipeline.writing.conversion_config import ConversionConfig
 
 conversion.run_job = lambda settings, numbers, options: None
 try:
-    conversion.convert(sys.argv[1], sys.argv[2], sys.argv[3], "train", conversion.ConversionConfig())
+    conversion.convert(sys.argv[1], sys.argv[2], sys.argv[3], "train", ConversionConfig())
 except UserError as error:
     assert "shards that were not written" in str(error), error
 else:
@@ -31,7 +32,8 @@ else:
 """
 CONVERT = """
 import sys
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 convert(sys.argv[1], sys.argv[2], sys.argv[3], "train", ConversionConfig(short_edges=(64,), num_shards=1))
 """

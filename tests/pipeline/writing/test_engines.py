@@ -20,7 +20,8 @@ import pytest
 
 from pipeline.command import UserError
 from pipeline.writing import beam_job
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from tests.listening import open_to_others, ports_of
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64, 96), num_shards=6)

@@ -27,7 +27,8 @@ from pipeline.drawing import sides
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.writing import conversion, shard_writer
 from pipeline.writing.checked_image import ImageError, ImageRules, check_image
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from pipeline.writing.metadata import ConversionResult, summary_table
 
 SETTINGS = {"short_edges": (64,)}

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 IMAGES, SHARDS, KILLS = 3000, 150, 10
 CONFIG = ConversionConfig(dataset_name="killed", num_shards=SHARDS, short_edges=(64, 96))

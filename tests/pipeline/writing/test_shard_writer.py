@@ -14,7 +14,8 @@ import pytest
 from pipeline.coco import CocoImage, Person
 from pipeline.command import UserError
 from pipeline.writing import conversion
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from pipeline.writing.image_files import LocatedImage, ZipMember
 from pipeline.writing.shard_writer import (
     MachineError,

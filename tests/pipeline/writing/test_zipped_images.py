@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.command import UserError
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 from pipeline.writing.image_files import ZipMember, find_members, read_member
 
 CONFIG = ConversionConfig(dataset_name="small", short_edges=(64,), num_shards=3)
