@@ -30,6 +30,8 @@ WAYS = {
     "bare": "(a) decode_jpeg, resize of uint8",
     "bare_float": "(a′) decode_jpeg, cast, resize",
     "precomputed": "(b) this loader, precomputed anchors",
+    "originals": "(b′) this loader, resize on the device",
+    "device": "(b″) the device's part: the compiled resize, here",
     "dense": "(c) this loader, dense matching",
     "online": "(c′) this loader, cheap matching online",
 }

@@ -6,8 +6,9 @@ Usage: python -m benchmarks.loader_ways WAY DATA_DIR BATCH_SIZE
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +20,12 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import PERSON, AnchorSource, DataConfig, resized_size
 from pipeline.loading.batches import training_batches
+from pipeline.loading.device_resize import resize_originals
 from pipeline.loading.example import Batch
 from pipeline.record_folder import RecordFolder, open_record_folder
 
 SPLIT = "train"
+HELD = 60  # batches that the device's part goes through again and again
 SHORT_EDGE, MAX_EDGE = 800, 1333
 CONFIG = DataConfig(short_edges=(SHORT_EDGE,), max_edge=MAX_EDGE)
 
@@ -47,6 +50,17 @@ def ours(record_folder: RecordFolder, batch_size: int, anchors: AnchorSource) ->
     """What training reads: flips, anchors sampled, on six canvases."""
     config = dataclasses.replace(CONFIG, anchors=anchors)
     return training_batches(record_folder, SPLIT, config, global_batch_size=batch_size, seed=0)
+
+
+def originals(record_folder: RecordFolder, batch_size: int) -> tf.data.Dataset:
+    """The same with `data.resize_on` = "device": original pixels, which the training step resizes."""
+    return training_batches(record_folder, SPLIT, CONFIG, global_batch_size=batch_size, seed=0, originals=True)
+
+
+def device(record_folder: RecordFolder, batch_size: int) -> Iterator[Batch]:
+    """What the training step pays for that: resizes batches of originals, which lie in memory, on this processor."""
+    resize = tf.function(lambda batch: resize_originals(batch, CONFIG.resize), jit_compile=True)
+    return map(resize, itertools.cycle(list(originals(record_folder, batch_size).take(HELD))))
 
 
 def dense(record_folder: RecordFolder, batch_size: int) -> tf.data.Dataset:
@@ -92,11 +106,13 @@ def sampled_densely(config: AnchorConfig, grid: tf.Tensor, boxes: tf.Tensor) -> 
 
 
 def main(way: str, data_dir: str, batch_size: int) -> None:
-    ways: dict[str, Callable[[RecordFolder, int], tf.data.Dataset]] = {
+    ways: dict[str, Callable[[RecordFolder, int], tf.data.Dataset | Iterator[Batch]]] = {
         "bare": lambda record_folder, size: bare(record_folder, size, cast=False),
         "bare_float": lambda record_folder, size: bare(record_folder, size, cast=True),
         "precomputed": lambda record_folder, size: ours(record_folder, size, "precomputed"),
         "online": lambda record_folder, size: ours(record_folder, size, "online"),
+        "originals": originals,
+        "device": device,
         "dense": dense,
     }
     keep_freed_memory()  # for each way, as the commands do

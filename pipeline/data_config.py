@@ -23,6 +23,7 @@ MAX_PIXELS = 1 << 26  # of an image that is decoded: a file's header may promise
 ResizeRule = Literal["standard", "torchvision", "detectron2", "matterport"]
 
 AnchorSource = Literal["precomputed", "online"]
+ResizeOn = Literal["auto", "host", "device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class DataConfig:
       short_edges: pixels; each image draws one of them in each epoch.
       max_edge: pixels that the longer side has at most.
       resize: the family's rule, for training, evaluation and exports alike.
+      resize_on: where training resizes its images. "host": while loading. "device": the loader ships the file's own pixels, and
+        the training step flips, resizes and places them, to the same pixels within one level (docs/LOADER.md). "auto": the
+        device if it is a GPU, else the host.
       keypoint_offset: pixels of the file that are added to x and y of keypoints on their way in, and taken off again on their
         way out: 0.5 in Detectron2, which takes COCO's coordinates for indices of pixels.
       anchors: where the matching of anchors comes from. "precomputed": from the records, which hold it for their own short
@@ -57,6 +61,7 @@ class DataConfig:
     short_edges: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     max_edge: int = 1333
     resize: ResizeRule = "standard"
+    resize_on: ResizeOn = "auto"
     keypoint_offset: float = 0.0
     anchors: AnchorSource = "precomputed"
     flip: bool = True

@@ -15,6 +15,7 @@ from pipeline.command import UserError, reason_of
 from pipeline.loading.batches import training_batches
 from pipeline.loading.epoch_plan import Pool, plan_epoch
 from pipeline.loading.options import LoadingOptions, why_silent
+from pipeline.loading.originals import resizes_on_device
 from pipeline.loading.unreadable import Skipped, reading_error
 from pipeline.record_folder import RecordFolder
 
@@ -30,6 +31,7 @@ class DataSource:
       config: the model's; says what batches hold.
       options: how they are loaded.
       skipped: counts the images that cannot be read.
+      originals: whether batches hold originals, which the step resizes.
     """
 
     record_folder: RecordFolder
@@ -37,6 +39,7 @@ class DataSource:
     config: Config
     options: LoadingOptions
     skipped: Skipped
+    originals: bool = False
 
     def batches(self, learner: Learner, first: int) -> Iterator[dict[str, Any]]:
         """Batches of the steps from `first` on, this worker's share of each, split over its replicas."""
@@ -52,6 +55,7 @@ class DataSource:
             worker_index=worker_index(learner.strategy),
             anchors=self.config.anchors,
             options=self.options,
+            originals=self.originals,
         )
         return distribute(batches, learner.strategy)
 
@@ -82,6 +86,16 @@ class DataSource:
         if silence is not None:
             return f"{service} does not answer ({silence})"
         return f"{service} answers, its workers send nothing"
+
+
+def steps_resize(record_folder: RecordFolder, split: str, pool: Pool, config: Config, strategy: tf.distribute.Strategy) -> bool:
+    """Whether the training's steps resize its images (`data.resize_on`).
+
+    Raises:
+      UserError: they should, and cannot.
+    """
+    has_gpu = any("GPU" in device for device in strategy.extended.worker_devices)
+    return resizes_on_device(record_folder.index(split), pool, config.data, has_gpu=has_gpu)
 
 
 def advice_on_padding(pool: Pool, config: Config) -> str | None:

@@ -19,10 +19,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from model.config import Config
+from model.training.data_source import steps_resize
 from model.training.step import Learner
 from model.training.strategies import distribute
 from pipeline.command import reason_of
-from pipeline.loading.batches import training_batches
+from pipeline.loading.batches import training_batches, training_pool
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
 
@@ -107,7 +108,7 @@ def rates(config: Config, record_folder: RecordFolder, split: str, strategy: tf.
       UserError: the records do not fit the configuration.
     """
     batch_size = config.train.global_batch_size
-    batches = _batches(config, record_folder, split)
+    batches = _batches(config, record_folder, split, strategy)
     first = next(iter(batches))
     started = time.perf_counter()
     loaded = sum(1 for _ in batches.take(STEPS * 4))
@@ -132,7 +133,7 @@ def largest_batch(
             size = per_replica * strategy.num_replicas_in_sync
             sized = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=size))
             learner = Learner(sized, record_folder.skeleton, strategy, precision=precision, jit_compile=False)
-            _step(learner, next(iter(_batches(sized, record_folder, split))))()
+            _step(learner, next(iter(_batches(sized, record_folder, split, strategy))))()
             fits, per_replica = size, 2 * per_replica
     if not fits:
         return Finding("largest batch: not even one image for each GPU fits; choose smaller data.short_edges", well=False)
@@ -160,10 +161,16 @@ def diagnose(checks: Iterator[Callable[[], list[Finding]]], report: Callable[[st
     return well
 
 
-def _batches(config: Config, record_folder: RecordFolder, split: str) -> tf.data.Dataset:
-    size = config.train.global_batch_size
+def _batches(config: Config, record_folder: RecordFolder, split: str, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
+    pool = training_pool(record_folder, split, config.data)
     return training_batches(
-        record_folder, split, config.data, global_batch_size=size, seed=config.train.seed, anchors=config.anchors
+        record_folder,
+        split,
+        config.data,
+        global_batch_size=config.train.global_batch_size,
+        seed=config.train.seed,
+        anchors=config.anchors,
+        originals=steps_resize(record_folder, split, pool, config, strategy),
     )
 
 

@@ -23,8 +23,11 @@ from pipeline.record_folder import RecordFolder
 TIMED_STEPS = 2  # after one that traces
 
 
-def report(learner: Learner, record_folder: RecordFolder, split: str, pool: Pool, first: int) -> None:
+def report(learner: Learner, record_folder: RecordFolder, split: str, pool: Pool, first: int, *, originals: bool) -> None:
     """Prints what a training would do from step `first` on. It takes three steps with one batch, in memory alone.
+
+    Args:
+      originals: as `DataSource.originals`.
 
     Raises:
       UserError: a record cannot be read.
@@ -34,7 +37,7 @@ def report(learner: Learner, record_folder: RecordFolder, split: str, pool: Pool
         say(line)
     for line in _plan(config, split, pool, first):
         say(f"train: {line}")
-    batch = next(iter(_largest_batch(learner, record_folder, split, pool)))
+    batch = next(iter(_largest_batch(learner, record_folder, split, pool, originals)))
     for name, value in batch.items():
         say(f"train: batch: {name} {value.dtype.name} {list(value.shape)}")
     for line in _measured(learner, batch, first):
@@ -54,7 +57,7 @@ def _plan(config: Config, split: str, pool: Pool, first: int) -> list[str]:
     ]
 
 
-def _largest_batch(learner: Learner, record_folder: RecordFolder, split: str, pool: Pool) -> tf.data.Dataset:
+def _largest_batch(learner: Learner, record_folder: RecordFolder, split: str, pool: Pool, originals: bool) -> tf.data.Dataset:
     """A batch on the largest canvas, this worker's share."""
     config = learner.config
     plan = plan_epoch(pool, seed=config.train.seed, epoch=0, global_batch_size=config.train.global_batch_size)
@@ -71,6 +74,7 @@ def _largest_batch(learner: Learner, record_folder: RecordFolder, split: str, po
         input_workers=num_workers(learner.strategy),
         worker_index=worker_index(learner.strategy),
         anchors=config.anchors,
+        originals=originals,
     )
 
 

@@ -17,7 +17,7 @@ from model.interrupt import Interrupt
 from model.training import best_checkpoint, dry_run
 from model.training.auto_recipe import RECIPE_FILE
 from model.training.checkpoints import Origin, find_origin, note_run
-from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding
+from model.training.data_source import DataSource, advice_on_inference_size, advice_on_padding, steps_resize
 from model.training.feed import Feed
 from model.training.freezing import told
 from model.training.metrics_log import MetricsLog
@@ -74,17 +74,18 @@ def train(
     except NoImagesError as error:  # an ordinary case: an automated conversion may find no image
         say(f"train: {error}; nothing to do")
         return
+    originals = steps_resize(record_folder, split, pool, config, strategy)
     model_dirs.check_is_directory(run.model_dir)
     if run.dry_run:
         origin = find_origin(run.model_dir, config, start, run.on_damaged_checkpoint)
         learner, first = _prepare(config, record_folder, run, strategy, origin)
-        dry_run.report(learner, record_folder, split, pool, first)
+        dry_run.report(learner, record_folder, split, pool, first, originals=originals)
         return
     with only_writer(run.model_dir, "training") if worker_index(strategy) == 0 else contextlib.nullcontext():
         origin = find_origin(run.model_dir, config, start, run.on_damaged_checkpoint)
         learner, first = _prepare(config, record_folder, run, strategy, origin)
         with Skipped(record_folder, split, lambda line: say(f"train: {line}")) as skipped:
-            source = DataSource(record_folder, split, config, run.options, skipped)
+            source = DataSource(record_folder, split, config, run.options, skipped, originals)
             _go_on(learner, source, pool, run, first, validate)
 
 
@@ -123,6 +124,8 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
             write_json(run.model_dir / RECIPE_FILE, dict(run.recipe))
         note_training_data(run.model_dir, source.record_folder, source.split)
         say(f"train: {source.split} has {pool}")
+        if source.originals:
+            say("train: the steps resize the images (data.resize_on)")
         for advice in filter(None, (advice_on_padding(pool, config), advice_on_inference_size(config))):
             say(f"train: {advice}")
         if run.profile is not None and not first <= run.profile[0] < run.profile[1] <= total:

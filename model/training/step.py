@@ -18,7 +18,7 @@ from model.training.freezing import frozen
 from model.training.metrics_log import LOSSES
 from model.training.optimizer import optimizer_of
 from pipeline.command import UserError
-from pipeline.loading import augment
+from pipeline.loading import augment, device_resize
 from pipeline.skeleton import Skeleton
 
 WATCHED = ("positive_rois", "keypoint_rois", "keypoint_overflow", "images")  # and "unreadable", if batches have it
@@ -76,6 +76,7 @@ class Learner:
         keypoint buffer overflows: a buffer has room for `keypoint_head.rois` × the images that are computed together.
         """
         context = tf.distribute.get_replica_context()
+        batch = device_resize.resize_originals(batch, self.config.data.resize)
         batch = augment.jitter_colours(batch, self.config.data, seed)
         if self.config.train.accumulate == 1:
             gradients, values = self._part(batch, seed, None)

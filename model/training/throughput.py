@@ -40,7 +40,9 @@ class Throughput:
         Args:
           arguments: of `Learner.take_step`. What is counted once for a canvas holds for all its batches.
         """
-        canvas = tuple(self._learner.strategy.experimental_local_results(arguments[0]["image"])[0].shape)
+        batch = arguments[0]
+        sized = batch["canvas" if "canvas" in batch else "image"]  # (of originals the step makes images on that canvas)
+        canvas = tuple(self._learner.strategy.experimental_local_results(sized)[0].shape)
         if canvas not in self._products:
             parts = getattr(self._learner.config.train, "accumulate", 1)
             here = arithmetic.products(self._learner.take_step, arguments, iterations=parts)

@@ -16,6 +16,8 @@ image is read by its offset, prepared in a parallel map (`example.py`), and stac
 | `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid |
 | `anchor_label` | int32 [B, A] | 1, 0, or −1 for unused |
 | `anchor_box` | int32 [B, A] | index into `boxes` of a positive anchor's box |
+| `canvas` | uint8 [B, H, W, 0] | nothing but the canvas's size (only with originals, as the next) |
+| `source` | int32 [B, 7] | how `device_resize.resize_originals` makes `image` of the original that is in its place |
 | `unreadable` | int64 [B] | id of the image that this padding image replaces, else −1 (only with on_error = "skip") |
 """
 
@@ -35,6 +37,7 @@ from pipeline.loading import canvases, epoch_plan
 from pipeline.loading.epoch_plan import PlannedBatch, image_rows, planned_batches
 from pipeline.loading.example import Preparation
 from pipeline.loading.options import PLAIN, LoadingOptions, check_possible
+from pipeline.loading.originals import canvases_of_originals
 from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
@@ -99,6 +102,7 @@ def training_batches(
     worker_index: int = 0,
     anchors: AnchorConfig | None = None,
     options: LoadingOptions = PLAIN,
+    originals: bool = False,
 ) -> tf.data.Dataset:
     """Batches from `start_step` on; each worker gets its slice of the global batch.
 
@@ -109,13 +113,17 @@ def training_batches(
       input_workers, worker_index: number of workers that share a global batch, and which of them this is.
       anchors: the model's; None: the records' own. Others need `config.anchors` = "online".
       options: how the batches are loaded. It changes nothing in them.
+      originals: whether `image` holds the files' own pixels, of which the training step makes what comes otherwise
+        (`device_resize.resize_originals`). `originals.resizes_on_device` says what `config.resize_on` means; this function does
+        not look at it.
 
     Returns:
       dicts with leading dimension global_batch_size / input_workers. All dimensions are static except the canvas's H and W,
       which are the same for all workers at each step.
 
     Raises:
-      UserError: no image to train on, short edges that the records lack, or a batch that the workers cannot share.
+      UserError: no image to train on, short edges that the records lack, a batch that the workers cannot share, or originals
+        that the device cannot resize (`originals.why_not`).
     """
     if global_batch_size < 1 or global_batch_size % input_workers:
         raise UserError(f"--batch_size={global_batch_size}: must be a multiple of the {input_workers} input workers")
@@ -134,9 +142,10 @@ def training_batches(
             yield batch | {"rows": batch["rows"][mine], "variants": batch["variants"][mine]}
 
     # 2. A row for each image: where its record lies, and how it is seen.
-    rows = image_rows(batches, index, pool, config.short_edges, size, whole=bool(options.data_service))
+    sources = canvases_of_originals(index, pool, config) if originals else ()
+    rows = image_rows(batches, index, pool, config.short_edges, size, whole=bool(options.data_service), originals=sources)
     # 3. Each row goes through the stages of `Preparation.image`, in parallel; images that share a canvas are stacked.
-    prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache)
+    prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache, originals=originals)
     return _prepared(rows, prepare, size, options)
 
 

@@ -111,7 +111,7 @@ def make_pool(
             f"split {split!r}: none of its {len(index)} images has a person with a labelled keypoint, and training takes only "
             "such images; check the annotations, or set data.require_keypoints=false"
         )
-    sizes = _resized_sizes(index["height"][rows], index["width"][rows], short_edges, max_edge, resize)
+    sizes = resized_sizes(index["height"][rows], index["width"][rows], short_edges, max_edge, resize)
     chosen = canvases.choose(sizes[0].ravel(), sizes[1].ravel(), num_canvases)
     return Pool(
         rows=rows,
@@ -124,7 +124,7 @@ def make_pool(
     )
 
 
-def _resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_edge: int, rule: ResizeRule) -> Ints:
+def resized_sizes(heights: Ints, widths: Ints, short_edges: Sequence[int], max_edge: int, rule: ResizeRule) -> Ints:
     """[N], [N] → [2, N, S] heights and widths as images are seen; each distinct size is worked out once."""
     distinct, image = np.unique((heights.astype(np.int64) << 32) + widths, return_inverse=True)  # [D], [N]
     resized = [
@@ -232,6 +232,7 @@ def image_rows(
     batch_size: int,
     *,
     whole: bool,
+    originals: Sequence[tuple[int, int]] = (),
 ) -> tf.data.Dataset:
     """The rows that `Preparation` takes (`example.Row`), one image after the other.
 
@@ -243,9 +244,11 @@ def image_rows(
       pool: of the split, for the sizes of its canvases.
       short_edges: the short edges that variants number.
       whole: whether to take all batches at once, so that the dataset holds no Python and can be sent to other machines.
+      originals: for each canvas that of originals, if images are shipped as they are (`originals.canvases_of_originals`).
     """
     place = {name: tf.constant(index[name].astype(np.int64)) for name in ("image_id", "shard", "offset", "length")}  # [N] each
     edges, canvases = tf.constant(short_edges, tf.int64), tf.constant(pool.canvases.sizes, tf.int32)
+    sources = tf.constant(originals, tf.int32) if originals else canvases
 
     def chunks() -> Iterator[PlannedBatch]:
         batches = planned()
@@ -256,6 +259,9 @@ def image_rows(
         rows, variants = tf.reshape(chunk["rows"], [-1]), tf.reshape(chunk["variants"], [-1])  # [n · B] each
         canvas = tf.repeat(tf.gather(canvases, chunk["canvas"]), batch_size, axis=0)  # [n · B, 2]
         columns = {name: tf.gather(values, tf.maximum(rows, 0)) for name, values in place.items()}  # [n · B] each
+        if originals:
+            source = tf.repeat(tf.gather(sources, chunk["canvas"]), batch_size, axis=0)  # [n · B, 2]
+            columns |= {"source_height": source[:, 0], "source_width": source[:, 1]}
         return tf.data.Dataset.from_tensor_slices(
             columns
             | {

@@ -1,6 +1,6 @@
 """One image's way from its row of the plan to its part of a batch, stage by stage.
 
-    read → decode → resize → place (or crop) → people (boxes and keypoints) → targets (sampled anchors)
+    read → decode → resize (and crop) → place → people (boxes and keypoints) → targets (sampled anchors)
 
 `Preparation.image` lists the stages in this order, and each is the method of that name. `batches.py` runs it in a parallel map
 and describes the batch; `measurement.py` times the stages.
@@ -15,7 +15,7 @@ import tensorflow as tf
 from pipeline import image, records
 from pipeline.anchors import AnchorConfig
 from pipeline.data_config import CROWD, PADDING, PERSON, DataConfig
-from pipeline.loading import anchor_targets, augment, online_matching
+from pipeline.loading import anchor_targets, augment, device_resize, online_matching, originals
 from pipeline.loading.image_grid import ImageGrid, Size
 from pipeline.loading.options import Cache
 from pipeline.loading.reader import Reader
@@ -23,7 +23,8 @@ from pipeline.record_folder import RecordFolder
 from pipeline.skeleton import Skeleton
 
 # What the plan says of one image, scalars: image_id (−1: a padding image), shard, offset, length (of the record, as in the
-# index), short_edge, key (of the epoch's draws): int64; flipped: bool; canvas_height, canvas_width: int32.
+# index), short_edge, key (of the epoch's draws): int64; flipped: bool; canvas_height, canvas_width: int32; and, if originals
+# are shipped, source_height, source_width of their canvas: int32.
 Row = dict[str, tf.Tensor]
 Record = dict[str, tf.Tensor]
 Batch = dict[str, tf.Tensor]
@@ -75,6 +76,7 @@ class Preparation:
       config: what batches are made of.
       anchors: the model's grid.
       recorded_short_edges: those that the records hold a matching for.
+      originals: whether images are shipped as the file has them, for `device_resize.py`.
     """
 
     reader: Reader
@@ -82,10 +84,17 @@ class Preparation:
     config: DataConfig
     anchors: AnchorConfig
     recorded_short_edges: tuple[int, ...]
+    originals: bool = False
 
     @staticmethod
     def of(
-        record_folder: RecordFolder, split: str, config: DataConfig, anchors: AnchorConfig, *, cache: Cache = "none"
+        record_folder: RecordFolder,
+        split: str,
+        config: DataConfig,
+        anchors: AnchorConfig,
+        *,
+        cache: Cache = "none",
+        originals: bool = False,
     ) -> Preparation:
         return Preparation(
             reader=Reader.of([str(path.absolute()) for path in record_folder.shards(split)], cache),
@@ -93,6 +102,7 @@ class Preparation:
             config=config,
             anchors=anchors,
             recorded_short_edges=record_folder.short_edges,
+            originals=originals,
         )
 
     def __call__(self, row: Row) -> Batch:
@@ -106,12 +116,13 @@ class Preparation:
         pixels = self.decode(row, record)
         view = self.view(row, record)
         pixels = self.resize(pixels, view)
-        pixels = self.place(pixels, view)
+        pixels = self.place(row, pixels, view)
         people = self.people(record, view)
         kept = _largest(people.boxes, self.config.max_boxes)
         scale = [tf.cast(r, tf.float32) / tf.cast(o, tf.float32) for r, o in zip(view.resized, view.original, strict=True)]
         return {
             "image": pixels,
+            **(self._source(view) if self.originals else {}),
             "image_size": tf.stack(view.size),
             "scale": tf.stack(scale),
             "original_size": tf.stack(view.original),
@@ -146,15 +157,40 @@ class Preparation:
         return View((height, width), resized, corner, (window[0], window[1]), canvas, row["flipped"])
 
     def resize(self, pixels: tf.Tensor, view: View) -> tf.Tensor:
-        """Flips and resizes the image: [resized height, resized width, 3] of `image.pixel_dtype`."""
-        pixels = tf.cond(view.flipped, lambda: image.flip(pixels), lambda: pixels)
-        return image.resize(pixels, *view.resized, self.config.resize)
+        """Flips, resizes and crops the image: [shown height, shown width, 3] of `image.pixel_dtype`.
 
-    def place(self, pixels: tf.Tensor, view: View) -> tf.Tensor:
-        """Puts the image, or the part of it that the view shows, on its canvas: [H, W, 3]."""
+        If originals are shipped, the device does this for all images but those that have too many pixels (`is_shipped`).
+        """
+        if not self.originals:
+            return self._seen(pixels, view)
+        if self.config.resize == "torchvision":  # (`originals.why_not`)
+            return pixels
+        return tf.cond(self._is_shipped(view), lambda: pixels, lambda: self._seen(pixels, view))
+
+    def _seen(self, pixels: tf.Tensor, view: View) -> tf.Tensor:
+        pixels = tf.cond(view.flipped, lambda: image.flip(pixels), lambda: pixels)
+        pixels = image.resize(pixels, *view.resized, self.config.resize)
         if view.corner is not None:
             pixels = tf.slice(pixels, [view.corner[0], view.corner[1], 0], [view.size[0], view.size[1], 3])
-        return image.place(pixels, *view.canvas)
+        return pixels
+
+    def place(self, row: Row, pixels: tf.Tensor, view: View) -> tf.Tensor:
+        """Puts the image on its canvas, or the original on that of originals: [H, W, 3]."""
+        canvas = (row["source_height"], row["source_width"]) if self.originals else view.canvas
+        return image.place(pixels, *canvas)
+
+    def _is_shipped(self, view: View) -> tf.Tensor:
+        height, width, *resized = (tf.cast(side, tf.int64) for side in (*view.original, *view.resized))
+        return originals.is_shipped(height, width, resized[0], resized[1], self.config.resize)
+
+    def _source(self, view: View) -> Batch:
+        """What the device must know: the canvas's size, as the shape of nothing, and `device_resize.SOURCE` numbers."""
+        corner = tf.zeros([2], tf.int32) if view.corner is None else view.corner
+        flipped = tf.cast(view.flipped, tf.int32)
+        as_it_is = tf.stack([*view.original, *view.resized, corner[0], corner[1], flipped])
+        seen = tf.stack([*view.size, *view.size, 0, 0, 0])  # it has been resized
+        source = as_it_is if self.config.resize == "torchvision" else tf.where(self._is_shipped(view), as_it_is, seen)
+        return {"canvas": tf.zeros([*view.canvas, 0], tf.uint8), "source": source}
 
     def people(self, record: Record, view: View) -> People:
         """Boxes and keypoints as the view shows them; objects that lie outside of it are left out."""
@@ -246,8 +282,17 @@ class Preparation:
         """A padding image: nothing to see, nobody, and no anchor that counts."""
         boxes, keypoints = self.config.max_boxes, self.skeleton.num_keypoints
         unused = tf.zeros([self.config.sampled_anchors], tf.int32)
+        canvas = [row["canvas_height"], row["canvas_width"]]
+        if self.originals:
+            pixels = {
+                "image": tf.zeros([row["source_height"], row["source_width"], 3], tf.uint8),
+                "canvas": tf.zeros([*canvas, 0], tf.uint8),
+                "source": tf.zeros([device_resize.SOURCE], tf.int32),
+            }
+        else:
+            pixels = {"image": tf.zeros([*canvas, 3], image.pixel_dtype(self.config.resize))}
         return {
-            "image": tf.zeros([row["canvas_height"], row["canvas_width"], 3], image.pixel_dtype(self.config.resize)),
+            **pixels,
             "image_size": tf.zeros([2], tf.int32),
             "scale": tf.zeros([2], tf.float32),
             "original_size": tf.zeros([2], tf.int32),

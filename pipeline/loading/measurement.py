@@ -13,11 +13,12 @@ import tensorflow as tf
 from pipeline.anchors import AnchorConfig
 from pipeline.command import Progress, counted
 from pipeline.data_config import DataConfig
-from pipeline.loading import augment, epoch_plan
+from pipeline.loading import augment, device_resize, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.epoch_plan import image_rows, planned_batches
 from pipeline.loading.example import Batch, Preparation, Row
 from pipeline.loading.options import LoadingOptions, cache_bytes
+from pipeline.loading.originals import canvases_of_originals, resizes_on_device
 from pipeline.loading.unreadable import reading_error
 from pipeline.random_draws import step_seed
 from pipeline.record_folder import RecordFolder
@@ -56,6 +57,7 @@ class Measured:
       padding: share of the pixels in those batches that no image covers.
       colour_seconds: that the device takes to jitter the colours of one image, in the training step and not counted above;
         None: the configuration has no colour jitter.
+      resize_seconds: likewise, of one core, to resize the original of one image; None: the loader resizes.
     """
 
     images_per_second: float
@@ -63,6 +65,7 @@ class Measured:
     bytes_per_batch: float
     padding: float
     colour_seconds: float | None = None
+    resize_seconds: float | None = None
 
     def lines(self) -> list[str]:
         total = sum(self.cpu_seconds.values())
@@ -79,6 +82,9 @@ class Measured:
         if self.colour_seconds is not None:
             where = "for the colours, in the training step: not in the figures above"
             told.append(f"{1000 * self.colour_seconds:9.2f}   milliseconds an image {where}")
+        if self.resize_seconds is not None:
+            where = "for the resize, in the training step: not in the figures above"
+            told.append(f"{1000 * self.resize_seconds:9.2f}   milliseconds an image of one core of this machine {where}")
         return told
 
 
@@ -105,17 +111,27 @@ def measure(
     """
     steps = -(-num_images // batch_size)
     anchors = anchors or record_folder.anchors
+    pool, index = training_pool(record_folder, split, config), record_folder.index(split)
+    originals = resizes_on_device(index, pool, config, has_gpu=bool(tf.config.list_physical_devices("GPU")))
     batches = training_batches(
-        record_folder, split, config, global_batch_size=batch_size, seed=SEED, num_steps=steps, options=options, anchors=anchors
+        record_folder,
+        split,
+        config,
+        global_batch_size=batch_size,
+        seed=SEED,
+        num_steps=steps,
+        options=options,
+        anchors=anchors,
+        originals=originals,
     )
-    pool = training_pool(record_folder, split, config)
 
     def planned() -> itertools.islice[dict[str, object]]:
         return itertools.islice(planned_batches(pool, global_batch_size=batch_size, seed=SEED, start_step=0), steps)
 
-    rows = image_rows(planned, record_folder.index(split), pool, config.short_edges, batch_size, whole=False)
+    sources = canvases_of_originals(index, pool, config) if originals else ()
+    rows = image_rows(planned, index, pool, config.short_edges, batch_size, whole=False, originals=sources)
     rows = rows.filter(lambda row: row["image_id"] >= 0)
-    prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache)
+    prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache, originals=originals)
     parts = {}
     for stage in STAGES:
         staged = rows.map(_until(prepare, stage), num_parallel_calls=tf.data.AUTOTUNE)
@@ -142,6 +158,7 @@ def measure(
         bytes_per_batch=sum(contents.nbytes for contents in loaded) / len(loaded),
         padding=1 - sum(contents.image_pixels for contents in loaded) / sum(contents.pixels for contents in loaded),
         colour_seconds=_colour_seconds(batches, config),
+        resize_seconds=_resize_seconds(batches, config) if originals else None,
     )
 
 
@@ -168,7 +185,8 @@ def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | Non
     """The seconds by the clock that the colour jitter takes for an image of the first batch; None without jitter."""
     if not any((config.brightness, config.contrast, config.saturation, config.hue)):
         return None
-    batch, seed = next(iter(batches.take(1))), tf.constant(step_seed(SEED, 0), tf.int32)
+    batch = device_resize.resize_originals(next(iter(batches.take(1))), config.resize)
+    seed = tf.constant(step_seed(SEED, 0), tf.int32)
 
     @tf.function
     def jitter() -> tf.Tensor:
@@ -179,6 +197,22 @@ def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | Non
         began = time.perf_counter()
         jitter().numpy()
         seconds.append(time.perf_counter() - began)
+    return min(seconds[1:]) / len(batch["image"])
+
+
+def _resize_seconds(batches: tf.data.Dataset, config: DataConfig) -> float:
+    """The seconds of one core that the step's resize, compiled by XLA, takes for an image of the first batch."""
+    batch = next(iter(batches.take(1)))
+
+    @tf.function(jit_compile=True)
+    def resize(batch: Batch) -> tf.Tensor:
+        return device_resize.resize_originals(batch, config.resize)["image"]
+
+    seconds = []
+    for _ in range(1 + ROUNDS):  # the first one traces and compiles
+        began = time.process_time()
+        resize(batch).numpy()
+        seconds.append(time.process_time() - began)
     return min(seconds[1:]) / len(batch["image"])
 
 
@@ -196,7 +230,7 @@ def _until(prepare: Preparation, stage: str) -> Callable[[Row], tf.Tensor]:
         pixels = prepare.resize(pixels, view)
         if stage == "resize":
             return _one_number(pixels)
-        pixels = prepare.place(pixels, view)
+        pixels = prepare.place(row, pixels, view)
         if stage == "place":
             return _one_number(pixels)
         people = prepare.people(record, view)
@@ -224,7 +258,7 @@ class _Contents:
 
     @staticmethod
     def of(batch: Batch) -> _Contents:
-        size, shape = batch["image_size"].numpy().astype("int64"), batch["image"].shape
+        size, shape = batch["image_size"].numpy().astype("int64"), batch.get("canvas", batch["image"]).shape
         return _Contents(
             images=int((batch["image_id"].numpy() >= 0).sum()),
             nbytes=sum(value.numpy().nbytes for value in batch.values()),
