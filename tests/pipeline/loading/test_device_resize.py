@@ -84,10 +84,11 @@ def assert_same_but_for_rounding(host: list[Arrays], device: list[Arrays]) -> No
     assert different <= 0.001 * pixels
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "xla"), [("standard", False), *((rule, True) for rule in RULES)])
 def test_batches_are_those_of_the_host(photographs: RecordFolder, rule: ResizeRule, xla: bool) -> None:
     config = dataclasses.replace(CONFIG, resize=rule)
+    if rule == "torchvision":  # at 96, some have more than four times the pixels
+        config = dataclasses.replace(config, short_edges=(128,))
     host, shipped = (batches(photographs, config, on_device=on_device) for on_device in (False, True))
     assert_same_but_for_rounding(host, compiled(shipped, rule, xla=xla))
     # Both kinds were there: flipped and not, made larger and smaller, and, if antialiased, resized while loading.
