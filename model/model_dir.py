@@ -204,7 +204,7 @@ def load_model(
         raise UserError(f"{flag}={model_dir}: has no checkpoint yet; train with --model_dir={model_dir} first")
     config = config_lib.load(model_dir / "config.json")
     try:
-        model = KeypointRCNN(config, load_skeleton(model_dir))
+        model = KeypointRCNN(config, load_skeleton(model_dir), blank=True)
     except (MemoryError, OverflowError, TypeError, ValueError, tf.errors.OpError) as error:
         raise UserError(
             f"{model_dir / 'config.json'}: no model of this can be built ({reason_of(error)}); restore it"

@@ -8,7 +8,7 @@ import tensorflow as tf
 from model.config import BoxHeadConfig, InferenceConfig
 from model.network import boxes as box_ops
 from model.network.boxes import map_images
-from model.network.layers import conv, norm
+from model.network.layers import conv, initial, norm
 from model.network.rpn import NOTHING, suppress
 from pipeline.data_config import CROWD, CROWD_SHARE, PERSON
 from pipeline.random_draws import uniform
@@ -25,12 +25,14 @@ def box_head(config: BoxHeadConfig, channels: int, policy: keras.DTypePolicy) ->
         x = keras.layers.ReLU(name=f"box.relu{layer}", dtype=policy)(x)
     x = keras.layers.Flatten(name="box.flatten", dtype=policy)(x)
     for layer in (1, 2):
-        x = keras.layers.Dense(config.channels, "relu", kernel_initializer="he_uniform", name=f"box.fc{layer}", dtype=policy)(x)
+        x = keras.layers.Dense(
+            config.channels, "relu", kernel_initializer=initial("he_uniform"), name=f"box.fc{layer}", dtype=policy
+        )(x)
     logits = keras.layers.Dense(
-        2, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01), name="box.class", dtype=policy
+        2, kernel_initializer=initial(keras.initializers.RandomNormal(stddev=0.01)), name="box.class", dtype=policy
     )(x)
     deltas = keras.layers.Dense(
-        4, kernel_initializer=keras.initializers.RandomNormal(stddev=0.001), name="box.deltas", dtype=policy
+        4, kernel_initializer=initial(keras.initializers.RandomNormal(stddev=0.001)), name="box.deltas", dtype=policy
     )(x)
     return keras.Model(pooled, [logits, deltas], name="box_head")
 

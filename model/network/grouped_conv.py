@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from model.network.layers import initial
+
 
 class GroupedConv(keras.layers.Layer):
     """A convolution without bias whose channels fall into groups: each group of the answer sees its own group of the input.
@@ -30,7 +32,7 @@ class GroupedConv(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.size, self.size, shape[-1] // self.groups, self.channels),
-            initializer="he_normal",
+            initializer=initial("he_normal"),
         )
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from model.config import KeypointHeadConfig
-from model.network.layers import conv, norm
+from model.network.layers import conv, initial, norm
 
 # Heatmaps float32 [N, S, S, K] (logits) and boxes float32 [N, 4] → points float32 [N, K, 2] (x, y), in the frame of the boxes,
 # and scores float32 [N, K]: exp(largest value) / Σ exp over the S×S places, above 1 where the enlargement overshoots them all.
@@ -56,7 +56,7 @@ def keypoint_head(
         4,
         strides=2,
         padding="same",
-        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out"),
+        kernel_initializer=initial(keras.initializers.VarianceScaling(2.0, "fan_out")),
         name="keypoint.deconv",
         dtype=policy,
     )(x)

@@ -17,6 +17,7 @@ from model.config import BoxHeadConfig, Config, KeypointHeadConfig
 from model.network import box_head, keypoint_head, rpn
 from model.network.backbone import fpn, level_shapes, resnet
 from model.network.keypoint_head import Decoder, decode_fast
+from model.network.layers import blank_weights
 from model.network.own_canvas import level_sizes, own_canvases
 from model.network.roi_align import roi_align
 from model.network.sync_batch_norm import SyncBatchNorm
@@ -37,23 +38,27 @@ class KeypointRCNN(tf.Module):
       skeleton: the keypoint set.
       precision: a Keras policy: "float32", "mixed_float16", "mixed_bfloat16".
       seed: of the initial weights.
+      blank: whether the weights begin as zeros instead, because they are read from a file next.
     """
 
-    def __init__(self, config: Config, skeleton: Skeleton, *, precision: str = "float32", seed: int = 0) -> None:
+    def __init__(
+        self, config: Config, skeleton: Skeleton, *, precision: str = "float32", seed: int = 0, blank: bool = False
+    ) -> None:
         super().__init__(name="keypoint_rcnn")
         self.config = config
         self.skeleton = skeleton
         policy = keras.DTypePolicy(precision)
         channels, ratios = config.backbone.fpn_channels, len(config.anchors.aspect_ratios)
         keras.utils.set_random_seed(seed)
-        self.backbone = resnet(config.backbone, policy)
-        self.fpn = fpn(config.backbone, [stage.shape[-1] for stage in self.backbone.outputs], policy)
-        self.rpn_head = rpn.rpn_head(channels, ratios, policy)
-        self.box_head = box_head.box_head(config.box_head, channels, policy)
-        from_scratch = config.backbone.norm == "group"
-        self.keypoint_head = keypoint_head.keypoint_head(
-            config.keypoint_head, channels, skeleton.num_keypoints, from_scratch, policy
-        )
+        with blank_weights(blank):
+            self.backbone = resnet(config.backbone, policy)
+            self.fpn = fpn(config.backbone, [stage.shape[-1] for stage in self.backbone.outputs], policy)
+            self.rpn_head = rpn.rpn_head(channels, ratios, policy)
+            self.box_head = box_head.box_head(config.box_head, channels, policy)
+            from_scratch = config.backbone.norm == "group"
+            self.keypoint_head = keypoint_head.keypoint_head(
+                config.keypoint_head, channels, skeleton.num_keypoints, from_scratch, policy
+            )
 
     def parts(self) -> tuple[keras.Model, ...]:
         return (self.backbone, self.fpn, self.rpn_head, self.box_head, self.keypoint_head)

@@ -5,7 +5,9 @@ Layers take `dtype`, a Keras precision policy: float32 master weights, arithmeti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -14,6 +16,23 @@ import tensorflow as tf
 from model.config import Norm
 from model.network.own_canvas import own_places
 from model.network.sync_batch_norm import SyncBatchNorm
+
+_BLANK: ContextVar[bool] = ContextVar("weights begin as zeros", default=False)
+
+
+@contextlib.contextmanager
+def blank_weights(blank: bool) -> Iterator[None]:
+    """Layers that are built within it begin with zeros if `blank`: their weights are read from a file next."""
+    token = _BLANK.set(blank)
+    try:
+        yield
+    finally:
+        _BLANK.reset(token)
+
+
+def initial(own: str | keras.Initializer) -> str | keras.Initializer:
+    """A layer's own initializer; zeros within `blank_weights`."""
+    return "zeros" if _BLANK.get() else own
 
 
 class FrozenBatchNorm(keras.layers.Layer):
@@ -32,6 +51,9 @@ class FrozenBatchNorm(keras.layers.Layer):
         self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros", trainable=False, autocast=False)
         self.mean = self.add_weight(name="mean", shape=channels, initializer="zeros", trainable=False, autocast=False)
         self.variance = self.add_weight(name="variance", shape=channels, initializer="ones", trainable=False, autocast=False)
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape  # (said, so that Keras does not trace the layer to find out)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         # The factors are made in float32 whatever the compute type is: variances of published files span six decades.
@@ -61,6 +83,9 @@ class GroupNorm(keras.layers.Layer):
         self.groups = min(32, channels // 4)
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape  # (said, so that Keras does not trace the layer to find out)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         gamma, beta = self.gamma.value, self.beta.value
@@ -165,7 +190,7 @@ def conv(
         strides=stride,
         padding="valid" if stride > 1 else "same",
         use_bias=use_bias,
-        kernel_initializer=initializer,
+        kernel_initializer=initial(initializer),
         name=name,
         dtype=policy,
     )

@@ -73,6 +73,9 @@ class OwnCanvas(keras.layers.Layer):
         super().__init__(**kwargs)
         self.stride = stride
 
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape  # (said, so that Keras does not trace the layer to find out)
+
     def call(self, x: tf.Tensor) -> tf.Tensor:
         places = own_places(self.stride, x.dtype)
         return x if places is None else x * places

@@ -30,6 +30,9 @@ class SyncBatchNorm(keras.layers.Layer):
         self.mean = self.add_weight(name="mean", shape=channels, initializer="zeros", **statistic)
         self.variance = self.add_weight(name="variance", shape=channels, initializer="ones", **statistic)
 
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape  # (said, so that Keras does not trace the layer to find out)
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         gamma, beta = self.gamma.value, self.beta.value
         mean, variance = self._of_batch(x) if training and self.trainable else (self.mean.value, self.variance.value)

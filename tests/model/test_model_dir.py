@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from model.checkpoint_files import newest_checkpoint
 from model.config import Config
+from model.config import to_json as config_to_json
 from model.model_dir import (
     checkpoint_of,
     has_optimizer,
@@ -118,3 +120,14 @@ def test_a_list_of_checkpoints_that_leads_out_is_refused(tmp_path: Path, line: s
         state.write(f"{line}\n")
     with pytest.raises(UserError, match="names checkpoints of another folder"):
         newest_checkpoint(tmp_path)
+
+
+def test_a_loaded_model_has_the_weights_that_were_saved_and_draws_none(
+    small_config: Config, skeleton: Skeleton, small_model: KeypointRCNN, tmp_path: Path
+) -> None:
+    write_new(tmp_path / "model", small_model, config_to_json(small_config), skeleton, {})
+    loaded = load_model(tmp_path / "model").variables_by_path()
+    for path, variable in small_model.variables_by_path().items():
+        np.testing.assert_array_equal(loaded[path], variable, err_msg=path)
+    kernels = {p: v for p, v in KeypointRCNN(small_config, skeleton, blank=True).variables_by_path().items() if "kernel" in p}
+    assert kernels and not any(np.any(kernel) for kernel in kernels.values())

@@ -268,3 +268,22 @@ def test_a_gpus_memory_is_taken_as_it_is_needed_unless_asked_otherwise(asked: st
     code = "from pipeline import command; command.load_tensorflow()"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "seen").read_text() == found
+
+
+def test_a_command_leaves_out_what_tensorflow_would_only_take_if_it_is_there(tmp_path: Path) -> None:
+    """And a command that wants it later finds it."""
+    asks = "try:\n    import pandas\n    found = 'pandas'\nexcept ImportError:\n    found = 'nothing'\n"
+    (tmp_path / "tensorflow.py").write_text(f"{asks}import pathlib, sys\npathlib.Path('seen').write_text(found)\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TF_")}
+    environment |= {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    (tmp_path / "pandas.py").write_text("")
+    code = """
+from pipeline import command
+try:
+    command.load_tensorflow()
+except AttributeError:  # the stand-in has no devices
+    pass
+import pandas
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "seen").read_text() == "nothing"
