@@ -115,6 +115,9 @@ class KeypointRCNN(tf.Module):
         logits, deltas = rpn.rpn_outputs(self.rpn_head, pyramid)
         if own_sizes is not None:
             logits = rpn.within_own_canvases(logits, level_shapes(pyramid), own_sizes)
+        # TF-TRT takes no EnsureShape. Without it the convolutions of deltas share an engine with what follows `top_k`, and so
+        # cannot lie in the one with the backbone.
+        deltas = [tf.ensure_shape(level, [None, None, 4]) for level in deltas]
         return pyramid, *rpn.proposals(self.config.rpn, logits, deltas, anchors, image_size, training=False)
 
     def detect(
