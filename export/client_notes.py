@@ -35,6 +35,9 @@ KEYPOINT_SCORES = (
 )
 
 
+CLASSES = "int32 [1, D]: 1 is the first of skeleton.classes, which have the names and the category ids; 0 is nobody"
+
+
 def keypoint_scores_text() -> str:
     return KEYPOINT_SCORES.format(unsure=UNSURE)
 
@@ -65,6 +68,7 @@ def notes_for_pixels(config: AnyConfig, skeleton: Skeleton) -> dict[str, Any]:
             "scores": scores_text(config),
             "keypoints": f"float32 [1, D, {skeleton.num_keypoints}, 2]: x, y in pixels of the input",
             "keypoint_scores": keypoint_scores_text(),
+            **({"classes": CLASSES} if skeleton.classes else {}),
         },
         "keypoint_offset": config.data.keypoint_offset,
         "keypoint_offset_meaning": "own = (keypoint + keypoint_offset) × (own size ÷ size in the input) − keypoint_offset",

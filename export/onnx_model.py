@@ -1,6 +1,6 @@
 """The model as an ONNX file (opset 17) for ONNX Runtime, OpenVINO and TensorRT.
 
-One input, `images` uint8 [1, height, width, 3] of any size; the five outputs of `serve_images`. A batch of one, since NMS over
+One input, `images` uint8 [1, height, width, 3] of any size; the outputs of `serve_images`. A batch of one, since NMS over
 a free batch becomes a loop, which OpenVINO and TensorRT refuse. What a client must know lies in the file's metadata.
 """
 
@@ -66,8 +66,10 @@ def _name_dimensions(model: Any, module: ServingModule) -> None:
         "keypoint_scores": [1, people, points],
     }
     found = {output.name: output for output in model.graph.output}
-    if set(found) != set(OUTPUTS):
-        raise ConversionError(f"the ONNX file answers with {sorted(found)}, not with {sorted(OUTPUTS)}")
+    if module.model.skeleton.num_classes > 1:
+        shapes["classes"] = [1, people]
+    if set(found) != set(shapes):
+        raise ConversionError(f"the ONNX file answers with {sorted(found)}, not with {sorted(shapes)}")
     for name, shape in shapes.items():
         dimensions = found[name].type.tensor_type.shape
         del dimensions.dim[:]

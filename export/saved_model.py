@@ -25,7 +25,7 @@ from pipeline.command import UserError, reason_of
 from pipeline.files import note_sha256, write_json
 
 SIGNATURES = ("serving_default", "serving_tolerant", "serve_images", "serve_one_image")
-RAW = "raw"  # a fifth one, which the old network does not have
+RAW = "raw"  # a fifth one, which models of several classes and the old network do not have
 WARMUP_SIZE = (480, 640)
 PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert", "keypoint-rcnn-tensorflow")
 
@@ -87,7 +87,7 @@ def write_saved_model(module: ServingModule, path: Path, source: Mapping[str, An
       name: under which a server will offer the model.
     """
     signatures = {signature: getattr(module, signature) for signature in SIGNATURES}
-    if isinstance(module.model, KeypointRCNN):
+    if isinstance(module.model, KeypointRCNN) and module.model.skeleton.num_classes == 1:
         signatures[RAW] = raw(module.model)
     tf.saved_model.save(module, str(path), signatures=signatures)
     assets = path / "assets"

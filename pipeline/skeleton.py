@@ -46,6 +46,8 @@ class Skeleton:
       limbs: pairs of indices into `keypoints` (0-based, unlike the JSON's) that a drawing joins.
       flip: for each keypoint the index of its mirror twin, itself if it has none: an involution of 0…K−1.
       sigmas: the OKS constant of each keypoint (standard deviation of the annotators over sqrt(area)).
+      classes: of several classes that share the keypoints, the category id of the JSON and the name of each, by ascending id:
+        the class of label 1 first. Empty for one class.
     """
 
     category: str
@@ -53,6 +55,7 @@ class Skeleton:
     limbs: tuple[tuple[int, int], ...]
     flip: tuple[int, ...]
     sigmas: tuple[float, ...]
+    classes: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.keypoints)
@@ -64,6 +67,17 @@ class Skeleton:
             raise UserError(f"flip {list(self.flip)}: the twin of a keypoint's twin must be the keypoint itself")
         if len(self.sigmas) != count or any(not 0 < sigma < math.inf for sigma in self.sigmas):
             raise UserError(f"sigmas {list(self.sigmas)}: {count} keypoints need {count} numbers above 0")
+        ids, names = ([one[place] for one in self.classes] for place in (0, 1))
+        if len(ids) == 1 or len(set(ids)) != len(ids) or len(set(names)) != len(names):
+            raise UserError(f"classes {list(self.classes)}: several classes are needed, each with an id and a name of its own")
+
+    @property
+    def num_classes(self) -> int:
+        return max(1, len(self.classes))
+
+    def class_name(self, label: int) -> str:
+        """The name of the class of a label, 1…C."""
+        return self.classes[label - 1][1] if self.classes else self.category
 
     @property
     def num_keypoints(self) -> int:
@@ -76,20 +90,23 @@ class Skeleton:
             "limbs": [list(limb) for limb in self.limbs],
             "flip": list(self.flip),
             "sigmas": list(self.sigmas),
+            **({"classes": [{"id": number, "name": name} for number, name in self.classes]} if self.classes else {}),
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Skeleton:
         """Inverse of `to_json`. Raises: what Python raises on a value of another form; UserError if the parts do not fit."""
-        names = [value["category"], *value["keypoints"]]
+        classes = tuple((int(one["id"]), one["name"]) for one in value.get("classes", ()))
+        names = [value["category"], *value["keypoints"], *(name for _, name in classes)]
         if not isinstance(value["keypoints"], list) or not all(isinstance(name, str) for name in names):
-            raise UserError("category and keypoints must be names")
+            raise UserError("category, keypoints and classes must have names")
         return Skeleton(
             category=value["category"],
             keypoints=tuple(value["keypoints"]),
             limbs=tuple((int(a), int(b)) for a, b in value["limbs"]),
             flip=tuple(int(k) for k in value["flip"]),
             sigmas=tuple(float(s) for s in value["sigmas"]),
+            classes=classes,
         )
 
     @staticmethod

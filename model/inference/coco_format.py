@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,12 +27,16 @@ class Found(Protocol):
     def masks(self) -> tuple[Mapping[str, Any], ...] | None: ...
 
 
-def results_to_coco(image_id: int, people: Found, category_id: int, **more: Any) -> list[Result]:
-    """One image's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry."""
+def results_to_coco(image_id: int, people: Found, category_id: int | Sequence[int], **more: Any) -> list[Result]:
+    """One image's people in COCO's results format, keypoints as x, y, score. `more` is added to every entry.
+
+    Args:
+      category_id: of all people, or of each.
+    """
     results: list[Result] = []
-    for box, score, points, point_scores in zip(
-        people.boxes.tolist(), people.scores.tolist(), people.keypoints.tolist(), people.keypoint_scores.tolist(), strict=True
-    ):
+    columns = (people.boxes, people.scores, people.keypoints, people.keypoint_scores)
+    ids = [category_id] * len(people.scores) if isinstance(category_id, int) else category_id
+    for box, score, points, point_scores, own_id in zip(*(column.tolist() for column in columns), ids, strict=True):
         x0, y0, x1, y1 = box
         flat = [
             v
@@ -43,7 +47,7 @@ def results_to_coco(image_id: int, people: Found, category_id: int, **more: Any)
             {
                 "image_id": image_id,
                 **more,
-                "category_id": category_id,
+                "category_id": own_id,
                 "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
                 "score": round(score, SCORE_DIGITS),
                 "keypoints": flat,

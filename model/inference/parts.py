@@ -24,7 +24,7 @@ def raw(model: KeypointRCNN, height: int | None = None, width: int | None = None
     """The signature `raw`: what the network says of each box that may be a person's, before any of them is chosen.
 
     Args:
-      model: the model.
+      model: a model of one class: of several, each box has logits and places of its own for each class.
       height, width: of the images; None: any.
 
     Returns:
@@ -59,8 +59,9 @@ def find_people(model: KeypointRCNN, height: int, width: int) -> tf.types.experi
     """The signature `find_people`: the backbone, the proposals and the box head.
 
     Returns:
-      A function of `images` uint8 [1, H, W, 3], which gives `num_detections` int32 [1], `boxes` float32 [1, D, 4] and `scores`
-      [1, D] as `serve_images` does, and the levels `p2`…`p5` float32 [1, H / 4, W / 4, C]… [1, H / 32, W / 32, C].
+      A function of `images` uint8 [1, H, W, 3], which gives `num_detections` int32 [1], `boxes` float32 [1, D, 4], `scores`
+      [1, D] and, of several classes, `classes` as `serve_images` does, and the levels `p2`…`p5` float32 [1, H / 4, W / 4, F]…
+      [1, H / 32, W / 32, F].
     """
 
     def function(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -68,9 +69,9 @@ def find_people(model: KeypointRCNN, height: int, width: int) -> tf.types.experi
         size = tf.expand_dims(size, 0)  # [1, 2]
         pyramid, proposals, proposal_scores = model.propose(pixels, size)
         logits, deltas = model.classify(pyramid, proposals)
-        boxes, scores, number = box_head.detections(model.config.inference, logits, deltas, proposals, proposal_scores, size)
+        who = box_head.detections_of_classes(model.config.inference, logits, deltas, proposals, proposal_scores, size)
         levels = {name: tf.identity(level) for name, level in zip(LEVELS, pyramid, strict=False)}
-        return {"num_detections": number, "boxes": boxes, "scores": scores, **levels}
+        return {**who, **levels}
 
     return _concrete(function, tf.TensorSpec([1, height, width, 3], tf.uint8, name="images"))
 

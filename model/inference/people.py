@@ -33,11 +33,13 @@ class Person:
       box: x0, y0, x1, y1 in pixels of the image.
       score: 0…1.
       keypoints: by the names of the model's keypoint set, in its order.
+      category: the name of the class, such as "person".
     """
 
     box: tuple[float, float, float, float]
     score: float
     keypoints: dict[str, Keypoint]
+    category: str = "person"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class People:
       skeleton: the keypoint set; a model's answers have it.
       category_id: of the model's people in COCO's terms.
       masks: of each person, in COCO's run lengths; None: nobody looked for masks.
+      labels: int32 [n], 1…C, the class of each in the order of `skeleton.classes`; None: the model knows one class.
     """
 
     boxes: Floats
@@ -63,6 +66,7 @@ class People:
     skeleton: Skeleton | None = None
     category_id: int = 1
     masks: tuple[Mapping[str, Any], ...] | None = None
+    labels: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -77,8 +81,9 @@ class People:
             Keypoint(x, y, score)
             for (x, y), score in zip(self.keypoints[i].tolist(), self.keypoint_scores[i].tolist(), strict=True)
         ]
-        names = self._skeleton().keypoints
-        return Person((x0, y0, x1, y1), float(self.scores[i]), dict(zip(names, points, strict=True)))
+        skeleton = self._skeleton()
+        category = skeleton.class_name(1 if self.labels is None else int(self.labels[i]))
+        return Person((x0, y0, x1, y1), float(self.scores[i]), dict(zip(skeleton.keypoints, points, strict=True)), category)
 
     def at_least(self, score: float) -> People:
         """Those with that score or a better one."""
@@ -89,6 +94,7 @@ class People:
             scores=self.scores[keep],
             keypoints=self.keypoints[keep],
             keypoint_scores=self.keypoint_scores[keep],
+            labels=None if self.labels is None else self.labels[keep],
             masks=None if self.masks is None else tuple(m for m, kept in zip(self.masks, keep, strict=True) if kept),
         )
 
@@ -106,7 +112,8 @@ class People:
           image_id: goes into every entry.
           more: goes into every entry, too, such as `file_name`.
         """
-        return results_to_coco(image_id, self, self.category_id, **more)
+        ids = self.category_id if self.labels is None else [self._skeleton().classes[label - 1][0] for label in self.labels]
+        return results_to_coco(image_id, self, ids, **more)
 
     def draw(
         self,
@@ -123,12 +130,16 @@ class People:
           pixels: uint8 [h, w, 3], RGB, as a viewer shows the image.
           line, text: thickness of lines and height of letters in pixels; by default what suits the size of the image.
           names: whether each keypoint's name stands beside it.
-          labels: of each person, such as a number; they stand before the score.
+          labels: of each person, such as a number; they stand before the score, and before the name of the class if the model
+            knows several.
 
         Returns:
           uint8 [h, w, 3].
         """
         drawn = drawn_people(self.boxes, self.scores, self.keypoints, self.keypoint_scores)
+        if self.labels is not None:
+            classes = [self._skeleton().class_name(int(label)) for label in self.labels]
+            labels = classes if labels is None else [f"{label} {name}" for label, name in zip(labels, classes, strict=True)]
         drawn = dataclasses.replace(drawn, labels=labels)
         return draw_people(pixels, drawn, self._skeleton(), line, names=names, text=text)
 

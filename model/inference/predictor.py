@@ -55,7 +55,8 @@ def people_of(answer: Answer, row: int, skeleton: Skeleton | None = None, catego
     names = ("boxes", "scores", "keypoints", "keypoint_scores")
     boxes, scores, keypoints, keypoint_scores = (np.asarray(answer[name][row][:count], np.float32) for name in names)
     masks = tuple(answer["masks"][row]) if "masks" in answer else None
-    return People(boxes, scores, keypoints, keypoint_scores, skeleton, category_id, masks)
+    labels = np.asarray(answer["classes"][row][:count], np.int32) if "classes" in answer else None
+    return People(boxes, scores, keypoints, keypoint_scores, skeleton, category_id, masks, labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,7 @@ class ServingModule(tf.Module):
 
     All answer with `num_detections` int32 [N], `boxes` float32 [N, D, 4] (x0, y0, x1, y1), `scores` [N, D], `keypoints`
     [N, D, K, 2] (x, y) and `keypoint_scores` [N, D, K], best score first, zeros from `num_detections` on.
+    If the model has several classes, also with `classes` int32 [N, D], 1…C in the order of `Skeleton.classes`.
 
     Args:
       model: the model that answers.
@@ -196,6 +197,7 @@ class ServingModule(tf.Module):
             "scores": tf.TensorSpec([number], tf.float32),
             "keypoints": tf.TensorSpec([number, keypoints, 2], tf.float32),
             "keypoint_scores": tf.TensorSpec([number, keypoints], tf.float32),
+            "classes": tf.TensorSpec([number], tf.int32),  # only of a model of several classes
         }
 
     def _detect_pixels(self, images: tf.Tensor, *, static_shapes: bool = False) -> dict[str, tf.Tensor]:

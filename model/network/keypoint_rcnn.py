@@ -31,11 +31,11 @@ Loss = tuple[tf.Tensor, tf.Tensor]  # (sum, count): reduced in one place, over t
 
 
 class KeypointRCNN(tf.Module):
-    """Keypoint R-CNN for one class of objects and one keypoint set.
+    """Keypoint R-CNN for one keypoint set, and one class of objects or several that share it.
 
     Args:
       config: the architecture and how it answers.
-      skeleton: the keypoint set.
+      skeleton: the keypoint set, and the classes.
       precision: a Keras policy: "float32", "mixed_float16", "mixed_bfloat16".
       seed: of the initial weights.
       blank: whether the weights begin as zeros instead, because they are read from a file next.
@@ -54,7 +54,7 @@ class KeypointRCNN(tf.Module):
             self.backbone = resnet(config.backbone, policy)
             self.fpn = fpn(config.backbone, [stage.shape[-1] for stage in self.backbone.outputs], policy)
             self.rpn_head = rpn.rpn_head(channels, ratios, policy)
-            self.box_head = box_head.box_head(config.box_head, channels, policy)
+            self.box_head = box_head.box_head(config.box_head, channels, policy, skeleton.num_classes)
             from_scratch = config.backbone.norm == "group"
             self.keypoint_head = keypoint_head.keypoint_head(
                 config.keypoint_head, channels, skeleton.num_keypoints, from_scratch, policy
@@ -142,16 +142,16 @@ class KeypointRCNN(tf.Module):
 
         Returns:
           `num_detections` int32 [B], `boxes` [B, D, 4] (x0, y0, x1, y1), `scores` [B, D], `keypoints` [B, D, K, 2],
-          `keypoint_scores` [B, D, K]: float32, canvas pixels, sorted by score, zeros behind the last.
+          `keypoint_scores` [B, D, K]: float32, canvas pixels, sorted by score, zeros behind the last. If the model has several
+          classes, also `classes` int32 [B, D], 1…C in the order of `Skeleton.classes`.
         """
         # 1. The first stage: where something may be.
         pyramid, proposals, proposal_scores = self.propose(images, image_size, own_canvas)
         own_sizes = None if own_canvas is None else level_sizes(own_canvas, len(pyramid))
         # 2. The box head: who is there, and where exactly.
         logits, deltas = self.classify(pyramid, proposals, own_sizes)
-        boxes, scores, number = box_head.detections(
-            self.config.inference, logits, deltas, proposals, proposal_scores, image_size
-        )
+        who = box_head.detections_of_classes(self.config.inference, logits, deltas, proposals, proposal_scores, image_size)
+        boxes, scores = who["boxes"], who["scores"]
         # 3. The keypoint head, for the boxes of all images together; only where somebody was found, unless shapes are static.
         flat_boxes, image_index = tf.reshape(boxes, [-1, 4]), _image_index(boxes)  # [B · D, 4], [B · D]
         found = tf.reshape(scores > 0.0, [-1])  # [B · D]
@@ -169,9 +169,7 @@ class KeypointRCNN(tf.Module):
             return tf.reshape(values, [-1, self.config.inference.max_detections, *values.shape[1:]])
 
         return {
-            "num_detections": number,
-            "boxes": boxes,
-            "scores": scores,
+            **who,
             "keypoints": at_their_places(keypoints),
             "keypoint_scores": at_their_places(keypoint_scores),
         }
@@ -241,9 +239,9 @@ class KeypointRCNN(tf.Module):
 
           `pixels` [B, H, W, 3], normalised; `pyramid/L` [B, H_l, W_l, C]; `anchors/L` [A_l, 4], `objectness/L` [B, A_l],
           `deltas/L` [B, A_l, 4]; `before_nms/L` [B, k_l, 4] with `before_nms_scores/L`, the best of each level; `proposals`
-          [B, N, 4] with `proposal_scores`; `class_logits` [B, N, 2], `box_deltas` [B, N, 4]; `num_detections` [B], `boxes`
-          [B, D, 4], `scores` [B, D]; `heatmaps` [B, D, S, S, K], `keypoints` [B, D, K, 2], `keypoint_scores` [B, D, K] of all D
-          places, those behind the last detection included.
+          [B, N, 4] with `proposal_scores`; `class_logits` [B, N, 1 + C], `box_deltas` [B, N, 4 · C]; `num_detections`
+          [B], `boxes` [B, D, 4], `scores` [B, D]; `heatmaps` [B, D, S, S, K], `keypoints` [B, D, K, 2], `keypoint_scores`
+          [B, D, K] of all D places, those behind the last detection included.
 
           For training: `sampled_anchors` [B, A, 4] with `sampled_anchor_label` (1, 0, −1 unused), if the batch has them;
           `roi_boxes` [B, R, 4], `roi_label`, `roi_true_box`; `keypoint_roi_boxes` [P, 4], `…_image_index`, `…_keypoints`
@@ -262,13 +260,13 @@ class KeypointRCNN(tf.Module):
         *,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Class logits [B, N, 2] and deltas [B, N, 4] of boxes [B, N, 4], float32; `own_sizes` as in `pool`."""
+        """Class logits [B, N, 1 + C] and deltas [B, N, 4 · C] of boxes [B, N, 4], float32; `own_sizes` as in `pool`."""
         pooled = self.pool(self.config.box_head, pyramid, tf.reshape(boxes, [-1, 4]), _image_index(boxes), own_sizes)
         logits, deltas = self.box_head(pooled, training=training)
-        number = boxes.shape[1]
+        number, classes = boxes.shape[1], self.skeleton.num_classes
         return (
-            tf.reshape(tf.cast(logits, tf.float32), [-1, number, 2]),
-            tf.reshape(tf.cast(deltas, tf.float32), [-1, number, 4]),
+            tf.reshape(tf.cast(logits, tf.float32), [-1, number, 1 + classes]),
+            tf.reshape(tf.cast(deltas, tf.float32), [-1, number, 4 * classes]),
         )
 
     def heatmaps(
@@ -336,7 +334,7 @@ def pack_positives(rois: dict[str, tf.Tensor], keypoints: tf.Tensor, capacity: i
     """
     batch, number = rois["label"].shape
     own_keypoints = tf.gather(keypoints, rois["true_box"], batch_dims=1)  # [B, R, K, 3]
-    wanted = (rois["label"] == 1) & tf.reduce_any(own_keypoints[..., 2] > 0, -1)  # [B, R]
+    wanted = (rois["label"] > 0) & tf.reduce_any(own_keypoints[..., 2] > 0, -1)  # [B, R]
     # Rank within the image first, so that a full buffer takes from all images alike.
     rank = tf.cumsum(tf.cast(wanted, tf.int32), axis=1)
     order = tf.reshape(tf.where(wanted, -rank, -(number + 1)), [-1])  # [B · R]

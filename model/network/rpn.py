@@ -164,7 +164,16 @@ def level_candidates(
 def suppress(
     boxes: tf.Tensor, scores: tf.Tensor, limit: int | tf.Tensor, iou_threshold: float, score_threshold: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Greedy NMS of one image's boxes [N, 4] by scores [N]: `limit` of each, best first, zeros and `NOTHING` behind the last.
+    """Greedy NMS of one image's boxes [N, 4] by scores [N]: `limit` of each, best first, zeros and `NOTHING` behind."""
+    index, real = kept_places(boxes, scores, limit, iou_threshold, score_threshold)
+    kept_scores = tf.where(real, tf.gather(scores, index), NOTHING)
+    return tf.where(tf.expand_dims(real, 1), tf.gather(boxes, index), 0.0), kept_scores
+
+
+def kept_places(
+    boxes: tf.Tensor, scores: tf.Tensor, limit: int | tf.Tensor, iou_threshold: float, score_threshold: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What greedy NMS keeps of boxes [N, 4]: places int32 [limit], best score first, and bool [limit], whether there is one.
 
     The raw V4 is the one form that XLA, TFLite, ONNX and OpenVINO all take; it takes corners in either order of the axes.
     """
@@ -176,9 +185,7 @@ def suppress(
         score_threshold=score_threshold,
         pad_to_max_output_size=True,
     )
-    real = tf.range(limit) < valid
-    kept_scores = tf.where(real, tf.gather(scores, index), NOTHING)
-    return tf.where(tf.expand_dims(real, 1), tf.gather(boxes, index), 0.0), kept_scores
+    return index, tf.range(limit) < valid
 
 
 def rpn_losses(

@@ -40,17 +40,12 @@ def trace(model: KeypointRCNN, batch: dict[str, tf.Tensor], decode: Decoder, see
     found |= {"proposals": proposals, "proposal_scores": proposal_scores}
 
     class_logits, box_deltas = model.classify(pyramid, proposals)
-    boxes, scores, number = box_head.detections(
+    found |= {"class_logits": class_logits, "box_deltas": box_deltas}
+    found |= box_head.detections_of_classes(
         model.config.inference, class_logits, box_deltas, proposals, proposal_scores, image_size
     )
-    found |= {
-        "class_logits": class_logits,
-        "box_deltas": box_deltas,
-        "boxes": boxes,
-        "scores": scores,
-        "num_detections": number,
-    }
 
+    boxes = found["boxes"]
     batch_size, places = boxes.shape[0], boxes.shape[1]
     flat = tf.reshape(boxes, [-1, 4])  # [B · D, 4]
     heatmaps = model.heatmaps(pyramid, flat, tf.repeat(tf.range(batch_size), places))  # [B · D, S, S, K]

@@ -103,11 +103,20 @@ class ModelDirectory:
         return self.model.config
 
     def fill(self, model: KeypointRCNN) -> str:
-        """Gives the model all values, except the heatmaps' if the keypoints are others. As `BackboneFile.fill`."""
+        """Gives the model all values but the heatmaps' if the keypoints are others, and the box head's last if the classes are.
+
+        As `BackboneFile.fill`.
+        """
         values: dict[str, NDArray[Any]] = {path: v.numpy() for path, v in self.model.variables_by_path().items()}
         anew: list[str] = []
+        others: list[str] = []
         if model.skeleton.keypoints != self.model.skeleton.keypoints:  # limbs, twins and sigmas are not in the weights
-            anew = [path for path in values if path.startswith("keypoint.deconv/")]
+            others.append("keypoints")
+            anew += [path for path in values if path.startswith("keypoint.deconv/")]
+        own_classes, classes = ([name for _, name in one.skeleton.classes] for one in (self.model, model))
+        if own_classes != classes:
+            others.append("classes")
+            anew += [path for path in values if path.startswith(("box.class/", "box.deltas/"))]
         variables = model.variables_by_path()
         for path, variable in variables.items():
             if path in anew:
@@ -118,7 +127,7 @@ class ModelDirectory:
                     f"--init={self.path}: has {has} for {path} {tuple(variable.shape)}; leave its sizes as they are"
                 )
             variable.assign(values[path])
-        other = f"; {', '.join(anew)} from random weights, for its keypoints are others" if anew else ""
+        other = f"; {', '.join(anew)} from random weights, for its {' and '.join(others)} are others" if anew else ""
         return f"starts from {self.path}{other}"
 
 

@@ -13,6 +13,7 @@ image is read by its offset, prepared in a parallel map (`example.py`), and stac
 | `boxes` | float32 [B, G, 4] | x0, y0, x1, y1 in canvas pixels, zero in places without a box |
 | `keypoints` | float32 [B, G, K, 3] | x, y in canvas pixels, visibility 0, 1, 2; all zero where not labelled |
 | `box_kind` | int32 [B, G] | `PADDING`, `PERSON` or `CROWD` |
+| `box_class` | int32 [B, G] | 1…C, the class of each box (only of records of several classes) |
 | `anchor_index` | int32 [B, A] | sampled anchors: positions on the canvas's grid |
 | `anchor_label` | int32 [B, A] | 1, 0, or −1 for unused |
 | `anchor_box` | int32 [B, A] | index into `boxes` of a positive anchor's box |
@@ -59,8 +60,8 @@ def check_compatible(record_folder: RecordFolder, anchors: AnchorConfig, config:
     ):
         if not same:
             if isinstance(recorded, dict) and isinstance(asked, dict):
-                differing = [key for key in recorded if recorded[key] != asked[key]]
-                recorded, asked = ({key: value[key] for key in differing} for value in (recorded, asked))
+                differing = [key for key in {**recorded, **asked} if recorded.get(key) != asked.get(key)]
+                recorded, asked = ({key: value.get(key) for key in differing} for value in (recorded, asked))
             other = "" if name == "keypoints" else ", or match while loading: --set data.anchors=online"
             raise UserError(
                 f"{record_folder.path}: its records have {name} {recorded}, training asks for {asked}; convert the data again, "

@@ -59,11 +59,13 @@ class People:
       boxes: float32 [P, 4], x0, y0, x1, y1.
       keypoints: float32 [P, K, 3], x, y and visibility; all zero where not labelled.
       crowd: bool [P], whether the box encloses a crowd.
+      label: int32 [P], 1…C, the class of each.
     """
 
     boxes: tf.Tensor
     keypoints: tf.Tensor
     crowd: tf.Tensor
+    label: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Preparation:
         keys = ["image/encoded", "image/height", "image/width", "image/object/is_crowd"]
         keys += [f"image/object/bbox/{end}" for end in ("xmin", "ymin", "xmax", "ymax")]
         keys += [f"image/object/keypoint/{name}" for name in ("x", "y", "visibility")]
+        if self.skeleton.num_classes > 1:
+            keys += ["image/object/class/label"]
         if self.config.anchors == "precomputed":
             keys += ["anchors/positive", "anchors/positive_box", "anchors/ignored"]
         return records.parse(self.reader.record(row), keys)
@@ -197,13 +201,18 @@ class Preparation:
         boxes = self.boxes(record, view)
         keypoints = self._keypoints(record, view)
         crowd = record["image/object/is_crowd"] > 0
+        label = (
+            tf.cast(record["image/object/class/label"], tf.int32)
+            if self.skeleton.num_classes > 1
+            else tf.ones_like(crowd, tf.int32)
+        )
         if view.corner is None:
-            return People(boxes, keypoints, crowd)
+            return People(boxes, keypoints, crowd, label)
         window = tf.stack(view.size)
         boxes = augment.crop_boxes(boxes, view.corner, window)
         keypoints = augment.crop_keypoints(keypoints, view.corner, window)
         shown = _places(tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1))
-        return People(*(tf.gather(values, shown) for values in (boxes, keypoints, crowd)))
+        return People(*(tf.gather(values, shown) for values in (boxes, keypoints, crowd, label)))
 
     def targets(self, row: Row, record: Record, view: View, people: People, kept: tf.Tensor) -> Batch:
         """Samples the anchors that the RPN's loss looks at: `anchor_index`, `anchor_label`, `anchor_box` [A].
@@ -251,7 +260,10 @@ class Preparation:
         return tf.where(view.flipped, tf.gather(points, self.skeleton.flip, axis=1), points)
 
     def _slots(self, people: People, kept: tf.Tensor) -> Batch:
-        """`boxes`, `keypoints` and `box_kind` of the people that are kept, in the G places of the batch; zero behind them."""
+        """`boxes`, `keypoints`, `box_kind` and, of several classes, `box_class` of the people that are kept.
+
+        They lie in the G places of the batch; behind them is zero.
+        """
         padded = tf.pad(kept, [[0, self.config.max_boxes - tf.size(kept)]], constant_values=-1)
         in_slot = tf.ensure_shape(padded, [self.config.max_boxes]) + 1  # [G]; 0: nobody
 
@@ -259,7 +271,8 @@ class Preparation:
             return tf.gather(tf.pad(values, [[1, 0]] + [[0, 0]] * (values.shape.rank - 1)), in_slot)
 
         kind = tf.where(people.crowd, CROWD, PERSON)
-        return {"boxes": slots(people.boxes), "keypoints": slots(people.keypoints), "box_kind": slots(kind)}
+        found = {"boxes": slots(people.boxes), "keypoints": slots(people.keypoints), "box_kind": slots(kind)}
+        return found | ({"box_class": slots(people.label)} if self.skeleton.num_classes > 1 else {})
 
     def online_matching(self, grid: ImageGrid, people: People) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Matches anchors with the boxes that are no crowds; answers as `recorded_matching` does."""
@@ -300,6 +313,7 @@ class Preparation:
             "boxes": tf.zeros([boxes, 4], tf.float32),
             "keypoints": tf.zeros([boxes, keypoints, 3], tf.float32),
             "box_kind": tf.fill([boxes], PADDING),
+            **({"box_class": tf.zeros([boxes], tf.int32)} if self.skeleton.num_classes > 1 else {}),
             "anchor_index": unused,
             "anchor_label": unused - 1,
             "anchor_box": unused,
