@@ -57,7 +57,7 @@ def pages(
         "split_images": conditions.split[1] if conditions.split is not None else None,
         "model_ap": _ap(conditions.model_ap),
         "bars_in_pixels": {"box": BOX_PIXELS, "keypoint": KEYPOINT_PIXELS},
-        "artifacts": [_about(one, conditions.model_ap, width, height) for one in found],
+        "artifacts": [_about(one, conditions.model_ap, width, height, model.skeleton) for one in found],
         "not_made": [{"format": kind, "title": FORMATS[kind].title, "reason": why} for kind, why in missing.items()],
     }
     page = html_page.render(
@@ -76,12 +76,12 @@ def pages(
     return {"html": page, "json": json.dumps(about, indent=2) + "\n"}
 
 
-def _about(one: Examined, model_ap: Ap | None, width: int, height: int) -> dict[str, Any]:
+def _about(one: Examined, model_ap: Ap | None, width: int, height: int, skeleton: Skeleton) -> dict[str, Any]:
     artifact = one.artifact
     one_size = f"uint8 [1, {height}, {width}, 3]"
     signatures = {
         "saved_model": "serving_default, serving_tolerant: JPEG or PNG files; serve_images: uint8 [N, height, width, 3]; "
-        "serve_one_image, raw: uint8 [1, height, width, 3]",
+        f"serve_one_image{'' if skeleton.classes else ', raw'}: uint8 [1, height, width, 3]",
         "tflite": f"serve_images: {one_size}",
         "tflite_parts": f"find_people: {one_size}; find_keypoints: float32 [{PEOPLE_AT_ONCE}, 4], p2…p5 of find_people",
         "onnx": "uint8 [1, height, width, 3]",

@@ -235,6 +235,7 @@ def evaluate(
     split: str | None = None,
     results: str | Path | None = None,
     category: str | None = None,
+    categories: str | None = None,
     sigmas: Sequence[float] | None = None,
     decoder: str = "fast",
     legacy_decoding: bool = False,
@@ -253,6 +254,7 @@ def evaluate(
         `results`, they limit the images that count and give the keypoint set, and may be left out.
       results: instead of `model`, a JSON file in COCO's results format.
       category: of the annotations, for `results` without `data_dir`: a name, several with commas between, or "all".
+      categories: instead of `category`, names with commas between, or "all": they are told apart, and each is judged.
       sigmas: OKS constants, one for each keypoint or one for all; by default those of the records, else COCO's by name.
       decoder: of the keypoints, "fast" or "reference"; the second is for a model directory only.
       legacy_decoding: rounds as the original of the old network does.
@@ -270,10 +272,15 @@ def evaluate(
     """
     if results is not None and strategy != "one_device":
         raise UserError(f"--strategy={strategy}: --results need no devices; leave it out")
+    if category is not None and categories is not None:
+        raise UserError(f"--categories={categories}: keeps categories apart and --category={category} joins them; give one")
+    if categories is not None and data_dir is not None:
+        raise UserError(f"--categories={categories}: --data_dir has the classes that its records were made of; leave it out")
     _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which, weights)
     split = split or "val"
     record_folder = None if data_dir is None else open_record_folder(data_dir)
-    truth, notes = _truth(annotations, record_folder, split, category)  # what is refused is refused before a model is opened
+    # Before a model is opened: what is refused is refused at once.
+    truth, notes = _truth(annotations, record_folder, split, category, categories)
     if model is not None:
         assert record_folder is not None
         opened = _on_devices(
@@ -297,11 +304,11 @@ def evaluate(
 
 
 def _truth(
-    annotations: str | Path, record_folder: RecordFolder | None, split: str, category: str | None
+    annotations: str | Path, record_folder: RecordFolder | None, split: str, category: str | None, categories: str | None
 ) -> tuple[GroundTruth, list[str]]:
     """The ground truth, and lines on what in it is not as the records have it."""
     if record_folder is None:
-        return read_ground_truth(annotations, category), []
+        return read_ground_truth(annotations, categories or category, classes=categories is not None), []
     truth = ground_truth_of(annotations, record_folder.skeleton)
     check_keypoints(truth, record_folder.skeleton)
     check_images(truth, record_folder, split)

@@ -42,6 +42,12 @@ flags.DEFINE_string(
     "between, or all.",
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "categories",
+    None,
+    "Instead of --category, categories that are told apart: names with commas between, or all. Each gets figures of its own.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
     "sigmas",
     None,
@@ -99,6 +105,7 @@ def main(_rest: list[str]) -> None:
             split=FLAGS.split,
             results=FLAGS.results,
             category=FLAGS.category,
+            categories=FLAGS.categories,
             sigmas=sigmas,
             decoder=FLAGS.decoder,
             legacy_decoding=FLAGS.legacy_decoding,

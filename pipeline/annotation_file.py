@@ -48,6 +48,7 @@ class Annotation:
       area: the JSON's (of the segment), None if it has none.
       keypoints: float64 [K, 3], x, y in pixels and v: 0 not labelled, 1 hidden, 2 visible; zeros where v = 0.
       num_keypoints: the JSON's, or the number of labelled points if it has none.
+      label: 1…C, the class in the order of `Skeleton.classes`.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Annotation:
     is_crowd: bool
     keypoints: NDArray[np.float64]
     num_keypoints: int
+    label: int = 1
 
     def box(self, height: float | None, width: float | None) -> tuple[Box, bool]:
         """The box as x0, y0, x1, y1, not clipped, and whether it was made: around the labelled points, if it has no area.
@@ -115,13 +117,16 @@ class AnnotationFile:
         if category_id not in self.category_ids:
             self.counts["annotations_of_other_categories"] += 1
             return None
-        return _annotation(entry, self.skeleton.num_keypoints)
+        annotation = _annotation(entry, self.skeleton.num_keypoints)
+        labels = {number: label for label, (number, _) in enumerate(self.skeleton.classes, 1)}
+        return dataclasses.replace(annotation, label=labels[category_id]) if labels else annotation
 
 
 def read_annotation_file(
     path: str | Path,
     *,
     category: str | None = None,
+    classes: bool = False,
     keypoints: Sequence[str] | None = None,
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -133,6 +138,7 @@ def read_annotation_file(
       path: of the JSON, which may be compressed with gzip; a path or a URL of one of Beam's filesystems.
       category: the name of the category, several with commas between, or "all" for all that have keypoints: several are joined
         into one class. By default the only one with keypoints, or "person" among several.
+      classes: keeps several categories apart, as classes that share the keypoints, instead of joining them.
       keypoints: names of the keypoints if the category has none.
       flip_pairs, sigmas: as for `skeleton.read_category`.
       naming: what a person does about keypoints without names, for messages.
@@ -142,11 +148,15 @@ def read_annotation_file(
     """
     content = load(path)
     chosen, notes = _chosen(content["categories"], category, keypoints, path, naming)
+    several = tuple((entry["id"], entry["own_name"]) for entry in chosen) if classes and len(chosen) > 1 else ()
+    if several:
+        notes = [f"{len(several)} classes share the keypoints: {', '.join(name for _, name in several)}"]
     if not chosen[0]["keypoints"]:
         what = f"category {chosen[0].get('name')!r} has no keypoint names"
         raise UserError(f"{path}: {what}: take a keypoint file ({KEYPOINT_FILE}), or {naming}")
     try:
         skeleton, skeleton_notes = read_category(chosen[0], flip_pairs, sigmas)
+        skeleton = dataclasses.replace(skeleton, classes=several)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith("--") else f"{path}: {error}") from None
     counts: Counter[str] = Counter()
@@ -227,7 +237,7 @@ def _chosen(
         taken = ", ".join(str(entry.get("name")) for entry in found)
         raise UserError(
             f"{path}: {len(found)} categories with the same keypoints ({taken:.200}); --category=all joins them into one "
-            "class, --category=NAME,NAME joins some, --category=NAME takes one"
+            "class, --category=NAME,NAME joins some, --category=NAME takes one, --categories=all keeps them apart as classes"
         )
     if len(found) > 1:
         notes = [f"{len(found)} categories are joined into one class: {', '.join(str(entry.get('name')) for entry in found)}"]
@@ -239,7 +249,7 @@ def _chosen(
                 f"{path}: the category {entry.get('name')!r} has the id {entry.get('id')!r}; "
                 "a name and a whole number are needed"
             )
-        joined.append({**entry, "id": number, "name": entry["name"] if len(found) == 1 else name})
+        joined.append({**entry, "id": number, "own_name": entry["name"], "name": entry["name"] if len(found) == 1 else name})
     return sorted(joined, key=lambda entry: int(entry["id"])), notes
 
 

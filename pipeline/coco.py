@@ -36,6 +36,7 @@ class Person:
       area: the JSON's (of the segment), or the box's if the JSON has none.
       is_crowd: the box encloses a crowd.
       keypoints: float64 [K, 3], x, y in pixels as in the JSON, and v: 0 not labelled, 1 hidden, 2 visible; zeros where v = 0.
+      label: 1…C, the class in the order of `Skeleton.classes`.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Person:
     area: float
     is_crowd: bool
     keypoints: NDArray[np.float64]
+    label: int = 1
 
     @property
     def num_labelled(self) -> int:
@@ -98,6 +100,8 @@ class CocoData:
             for person in p.persons:
                 digest.update(repr((person.id, person.box, person.area, person.is_crowd)).encode())
                 digest.update(person.keypoints.astype("<f8").tobytes())
+                if self.skeleton.classes:
+                    digest.update(repr(person.label).encode())
         return digest.hexdigest()
 
 
@@ -121,6 +125,7 @@ def read_coco(
     path: str | Path,
     *,
     category: str | None = None,
+    classes: bool = False,
     keypoints: Sequence[str] | None = None,
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -129,13 +134,15 @@ def read_coco(
     """Reads an annotation file of persons with keypoints.
 
     Args:
-      path, category, keypoints, flip_pairs, sigmas: as for `read_annotation_file`.
+      path, category, classes, keypoints, flip_pairs, sigmas: as for `read_annotation_file`.
       measure: finds out the sizes that the JSON does not have; without it, images without a size are errors.
 
     Raises:
       UserError: the file as a whole cannot be used.
     """
-    file = read_annotation_file(path, category=category, keypoints=keypoints, flip_pairs=flip_pairs, sigmas=sigmas)
+    file = read_annotation_file(
+        path, category=category, classes=classes, keypoints=keypoints, flip_pairs=flip_pairs, sigmas=sigmas
+    )
     counter = file.counts
     counter.update(dict.fromkeys(COUNTS, 0))
     checked = {image_id: _checked(file, image_id) for image_id in sorted(file.images)}
@@ -227,6 +234,8 @@ def _digest(annotations: Sequence[Annotation]) -> str:
     digest = hashlib.sha256()
     for a in annotations:
         digest.update(repr((a.id, a.bbox, a.area, a.is_crowd)).encode() + a.keypoints.astype("<f8").tobytes())
+        if a.label > 1:
+            digest.update(repr(a.label).encode())
     return digest.hexdigest()
 
 
@@ -248,4 +257,4 @@ def _person(annotation: Annotation, height: int, width: int, counter: Counter[st
     area = annotation.area
     if area is None or (made and area == 0):
         area = (x1 - x0) * (y1 - y0)
-    return Person(annotation.id, (x0, y0, x1, y1), area, annotation.is_crowd, keypoints)
+    return Person(annotation.id, (x0, y0, x1, y1), area, annotation.is_crowd, keypoints, annotation.label)

@@ -51,6 +51,13 @@ flags.DEFINE_string(
     "class. By default the only category with keypoints is taken, or person.",
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "categories",
+    None,
+    "Chooses categories of the same keypoints, by names with commas between, or all, and keeps them apart. Each is a class, "
+    "which training, predictions and evaluations tell from the others. Not together with --category.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
     "keypoints",
     None,
@@ -152,6 +159,10 @@ def _keypoints() -> tuple[str, ...] | None:
 def main(beam_flags: list[str]) -> None:
     root = logging.getLogger()
     root.setLevel(logging.ERROR)  # Beam warns of clients of cloud services that are not installed
+    if FLAGS.categories is not None and FLAGS.category is not None:
+        raise command.UserError(
+            f"--categories={FLAGS.categories}: keeps categories apart and --category={FLAGS.category} joins them; give one"
+        )
     command.load_tensorflow()
     from pipeline import storage
     from pipeline.anchors import AnchorConfig
@@ -167,7 +178,8 @@ def main(beam_flags: list[str]) -> None:
         max_edge=FLAGS.max_edge,
         anchors=AnchorConfig(sizes=_numbers("anchor_sizes")),
         limit=FLAGS.limit,
-        category=FLAGS.category,
+        category=FLAGS.categories or FLAGS.category,
+        classes=FLAGS.categories is not None,
         keypoints=_keypoints(),
         flip_pairs=_flip_pairs(),
         sigmas=None if FLAGS.sigmas is None else _numbers("sigmas"),

@@ -65,7 +65,13 @@ FIELDS: tuple[Field, ...] = (
         for end in ("min", "max")
         for axis, side, edge in _AXES
     ),
-    Field("image/object/class/label", "int64", "[P]", "", "1 = person"),
+    Field(
+        "image/object/class/label",
+        "int64",
+        "[P]",
+        "",
+        "1 = person; of several classes 1…C, in the order of the folder's metadata",
+    ),
     Field("image/object/class/text", "bytes", "[P]", "", "name of the category"),
     Field("image/object/is_crowd", "int64", "[P]", "", "1 where the box encloses a crowd"),
     Field("image/object/area", "float", "[P]", "pixels²", "of the JSON's segment"),
@@ -204,7 +210,11 @@ def match_objects(
 
 
 def encode(
-    entry: CocoImage, image_bytes: bytes, image_format: Literal["jpeg", "png"], category: str, matchings: Sequence[Matching]
+    entry: CocoImage,
+    image_bytes: bytes,
+    image_format: Literal["jpeg", "png"],
+    category: str | Sequence[str],
+    matchings: Sequence[Matching],
 ) -> bytes:
     """Serializes one record.
 
@@ -212,11 +222,12 @@ def encode(
       entry: the image's cleaned annotations.
       image_bytes: the encoded image, which has `entry`'s height and width when decoded.
       image_format: the format of `image_bytes`.
-      category: the name of the persons' category.
+      category: the name of the persons' category, or of each of several classes.
       matchings: as `match_image` gives them, one for each variant.
     """
     persons = entry.persons
     boxes = normalised_boxes(entry)
+    names = [category] if isinstance(category, str) else category
     values: dict[str, Any] = {
         "image/encoded": [image_bytes],
         "image/format": [image_format.encode()],
@@ -229,8 +240,8 @@ def encode(
         "image/object/bbox/ymin": boxes[:, 1].tolist(),
         "image/object/bbox/xmax": boxes[:, 2].tolist(),
         "image/object/bbox/ymax": boxes[:, 3].tolist(),
-        "image/object/class/label": [1] * len(persons),
-        "image/object/class/text": [category.encode()] * len(persons),
+        "image/object/class/label": [person.label for person in persons],
+        "image/object/class/text": [names[person.label - 1].encode() for person in persons],
         "image/object/is_crowd": [int(person.is_crowd) for person in persons],
         "image/object/area": [person.area for person in persons],
         "image/object/id": [person.id for person in persons],

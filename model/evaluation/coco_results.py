@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,15 @@ ROWS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """Results of one category by image, as numbers: a Python entry takes ten times the memory.
+    """Results by image, of one category or of several classes, as numbers: a Python entry takes ten times the memory.
 
     Attributes:
       image_ids: int64 [n], ascending; within an image the order of the file, which decides between equal scores.
-      values: float64 [n, 5 + 3 K]: bbox, score, keypoints.
+      values: float64 [n, 6 + 3 K]: bbox, score, keypoints, category id.
       of_other_categories: how many entries were left out, by their category.
       renumbered: how many entries have an `image_id` that is not the one of their `file_name`, which decides.
     """
 
-    category_id: int
     image_ids: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     of_other_categories: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -47,10 +46,10 @@ class ResultTable:
         return [
             {
                 "image_id": image_id,
-                "category_id": self.category_id,
+                "category_id": int(row[-1]),
                 "bbox": row[:4],
                 "score": row[4],
-                "keypoints": row[5:],
+                "keypoints": row[5:-1],
             }
             for row in self.values[first:end].tolist()
         ]
@@ -59,16 +58,16 @@ class ResultTable:
 def read_results(
     results: str | Path | Iterable[Mapping[str, Any]],
     known: frozenset[int],
-    category_id: int,
+    category_id: int | Collection[int],
     num_keypoints: int,
     names: ImageNames | None = None,
 ) -> ResultTable:
-    """Checks results entry by entry, and keeps those of one category.
+    """Checks results entry by entry, and keeps those of one category, or of several classes.
 
     Args:
       results: entries, or the JSON file that lists them; there may be none.
       known: the ids of the images there are.
-      category_id: of the entries to keep.
+      category_id: of the entries to keep; several are those of classes.
       num_keypoints: K.
       names: of the annotations' images. The entries' `file_name` finds its image if both have it, else `image_id` does.
 
@@ -77,37 +76,42 @@ def read_results(
     """
     where = str(results) if isinstance(results, str | Path) else "results"
     entries = iterate_list(results) if isinstance(results, str | Path) else results
-    width = 5 + 3 * num_keypoints
+    width = 6 + 3 * num_keypoints
+    wanted = _ids(category_id)
     ids: list[int] = []
     parts: list[npt.NDArray[np.float64]] = []
-    reader = _EntryReader(where, known, category_id, num_keypoints, names)
+    reader = _EntryReader(where, known, wanted, num_keypoints, names)
     for block in _blocks(reader.rows(entries)):
         ids += [image_id for image_id, _ in block]
         parts.append(np.array([row for _, row in block], np.float64))
     if reader.others and not ids:
         raise UserError(
-            f"{where}: its entries are of category {min(reader.others)}, the annotations' persons of {category_id!r}; "
-            "give results of that category"
+            f"{where}: its entries are of category {min(reader.others)}, the annotations' persons of "
+            f"{', '.join(map(str, wanted))}; give results of that category"
         )
     image_ids = np.array(ids, np.int64)
     values = np.concatenate([np.zeros((0, width)), *parts])
     order = np.argsort(image_ids, kind="stable")
-    return ResultTable(category_id, image_ids[order], values[order], reader.others, reader.renumbered)
+    return ResultTable(image_ids[order], values[order], reader.others, reader.renumbered)
+
+
+def _ids(category_id: int | Collection[int]) -> tuple[int, ...]:
+    return (category_id,) if isinstance(category_id, int) else tuple(category_id)
 
 
 class _EntryReader:
     """Reads entries one after the other, and counts those that do not count, or go by another number."""
 
     def __init__(
-        self, where: str, known: frozenset[int], category_id: int, num_keypoints: int, names: ImageNames | None
+        self, where: str, known: frozenset[int], wanted: int | Collection[int], num_keypoints: int, names: ImageNames | None
     ) -> None:
-        self._where, self._known, self._category_id, self._size = where, known, category_id, 3 * num_keypoints
+        self._where, self._known, self._wanted, self._size = where, known, _ids(wanted), 3 * num_keypoints
         self._names = names or None
         self.others: Counter[str] = Counter()
         self.renumbered = 0
 
     def rows(self, entries: Iterable[Any]) -> Iterator[tuple[int, list[float]]]:
-        """The image id, and bbox, score and keypoints in one list, of each entry of the category."""
+        """The image id, and bbox, score, keypoints and category in one list, of each entry that is wanted."""
         for place, entry in enumerate(entries):
             try:
                 image_id, its_category = entry["image_id"], entry["category_id"]
@@ -133,8 +137,8 @@ class _EntryReader:
                     f"{self._where}: entry {place} is of image {image_id!r}, which the annotations do not have; "
                     "give the annotations of the images that were looked at"
                 )
-            if its_category == self._category_id:
-                yield image_id, row
+            if isinstance(its_category, int | float) and its_category in self._wanted:
+                yield image_id, [*row, float(its_category)]
             else:
                 self.others[repr(its_category)] += 1
 
@@ -195,20 +199,23 @@ class CocoFigures:
       kind: one of `FIGURES`.
       category: what the persons and results are, as in the JSON.
       sigmas: OKS constants of the keypoints.
+      classes: category id and name of several classes with the category's keypoints: persons and results of different classes
+        are not matched, and the figures are the means over the classes.
     """
 
-    def __init__(self, kind: str, category: Mapping[str, Any], sigmas: Sequence[float]) -> None:
+    def __init__(
+        self, kind: str, category: Mapping[str, Any], sigmas: Sequence[float], classes: Sequence[tuple[int, str]] = ()
+    ) -> None:
         self._kind = kind
         parameters = hotcoco.Params(kind)
         if kind == "keypoints":
             parameters.kpt_oks_sigmas = list(sigmas)
-        known = {
-            "id": int(category["id"]),
-            "name": str(category.get("name") or "person"),  # hotcoco prints a line of its own on a category without a name
-            "keypoints": list(category.get("keypoints") or []),
-        }
+        # (hotcoco prints a line of its own on a category without a name)
+        several = classes or [(int(category["id"]), str(category.get("name") or "person"))]
+        points = list(category.get("keypoints") or [])
+        known = [{"id": number, "name": name, "keypoints": points} for number, name in several]
         with _refusals():
-            self._streaming = hotcoco.StreamingEval([known], kind, params=parameters)
+            self._streaming = hotcoco.StreamingEval(known, kind, params=parameters)
 
     def add(self, image_ids: Sequence[int], persons: Sequence[Person], results: Sequence[Result]) -> None:
         """Matches the results of some images with all of their persons."""

@@ -31,8 +31,13 @@ def check_keypoints(truth: GroundTruth, skeleton: Skeleton) -> None:
     """Refuses annotations whose keypoints are not the skeleton's, one by one, as `sides.plain_names` writes their names.
 
     Raises:
-      UserError: another number, other names, or the same names in another order.
+      UserError: another number, other names, or the same names in another order; or other classes.
     """
+    if truth.classes != skeleton.classes:
+        raise UserError(
+            f"{truth.path}: has the classes {_classes(truth.classes)}, the model or the records {_classes(skeleton.classes)}; "
+            "give annotations of the same classes"
+        )
     theirs, ours = truth.category.get("keypoints") or (), skeleton.keypoints
     if len(theirs) != len(ours):
         raise UserError(
@@ -57,6 +62,15 @@ def check_model_keypoints(record_folder: RecordFolder, skeleton: Skeleton) -> No
             f"{record_folder.path}: has keypoints {', '.join(theirs)}, the model {', '.join(ours)}: they must be the same; "
             "make records of the model's keypoint set"
         )
+    if record_folder.skeleton.classes != skeleton.classes:
+        raise UserError(
+            f"{record_folder.path}: has the classes {_classes(record_folder.skeleton.classes)}, the model "
+            f"{_classes(skeleton.classes)}: they must be the same; make records with the model's --categories"
+        )
+
+
+def _classes(classes: Sequence[tuple[int, str]]) -> str:
+    return ", ".join(f"{name} ({number})" for number, name in classes) or "of one category"
 
 
 def check_images(truth: GroundTruth, record_folder: RecordFolder, split: str) -> list[str]:
@@ -121,7 +135,13 @@ def checksum_notes(truth: GroundTruth, record_folder: RecordFolder, split: str) 
     if noted is None:
         return []
     skeleton = record_folder.skeleton
-    coco = read_coco(truth.path, category=skeleton.category, keypoints=skeleton.keypoints, sigmas=skeleton.sigmas)
+    coco = read_coco(
+        truth.path,
+        category=skeleton.category,
+        classes=bool(skeleton.classes),
+        keypoints=skeleton.keypoints,
+        sigmas=skeleton.sigmas,
+    )
     # The keypoint set was compared before; its sigmas and twins may have come from flags of the conversion.
     coco = dataclasses.replace(coco, skeleton=skeleton, category_id=record_folder.category_id)
     if coco.sha256() == noted:
@@ -161,7 +181,7 @@ def result_notes(truth: GroundTruth, table: ResultTable) -> list[str]:
         names = ", ".join(sorted(table.of_other_categories))
         notes.append(
             f"{_of(others, total, 'results')} do not count: they are of category {names}, the annotations' "
-            f"{truth.category.get('name')!r} is {table.category_id}"
+            f"{truth.category.get('name')!r} is {', '.join(map(str, truth.category_ids))}"
         )
     if table.renumbered:
         notes.append(

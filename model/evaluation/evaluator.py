@@ -27,7 +27,7 @@ from model.evaluation.consistency import (
     result_notes,
     scale_of,
 )
-from model.evaluation.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
+from model.evaluation.ground_truth import GroundTruth, Person, ground_truth_of, read_ground_truth
 from model.evaluation.keypoint_errors import KeypointErrors
 from model.inference.coco_format import Result, results_to_coco
 from model.inference.people import People
@@ -58,8 +58,13 @@ class Evaluation:
         check_keypoints(truth, skeleton)
         self._truth, self._skeleton = truth, skeleton
         self._notes = [*notes, *area_notes(truth)]
-        self._figures = {kind: CocoFigures(kind, truth.category, skeleton.sigmas) for kind in ("keypoints", "bbox")}
-        self._swapped_back = CocoFigures("keypoints", truth.category, skeleton.sigmas)
+        kinds = ("keypoints", "bbox")
+        self._figures = {kind: CocoFigures(kind, truth.category, skeleton.sigmas, truth.classes) for kind in kinds}
+        self._of_classes = {
+            number: {kind: CocoFigures(kind, truth.category, skeleton.sigmas, [(number, name)]) for kind in kinds}
+            for number, name in truth.classes
+        }
+        self._swapped_back = CocoFigures("keypoints", truth.category, skeleton.sigmas, truth.classes)
         self._errors = KeypointErrors(skeleton)
         self._counts = dict.fromkeys(("images", "persons", "persons_with_keypoints", "crowds", "results"), 0)
 
@@ -69,7 +74,11 @@ class Evaluation:
             persons = self._truth.by_image.get(image_id, ())
             for figures in self._figures.values():
                 figures.add([image_id], persons, results)
-            self._swapped_back.add([image_id], persons, self._errors.add(persons, results))
+            if self._of_classes:
+                corrected = self._add_by_class(image_id, persons, results)
+            else:
+                corrected = self._errors.add(persons, results)
+            self._swapped_back.add([image_id], persons, corrected)
             single = [person for person in persons if not person["iscrowd"]]
             self._counts["images"] += 1
             self._counts["persons"] += len(single)
@@ -84,6 +93,7 @@ class Evaluation:
         twins = self._errors.twins()
         return {
             **figures,
+            **({"classes": self._class_figures()} if self._of_classes else {}),
             "category": self._truth.category.get("name", "person"),
             "notes": [*self._notes, *figure_notes(figures, self._skeleton.keypoints)],
             "counts": self._counts,
@@ -94,6 +104,26 @@ class Evaluation:
                 "keypoints": swapped_back,
                 "AP_gain": swapped_back["AP"] - figures["keypoints"]["AP"],
             },
+        }
+
+    def _add_by_class(self, image_id: int, persons: Sequence[Person], results: Sequence[Result]) -> list[Result]:
+        """Adds an image to the figures of each class that it has; returns the results as `KeypointErrors.add` does."""
+        corrected: list[Result] = []
+        for number, figures in self._of_classes.items():
+            theirs = [person for person in persons if person["category_id"] == number]
+            found = [result for result in results if result["category_id"] == number]
+            if theirs or found:
+                for of_kind in figures.values():
+                    of_kind.add([image_id], theirs, found)
+                corrected += self._errors.add(theirs, found)
+        return corrected
+
+    def _class_figures(self) -> dict[str, Any]:
+        """The figures of each class by its name, as if it were the only one."""
+        names = dict(self._truth.classes)
+        return {
+            names[number]: {kind: of_kind.figures() for kind, of_kind in figures.items()}
+            for number, figures in self._of_classes.items()
         }
 
 
@@ -118,7 +148,8 @@ def evaluate(
     Returns:
       `keypoints`: COCO's ten figures, `bbox`: its twelve, by name; `counts`; `joints` and `twins` as `KeypointErrors` has them;
       `swapped_back`: how many `pairs` of confused twins were, COCO's figures `keypoints` after that, and the `AP_gain`;
-      `notes`: a line for each thing about the input that may make the figures other than expected; `category`: its name.
+      `notes`: a line for each thing about the input that may make the figures other than expected; `category`: its name. Of
+      several classes `keypoints` and `bbox` are the means over them, and `classes` has both of each class by its name.
 
     Raises:
       UserError: another keypoint set than the model's or the annotations'; an image of the split that the annotations do not
@@ -153,14 +184,15 @@ def predict_split(
     """
     predictors = [predictor] if isinstance(predictor, Predictor) else list(predictor)
     check_model_keypoints(record_folder, predictors[0].skeleton)
-    title, total, category_id = f"evaluate {split}", len(record_folder.index(split)), truth.category["id"]
+    title, total, category_ids = f"evaluate {split}", len(record_folder.index(split)), truth.category_ids
     at_once = max(1, min(IMAGES_AT_ONCE, -(-total // len(predictors))))
     chunks = _checked(_chunks(record_folder, split, at_once), truth)
     with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
         for chunk, found in _answered(predictors, chunks, split):
             for one, people in zip(chunk, found, strict=True):
                 x, y = scale_of(truth, one.image_id, one.height, one.width)
-                yield one.image_id, results_to_coco(one.image_id, people.scaled(x, y), category_id)
+                ids = category_ids[0] if people.labels is None else [category_ids[label - 1] for label in people.labels]
+                yield one.image_id, results_to_coco(one.image_id, people.scaled(x, y), ids)
             if shown is not None:
                 shown.advance(len(chunk))
 
@@ -262,7 +294,7 @@ def evaluate_results(
     counted = truth.image_ids if image_ids is None else image_ids
     truth.check_known(counted)
     check_keypoints(truth, skeleton)
-    found = read_results(results, frozenset(truth.image_ids), truth.category["id"], skeleton.num_keypoints, truth.names)
+    found = read_results(results, frozenset(truth.image_ids), truth.category_ids, skeleton.num_keypoints, truth.names)
     evaluation = Evaluation(truth, skeleton, result_notes(truth, found))
     evaluation.add((image_id, found.of(image_id)) for image_id in sorted(set(counted)))
     return evaluation.figures()

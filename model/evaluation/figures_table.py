@@ -13,6 +13,8 @@ _LEGEND = (
     "AR_10: of the ten best boxes an image.",
 )
 
+_RECALLS = (("keypoints", "AR"), ("bbox", "AR_100"))
+
 
 def table(figures: Mapping[str, Any]) -> str:
     """What `model.evaluation.evaluator.evaluate` returns, as text of several lines."""
@@ -30,8 +32,21 @@ def table(figures: Mapping[str, Any]) -> str:
         for which in ("AP", "AR"):
             cells = [f"{name} {_share(value)}" for name, value in figures[kind].items() if name.startswith(which)]
             lines.append(f"{title if which == 'AP' else '':<10} " + " ".join(f"{cell:<16}" for cell in cells).rstrip())
-    lines += [*_LEGEND, "", *_joints(figures["joints"], what), "", *_twins(figures)]
+    lines += [*_classes(figures.get("classes", {})), *_LEGEND, "", *_joints(figures["joints"], what), "", *_twins(figures)]
     return "\n".join(shown(line) for line in lines).rstrip()
+
+
+def _classes(classes: Mapping[str, Any]) -> list[str]:
+    """A line for each class; the figures above are the means over the classes."""
+    if not classes:
+        return []
+    width = max(len(name) for name in [*classes, "class"])
+    lines = ["", f"{'class':<{width}}  keypoint AP    AP50      AR  box AP    AP50      AR"]
+    for name, figures in classes.items():
+        keypoints, boxes = ([figures[kind][which] for which in ("AP", "AP50", recall)] for kind, recall in _RECALLS)
+        cells = [f"{_share(keypoints[0]):>11}", *(f"{_share(value):>7}" for value in [*keypoints[1:], *boxes])]
+        lines.append(f"{name:<{width}}  {' '.join(cells)}")
+    return [*lines, "The figures of all classes are the means over those that have annotations.", ""]
 
 
 def _share(value: float | None) -> str:

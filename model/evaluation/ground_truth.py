@@ -30,6 +30,7 @@ class GroundTruth:
       images: what the file says of each image, by id.
       without_area: number of persons whose annotation has no area; that of the box stands for it.
       errors: why the annotations of an image cannot be used, by its id; `check_known` refuses it.
+      classes: of several classes that are told apart, category id and name, as in `Skeleton.classes`.
     """
 
     path: str
@@ -39,9 +40,15 @@ class GroundTruth:
     images: Mapping[int, ImageEntry] = dataclasses.field(default_factory=dict)
     without_area: int = 0
     errors: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    classes: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Of the persons: the one category's, or that of each class."""
+        return tuple(number for number, _ in self.classes) or (int(self.category["id"]),)
 
     def skeleton(self, sigmas: Sequence[float] | None = None) -> Skeleton:
-        return Skeleton.from_category(self.category, sigmas=sigmas)
+        return dataclasses.replace(Skeleton.from_category(self.category, sigmas=sigmas), classes=self.classes)
 
     @cached_property
     def by_image(self) -> Mapping[int, Sequence[Person]]:
@@ -72,19 +79,23 @@ class GroundTruth:
             raise UserError(f"{self.path}: image {image_id} has a broken annotation: {self.errors[image_id]}; put it right")
 
 
-def read_ground_truth(path: str | Path, category: str | None = None, keypoints: Sequence[str] | None = None) -> GroundTruth:
+def read_ground_truth(
+    path: str | Path, category: str | None = None, keypoints: Sequence[str] | None = None, *, classes: bool = False
+) -> GroundTruth:
     """Reads a COCO keypoint file, with the conversion's own choice of category and check of annotations.
 
     Args:
       path: of the JSON.
       category: as for `annotation_file.read_annotation_file`: the name of the one that counts, or of several that are joined.
       keypoints: names of the keypoints if the category has none.
+      classes: keeps several categories apart.
 
     Raises:
       UserError: no such file, not COCO JSON, no such category.
     """
     naming = "name the records with --data_dir, which have the keypoints' names"
-    file = read_annotation_file(path, category=category, keypoints=keypoints, naming=naming)
+    file = read_annotation_file(path, category=category, classes=classes, keypoints=keypoints, naming=naming)
+    ids = [number for number, _ in file.skeleton.classes] or [file.category["id"]]
     persons: list[Person] = []
     errors: dict[int, str] = {}
     without_area = 0
@@ -92,18 +103,20 @@ def read_ground_truth(path: str | Path, category: str | None = None, keypoints: 
         size = [whole_number(file.images[image_id][side]) for side in ("height", "width")]
         try:
             for annotation in filter(None, map(file.check, entries)):
-                person = {"image_id": image_id, "category_id": file.category["id"], "id": len(persons) + 1}
+                person = {"image_id": image_id, "category_id": ids[annotation.label - 1], "id": len(persons) + 1}
                 persons.append(person | _fields(annotation, *size))
                 without_area += annotation.area is None
         except AnnotationError as error:
             errors[image_id] = str(error)
     images = {image_id: ImageEntry.from_json(entry) for image_id, entry in file.images.items()}
-    return GroundTruth(str(path), tuple(images), tuple(persons), file.category, images, without_area, errors)
+    return GroundTruth(
+        str(path), tuple(images), tuple(persons), file.category, images, without_area, errors, file.skeleton.classes
+    )
 
 
 def ground_truth_of(path: str | Path, skeleton: Skeleton) -> GroundTruth:
     """Reads the annotations that records of this keypoint set were made from: its category, its names if the file has none."""
-    return read_ground_truth(path, skeleton.category, skeleton.keypoints)
+    return read_ground_truth(path, skeleton.category, skeleton.keypoints, classes=bool(skeleton.classes))
 
 
 def _fields(annotation: Annotation, height: int | None, width: int | None) -> dict[str, Any]:

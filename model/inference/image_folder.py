@@ -164,7 +164,7 @@ def predict_files(
         people=len(results),
         empty=sum(not one.people for one in seen),
         unreadable=tuple(work.unreadable),
-        category=predictor.skeleton.category,
+        category=", ".join(name for _, name in predictor.skeleton.classes) or predictor.skeleton.category,
         best_score=max((one.best_score for one in seen if one.best_score is not None), default=None),
         threshold=predictor.score_threshold,
         reused=work.reused,

@@ -278,11 +278,14 @@ def _objects(example: tf.train.Example, record: Record, record_folder: RecordFol
 
     if (np.diff(record.object_ids) < 0).any():
         yield "objects are not sorted by id"
-    category = record_folder.skeleton.category.encode()
-    if any(label != 1 for label in integers("class/label")) or any(
-        text != category for text in feature["image/object/class/text"].bytes_list.value
-    ):
-        yield f"class: not label 1 and {record_folder.skeleton.category!r} for every object"
+    skeleton, labels = record_folder.skeleton, integers("class/label")
+    known = all(1 <= label <= skeleton.num_classes for label in labels)
+    texts = [skeleton.class_name(label).encode() for label in labels] if known else []
+    if not known or texts != list(feature["image/object/class/text"].bytes_list.value):
+        if skeleton.classes:
+            yield f"class: labels and names are not those of the {skeleton.num_classes} classes in the metadata"
+        else:
+            yield f"class: not label 1 and {skeleton.category!r} for every object"
     if not set(integers("is_crowd")) <= {0, 1}:
         yield "is_crowd: neither 0 nor 1"
     areas = np.array(feature["image/object/area"].float_list.value)

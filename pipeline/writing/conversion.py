@@ -142,7 +142,7 @@ def _shard_settings(
         run=uuid.uuid4().hex,
         prefix=f"{config.dataset_name}-{split}",
         num_shards=num_shards,
-        category=coco.skeleton.category,
+        category=tuple(name for _, name in coco.skeleton.classes) or coco.skeleton.category,
         anchors=config.anchors,
         short_edges=config.short_edges,
         max_edge=config.max_edge,
@@ -178,6 +178,7 @@ def _read(annotations: str | Path, images: str, config: ConversionConfig) -> Coc
     coco = read_coco(
         annotations,
         category=config.category,
+        classes=config.classes,
         keypoints=config.keypoints,
         flip_pairs=config.flip_pairs,
         sigmas=config.sigmas,

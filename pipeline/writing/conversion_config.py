@@ -23,7 +23,7 @@ class ConversionConfig:
       short_edges, max_edge: the sizes at which training will see the images; each plain and flipped. Without a short edge
         the records hold no anchors.
       limit: number of images to take, in the order of the records; 0 takes all.
-      category, keypoints, flip_pairs, sigmas: as for `annotation_file.read_annotation_file`.
+      category, classes, keypoints, flip_pairs, sigmas: as for `annotation_file.read_annotation_file`.
       max_pixels: the most pixels of an image that is decoded; an image of more is an error.
       shrink_larger_than: images of more pixels are shrunk to this number, with their annotations; 0 leaves all as they are.
     """
@@ -35,6 +35,7 @@ class ConversionConfig:
     anchors: AnchorConfig = dataclasses.field(default_factory=AnchorConfig)
     limit: int = 0
     category: str | None = None
+    classes: bool = False
     keypoints: tuple[str, ...] | None = None
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     sigmas: tuple[float, ...] | None = None

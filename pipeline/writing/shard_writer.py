@@ -64,7 +64,7 @@ class ShardSettings:
       prefix: of the shards' names, <dataset_name>-<split>.
       work: the work folder of the split, beside the shards.
       run: a name that no other run of the main process has.
-      category: name of the persons' category.
+      category: name of the persons' category, or of each of several classes.
       rules: what is done with sound images.
     """
 
@@ -74,7 +74,7 @@ class ShardSettings:
     run: str
     prefix: str
     num_shards: int
-    category: str
+    category: str | tuple[str, ...]
     anchors: AnchorConfig
     short_edges: tuple[int, ...]
     max_edge: int
