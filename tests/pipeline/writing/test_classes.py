@@ -11,7 +11,8 @@ from pipeline.data_config import DataConfig
 from pipeline.inspection.verification import verify
 from pipeline.loading.batches import training_batches
 from pipeline.record_folder import open_record_folder
-from pipeline.writing.conversion import ConversionConfig, convert
+from pipeline.writing.conversion import convert
+from pipeline.writing.conversion_config import ConversionConfig
 
 CLASSES: dict[str, Any] = {"category": "all", "classes": True}
 
