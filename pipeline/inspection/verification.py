@@ -209,7 +209,10 @@ def check_record(payload: bytes, row: np.void, record_folder: RecordFolder) -> t
     wrong = list(_layout(example, record_folder))
     if wrong:
         return wrong, Counter()
-    record = decode_record(payload, record_folder.skeleton.num_keypoints)
+    try:
+        record = decode_record(payload, record_folder.skeleton.num_keypoints)
+    except ValueError as error:  # a name that is not UTF-8, an id that is no number
+        return [f"no record ({error})"], Counter()
     wrong += [*_index(record, row), *_objects(example, record, record_folder), *_image(example, record)]
     boxes = list(_boxes(record))
     wrong += boxes or _anchors(record, record_folder)  # (only boxes as they should be can be matched)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from pipeline.inspection.verification import verify
+from pipeline.inspection.verification import check_record, verify
 from pipeline.record_folder import INDEX_DTYPE, METADATA_FILE, open_record_folder
+from pipeline.record_reader import read_payload
 
 SHARD, INDEX = "small-train.tfrecord-00001-of-00002", "index-train.npy"
 
@@ -64,6 +66,18 @@ def test_one_bit_in_the_length_of_a_record(folder: Path) -> None:
     (folder / SHARD).write_bytes(content)
     found = faults(folder)  # the records behind are found through the index
     assert len(found) == 2 and found[1].startswith(f"{SHARD}, record at byte {start}: ") and "corrupted" in found[1]
+
+
+@pytest.mark.parametrize(("key", "value"), [("image/filename", b"\xff.jpg"), ("image/source_id", b"one")])
+def test_a_name_that_is_not_utf_8_and_an_id_that_is_no_number(key: str, value: bytes, folder: Path) -> None:
+    """A record of another program, with right checksums."""
+    record_folder = open_record_folder(folder)
+    row = record_folder.index("train")[0]
+    example = tf.train.Example()
+    example.ParseFromString(read_payload(record_folder.shards("train")[row["shard"]], int(row["offset"]), int(row["length"])))
+    example.features.feature[key].bytes_list.value[:] = [value]
+    (wrong,), counts = check_record(example.SerializeToString(), row, record_folder)
+    assert wrong.startswith("no record (") and not counts
 
 
 def test_an_end_that_is_missing(folder: Path) -> None:
