@@ -73,3 +73,17 @@ def test_what_is_measured(small_record_folder: RecordFolder, capsys: pytest.Capt
     lines = "\n".join(measured.lines())
     assert f"{100 * total:.2f}   cores needed per 100 images per second" in lines
     assert f"{measured.cpu_seconds['targets'] / total:.1%}   of the time: targets" in lines
+
+
+def test_the_device_s_resize_is_measured_apart(small_record_folder: RecordFolder) -> None:
+    measured = measurement.measure(
+        small_record_folder,
+        "train",
+        dataclasses.replace(CONFIG, resize_on="device"),
+        batch_size=BATCH,
+        num_images=4,
+        options=LoadingOptions(),
+    )
+    assert measured.resize_seconds is not None and measured.resize_seconds > 0
+    assert 0 <= measured.padding < 1
+    assert measured.lines()[-1].endswith("for the resize, in the training step: not in the figures above")
