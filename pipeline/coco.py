@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotation_file import Annotation, AnnotationError, AnnotationFile, read_annotation_file, whole_number
+from pipeline.annotation_file import AnnotationFile, read_annotation_file
+from pipeline.checked_annotation import Annotation, AnnotationError, whole_number
 from pipeline.skeleton import Skeleton
 
 # File names → what is known of each: height and width in pixels as stored, and whether a stored rotation exchanges them; or the

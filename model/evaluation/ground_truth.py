@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from model.inference.image_names import ImageEntry, ImageNames
-from pipeline.annotation_file import Annotation, AnnotationError, read_annotation_file, whole_number
+from pipeline.annotation_file import read_annotation_file
+from pipeline.checked_annotation import Annotation, AnnotationError, whole_number
 from pipeline.command import UserError
 from pipeline.skeleton import Skeleton
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from pipeline.annotation_file import load_json, plain_name, whole_number
+from pipeline.annotation_file import load_json, plain_name
+from pipeline.checked_annotation import whole_number
 from pipeline.command import UserError
 
 LARGEST_ID = 2**53  # up to which every reader of JSON keeps whole numbers as they are
