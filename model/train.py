@@ -19,6 +19,7 @@ from model.checkpoint_names import define_which
 from model.training.arguments import Arguments
 from model.training.recipe_files import HELP, preset_help, recipe_help
 from pipeline import batch_flags, command
+from pipeline.allocator import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", None, "Record folder that pipeline.make_tfrecords wrote. Required.", flag_values=FLAGS)
@@ -207,6 +208,7 @@ def main(_: list[str]) -> None:
     Arguments(**given)  # a wrong flag is answered before TensorFlow loads
 
     command.load_tensorflow()
+    keep_freed_memory(any_size=True)
     from model.api import train
 
     train(**given)

@@ -16,7 +16,8 @@ PROGRAM = """
 import ctypes, resource, sys, threading
 from pipeline.allocator import keep_freed_memory
 
-print(keep_freed_memory() if sys.argv[1] == "kept" else None)
+print(keep_freed_memory(any_size="any_size" in sys.argv) if sys.argv[1] == "kept" else None)
+size = (40 if "large" in sys.argv else 12) << 20
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
@@ -24,9 +25,9 @@ libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
 def work():
     for _ in range(30):
-        blocks = [libc.malloc(12 << 20) for _ in range(3)]
+        blocks = [libc.malloc(size) for _ in range(3)]
         for block in blocks:
-            libc.memset(block, 1, 12 << 20)
+            libc.memset(block, 1, size)
         for block in blocks:
             libc.free(block)
 
@@ -40,11 +41,11 @@ PAGES = 3 * (12 << 20) // os.sysconf("SC_PAGE_SIZE")  # of the three blocks
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
 
-def run(way: str, **environment: str) -> tuple[str, int]:
+def run(*ways: str, **environment: str) -> tuple[str, int]:
     """What `keep_freed_memory` answers, and the page faults of the process."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, way], env=plain | environment, cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, *ways], env=plain | environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
     answer, faults = done.stdout.split()
     return answer, int(faults)
@@ -56,6 +57,12 @@ def test_freed_memory_is_used_again() -> None:
     assert answer == "True"
     assert usual > 20 * PAGES  # each time anew: what the function is for
     assert kept < usual - 20 * PAGES  # once
+
+
+def test_larger_blocks_are_kept_if_asked() -> None:
+    _, usual = run("kept", "large")
+    answer, kept = run("kept", "large", "any_size")
+    assert answer == "True" and kept < usual - 20 * PAGES
 
 
 def test_what_the_user_has_set_stays() -> None:
