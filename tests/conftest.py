@@ -17,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.allocator import keep_freed_memory
 from pipeline.anchors import AnchorConfig
 from pipeline.coco import CocoImage, Person
 from pipeline.record_folder import INDEX_DTYPE, RecordFolder, open_record_folder
@@ -53,8 +52,6 @@ MARK = 6  # half the side of a keypoint's square
 LOG_LEVEL = os.environ.get("TF_CPP_MIN_LOG_LEVEL")  # as this run was started with
 
 MakeRecordFolder = Callable[..., RecordFolder]
-
-keep_freed_memory()  # as commands do: trainings in the tests' own process are faster
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
