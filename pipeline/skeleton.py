@@ -96,6 +96,8 @@ class Skeleton:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Skeleton:
         """Inverse of `to_json`. Raises: what Python raises on a value of another form; UserError if the parts do not fit."""
+        if not isinstance(value, Mapping):
+            raise UserError("a keypoint set is an object with category, keypoints, limbs, flip and sigmas")
         classes = tuple((int(one["id"]), one["name"]) for one in value.get("classes", ()))
         names = [value["category"], *value["keypoints"], *(name for _, name in classes)]
         if not isinstance(value["keypoints"], list) or not all(isinstance(name, str) for name in names):

@@ -152,3 +152,9 @@ def test_limbs_that_do_not_fit_are_left_out_with_a_line(given: Any, limbs: tuple
     assert skeleton.limbs == limbs
     rest = [line for line in notes if not line.startswith("mirror twins")]
     assert len(rest) == bool(note) and all(note in line and "\n" not in line for line in rest)
+
+
+@pytest.mark.parametrize("value", [[], "person", 17, None])
+def test_a_keypoint_set_that_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="is an object"):
+        Skeleton.from_json(value)

@@ -1,4 +1,4 @@
-"""The campaign of kills in its short form; BUILD.md has the figures of the long one."""
+"""The campaign of kills in its short form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scripts.kills import differences, run
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four trainings, one after the other
 def test_trainings_that_are_killed_end_with_the_same_weights() -> None:
     (tally,) = run(["one_device"], kills=2, steps=24, seed=3)
     assert tally.kills == 2 and tally.trainings >= 1 and tally.different == 0
