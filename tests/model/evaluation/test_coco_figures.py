@@ -19,6 +19,7 @@ from model.evaluation.coco_results import FIGURES, CocoFigures
 from model.evaluation.evaluator import Evaluation
 from model.evaluation.ground_truth import GroundTruth
 from pipeline.skeleton import COCO_SIGMAS, Skeleton
+from tests.memory import in_own_process, resident_bytes
 
 CATEGORY = {"id": 3, "name": "person", "keypoints": ["a", "b", "c"], "skeleton": []}
 SIGMAS = (0.05, 0.1, 0.2)
@@ -83,30 +84,32 @@ def test_figures_are_pycocotools_in_any_order_of_images(kind: str, seed: int) ->
     assert figures.figures() == pytest.approx(pycocotools_figures(kind, image_ids, persons, results), abs=1e-9)
 
 
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+IMAGES, PEOPLE = 2000, 100  # as many people in each image as a model may find
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells no process its memory (/proc)")
-def test_memory_does_not_grow_with_the_people_found() -> None:
-    """As many people in each image as a model may find: they would take half a gigabyte as Python entries."""
-    images, people = 2000, 100
+def growth_and_results() -> tuple[int, int]:
+    """Of an evaluation: by how many bytes the process grows after its first images, and the results counted."""
     skeleton = Skeleton.from_category({"name": "person", "keypoints": list(COCO_SIGMAS), "skeleton": []})
     category = {"id": 1, "name": "person", "keypoints": list(COCO_SIGMAS)}
-    truth = GroundTruth("synthetic", tuple(range(images)), (), category)
+    truth = GroundTruth("synthetic", tuple(range(IMAGES)), (), category)
     evaluation = Evaluation(truth, skeleton)
     rng = np.random.default_rng(0)
 
     def image(image_id: int) -> tuple[int, list[dict[str, Any]]]:
-        boxes, points = rng.uniform(1, 300, (people, 4)), rng.uniform(0, 600, (people, 51))
+        boxes, points = rng.uniform(1, 300, (PEOPLE, 4)), rng.uniform(0, 600, (PEOPLE, 51))
         return image_id, [
             {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": keypoints}
-            for box, score, keypoints in zip(boxes.tolist(), rng.random(people).tolist(), points.tolist(), strict=True)
+            for box, score, keypoints in zip(boxes.tolist(), rng.random(PEOPLE).tolist(), points.tolist(), strict=True)
         ]
 
     evaluation.add(image(i) for i in range(100))
-    before = resident_megabytes()
-    evaluation.add(image(i) for i in range(100, images))
-    assert resident_megabytes() - before < 80
-    assert evaluation.figures()["counts"]["results"] == images * people
+    before = resident_bytes()
+    evaluation.add(image(i) for i in range(100, IMAGES))
+    return resident_bytes() - before, evaluation.figures()["counts"]["results"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_people_found() -> None:
+    growth, results = in_own_process(growth_and_results)
+    assert growth < 80 * 2**20  # they would take half a gigabyte as Python entries
+    assert results == IMAGES * PEOPLE
