@@ -25,6 +25,11 @@ class DemoFiles:
         return self.data / split
 
     @property
+    def first_look(self) -> Path:
+        """A sheet of some val images with their annotations."""
+        return self.root / "first-look.png"
+
+    @property
     def records(self) -> Path:
         return self.root / "records"
 
@@ -57,8 +62,9 @@ class DemoFiles:
         return self.exported / f"{MODEL_NAME}.tflite"
 
     @property
-    def comparison(self) -> Path:
-        return self.root / "comparison.json"
+    def export_report(self) -> Path:
+        """What `export.export_model` measured of each artifact, as JSON."""
+        return self.exported / "export-report.json"
 
     @property
     def predictions(self) -> Path:

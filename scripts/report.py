@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -32,11 +31,11 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("images", 12, "How many val images the report shows.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_string("sheet", None, "A PNG file to which the first pairs are written, too.", flag_values=FLAGS)
+flags.DEFINE_boolean("quick", False, "Says in the report that the run was a quick look.", flag_values=FLAGS)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 FAILURES_SHOWN = 4
 SCORE_THRESHOLD = 0.5  # of model.predict
-TIMED_IMAGES = 20
 # What of the configuration stands in the report, by its path in config.json.
 SETTINGS = (
     "preset", "train.steps", "train.global_batch_size", "train.learning_rate", "train.schedule", "train.seed",
@@ -48,7 +47,7 @@ SETTINGS = (
 def main(_: list[str]) -> None:
     command.load_tensorflow()
     files = DemoFiles(Path(FLAGS.output_dir))
-    summary = write_report(files, FLAGS.images)
+    summary = write_report(files, FLAGS.images, quick=FLAGS.quick)
     print(f"keypoint AP {summary['keypoint_ap']:.3f}, box AP {summary['box_ap']:.3f}")
     if FLAGS.sheet:
         from scripts import report_gallery
@@ -58,12 +57,13 @@ def main(_: list[str]) -> None:
     print(f"written: {files.report} ({files.report.stat().st_size / 1e6:.1f} MB)\nwritten: {files.summary}")
 
 
-def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
+def write_report(files: DemoFiles, shown: int, *, quick: bool = False) -> dict[str, Any]:
     """Reads what the stages wrote, and writes the page and its figures.
 
     Args:
       files: of a run whose stages are finished.
       shown: val images in the gallery, the first ones by id.
+      quick: whether the run was a quick look, of which the page says so.
 
     Returns:
       The figures, as in `report.json`.
@@ -77,7 +77,7 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
     from scripts.mean_pose import mean_pose_baseline
 
     figures = read_json(files.figures_of_val)
-    comparison = read_json(files.comparison) if files.comparison.exists() else {}
+    exports = read_json(files.export_report)
     stages = read_json(files.root / STATE_FILE)
     lines = _metrics(files.metrics)
     skeleton, examples = _examples(files)
@@ -86,12 +86,13 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
         "keypoint_ap": figures["keypoints"]["AP"],
         "box_ap": figures["bbox"]["AP"],
         "baseline_keypoint_ap": baseline,
-        "agreement": {name: count["matched"] / count["total"] for name, count in comparison.get("exports", {}).items()},
-        "milliseconds_per_image": milliseconds_per_image(files.saved_model, [e.path for e in examples[:TIMED_IMAGES]]),
+        "agreement": {one["title"]: one["equal_share"] for one in exports["artifacts"] if one["detections"]},
+        "milliseconds_per_image": {one["title"]: one["milliseconds"] for one in exports["artifacts"]},
         "seconds": {name: state["seconds"] for name, state in stages.items() if name != "report"},
         "cores": len(os.sched_getaffinity(0)),
         "val_images": figures["counts"]["images"],
         "date": time.strftime("%Y-%m-%d %H:%M"),
+        "quick": quick,
     }
 
     def pair(example: Example) -> dict[str, str]:
@@ -115,8 +116,8 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
         joint_rows=_joint_rows(figures),
         twin_rows=_twin_rows(figures),
         swapped=_swapped(figures),
-        comparison_text=_comparison_text(comparison),
-        comparison_rows=_comparison_rows(comparison),
+        comparison_text=_comparison_text(exports),
+        comparison_rows=_comparison_rows(exports),
         time_rows=_time_rows(stages, summary["seconds"]),
         speed=_speed(summary),
         setting_rows=_setting_rows(read_json(files.model / "config.json"), figures),
@@ -127,23 +128,6 @@ def write_report(files: DemoFiles, shown: int) -> dict[str, Any]:
     write_json(files.summary, summary)
     write_file(files.report, page)
     return summary
-
-
-def milliseconds_per_image(saved_model: Path, images: Sequence[Path]) -> float | None:
-    """The median time of the SavedModel's answer to one encoded image; None without a SavedModel or images."""
-    if not saved_model.exists() or not images:
-        return None
-    import tensorflow as tf
-
-    answer = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
-    contents = [path.read_bytes() for path in images]
-    seconds = []
-    for content in [*contents[:3], *contents]:  # the first ones bring the graph up to speed
-        started = time.perf_counter()
-        for value in answer(image_bytes=tf.constant([content])).values():
-            value.numpy()
-        seconds.append(time.perf_counter() - started)
-    return 1000 * statistics.median(seconds[len(contents[:3]) :])
 
 
 def _examples(files: DemoFiles) -> tuple[Skeleton, list[Example]]:
@@ -160,7 +144,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _origin(summary: Mapping[str, Any]) -> str:
-    return (
+    quick = "This was a quick look, with too few steps to learn much: bash scripts/demo.sh trains to the end. "
+    return (quick if summary["quick"] else "") + (
         f"Everything here was measured in this run, which ended on {summary['date']}: TensorFlow "
         f"{metadata.version('tensorflow')}, Python {platform.python_version()}, {summary['cores']} CPU cores "
         f"({platform.machine()}), random weights at the start."
@@ -192,12 +177,8 @@ def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
             above="time",
         ),
     ]
-    if summary["milliseconds_per_image"]:
-        tiles.append(
-            Tile(
-                f"{summary['milliseconds_per_image']:.0f} ms", "for an image, by the SavedModel on this machine", above="speed"
-            )
-        )
+    for title, milliseconds in list(summary["milliseconds_per_image"].items())[:1]:
+        tiles.append(Tile(f"{milliseconds:.0f} ms", f"for an image, by the {title} on this machine", above="speed"))
     if summary["agreement"]:
         tiles.append(
             Tile(f"{min(summary['agreement'].values()):.1%}", "of detections alike in model and exports", above="exports")
@@ -260,25 +241,22 @@ def _swapped(figures: Mapping[str, Any]) -> str:
     return f"In {swapped['pairs']} pairs, an exchange of the two brings both nearer to the truth.{after}"
 
 
-def _comparison_text(comparison: Mapping[str, Any]) -> str:
-    if not comparison:
-        return "The comparison did not come to an end; the demo's output says why."
-    if not comparison["exports"]:
-        return "The model finds nobody in the val images, so there is nothing to compare."
-    least = comparison["min_score"]
-    counted = f"Detections with a score of {least} or more are counted" if least else "Detections of every score are counted"
+def _comparison_text(exports: Mapping[str, Any]) -> str:
+    if not any(one["detections"] for one in exports["artifacts"]):
+        return "The model finds nobody in the images of the comparison, so there is nothing to compare."
     return (
-        f"The same pixels ({comparison['images']} val images at {comparison['width']}×{comparison['height']}) went through "
-        "the trained model, through the SavedModel in a process that imports TensorFlow only, and through the TFLite file in "
-        "one that imports ai_edge_litert only. Two detections are alike if every side of the box is within 0.5 px and every "
-        f"keypoint within 1 px. {counted}."
+        f"The same pixels ({exports['images_from']}, at {exports['width']}×{exports['height']}) went through the trained "
+        "model, and through each export in a process that imports its runtime alone. Two detections are alike if every side of "
+        f"the box is within {exports['bars_in_pixels']['box']:g} px and every keypoint within "
+        f"{exports['bars_in_pixels']['keypoint']:g} px. Detections of every score are counted."
     )
 
 
-def _comparison_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+def _comparison_rows(exports: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [name, str(count["total"]), str(count["matched"]), f"{count['matched'] / count['total']:.2%}"]
-        for name, count in comparison.get("exports", {}).items()
+        [one["title"], str(one["detections"]), str(one["equal"]), f"{one['equal_share']:.2%}"]
+        for one in exports["artifacts"]
+        if one["detections"]
     ]
 
 
@@ -291,12 +269,11 @@ def _time_rows(stages: Mapping[str, Any], seconds: Mapping[str, float]) -> list[
 
 
 def _speed(summary: Mapping[str, Any]) -> str | None:
-    if not summary["milliseconds_per_image"]:
+    times = summary["milliseconds_per_image"]
+    if not times:
         return None
-    return (
-        f"The SavedModel answers one encoded image in {summary['milliseconds_per_image']:.0f} ms, from JPEG to people, on "
-        f"{summary['cores']} CPU cores: the median over the first val images, one at a time."
-    )
+    each = ", ".join(f"{title} {milliseconds:.0f} ms" for title, milliseconds in times.items())
+    return f"For one image, from pixels to people, on {summary['cores']} CPU cores: {each}; medians of runs that take turns."
 
 
 def _setting_rows(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[list[str]]:
@@ -313,13 +290,14 @@ def _setting_rows(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list
 def _file_rows(files: DemoFiles) -> Iterator[dict[str, str]]:
     purposes = (
         (files.data, "the rendered images and their COCO JSON"),
+        (files.first_look, "a dozen of the val images with their annotations"),
         (files.records, "TFRecords with anchors, their index, and the metadata of TensorFlow Datasets"),
         (files.model, "the model directory: configuration, keypoint set, checkpoints, metrics.jsonl, TensorBoard logs"),
         (files.evaluation, "all box and keypoint figures as JSON"),
         (files.saved_model, "the SavedModel: takes JPEG or PNG bytes, or pixels; in TensorFlow Serving's layout"),
         (files.tflite, "the TFLite file, built-in operators only"),
         (files.predictions, "predictions.json in COCO's results format, and the images drawn on"),
-        (files.comparison, "how far the exports agree with the model"),
+        (files.export_report, "how far the exports agree with the model, how large and how fast they are"),
     )
     for path, purpose in purposes:
         if path.exists():

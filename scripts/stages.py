@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -46,7 +47,6 @@ class Stage:
       reads: files and folders that it depends on, besides the code.
       writes: files and folders that are its own; they are removed before it starts anew.
       resumes: whether the commands go on from what a stopped run left there.
-      only_checks: nothing else needs it: where it fails, the others go on.
     """
 
     name: str
@@ -55,7 +55,6 @@ class Stage:
     reads: Sequence[Path]
     writes: Sequence[Path]
     resumes: bool = False
-    only_checks: bool = False
 
 
 class Stages:
@@ -79,14 +78,11 @@ class Stages:
         self._started = time.monotonic()
         self._count = 0
 
-    def run(self, stage: Stage) -> bool:
+    def run(self, stage: Stage) -> None:
         """Runs or reuses a stage, with everything that it prints.
 
-        Returns:
-          Whether it went well.
-
         Raises:
-          StageError: a command that did not end with status 0, unless the stage only checks.
+          StageError: a command that did not end with status 0.
         """
         self._count += 1
         print(f"\n== {self._count}. {stage.title}", flush=True)
@@ -96,34 +92,32 @@ class Stages:
         past = self._state.get(stage.name, {})
         if past.get("key") == key and past.get("written") == fingerprint(stage.writes):
             print(f"   reused: finished on {past['finished']} in {past['seconds']:.0f} s", flush=True)
-            return True
+            return
         resumed = stage.resumes and past.get("key") == key and past.get("written") is None
         if not resumed:
             for path in stage.writes:
                 _remove(path)
         # Said before the work begins: what a stopped run leaves is known to be unfinished, and of which command.
-        seconds = past["seconds"] if resumed else 0.0
+        seconds, processor = (past.get(key, 0.0) if resumed else 0.0 for key in ("seconds", "processor_seconds"))
         lines = [f"python {shlex.join(command)}" for command in stage.commands]
         state = {"title": stage.title, "key": key, "written": None, "seconds": seconds, "commands": lines}
         self._save(stage.name, state)
-        started = time.monotonic()
+        started, processor_before = time.monotonic(), _processor_seconds()
         try:
             for line, command in zip(lines, stage.commands, strict=True):
                 print(f"$ {line}", flush=True)
                 status = run_command([sys.executable, *command])
-                if status == 1 and stage.only_checks:
-                    return False
                 if status:
                     stopped = "was stopped; run again, it goes on from here"
                     how = stopped if status in (130, 143) else f"ended with status {status}, for the reason above"
                     raise StageError(f"{line.split(' --')[0]} {how}")
         finally:
             state["seconds"] = seconds + time.monotonic() - started
+            state["processor_seconds"] = processor + _processor_seconds() - processor_before
             self._save(stage.name, state)
         state |= {"written": fingerprint(stage.writes), "finished": time.strftime("%Y-%m-%d %H:%M")}
         self._save(stage.name, state)
-        print(f"   {state['seconds']:.1f} s", flush=True)
-        return True
+        print(f"   {state['seconds']:.1f} s ({state['processor_seconds']:.0f} s of processor time)", flush=True)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -166,6 +160,12 @@ def run_command(command: Sequence[str]) -> int:
                 continue
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

@@ -16,7 +16,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.data_config import CROWD, PERSON, DataConfig
 from pipeline.drawing import BOX, Drawn, draw_boxes, draw_crowds, draw_people
 from pipeline.inspection import sheet
-from pipeline.inspection.contact_sheet import LINE, PEOPLE_SIGNS, POSITIVE, POSITIVE_OPACITY, dimmed, number_of
+from pipeline.inspection.contact_sheet import POSITIVE, POSITIVE_OPACITY, dimmed, number_of
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.unreadable import reading_error
@@ -125,7 +125,7 @@ def batch_sheet(
     on_canvases = "1 canvas" if canvases == 1 else f"{canvases} canvases"
     title = f"{batches_drawn} of split '{split}' of {record_folder.name}, on {on_canvases}"
     legend = [
-        *PEOPLE_SIGNS,
+        *sheet.PEOPLE_SIGNS,
         sheet.Sign("box", POSITIVE, "sampled positive anchor"),
         sheet.Sign("box", NEGATIVE, "sampled negative anchor"),
     ]
@@ -159,7 +159,7 @@ def _tile(
     def paint(tile_height: int, tile_width: int) -> NDArray[np.uint8]:
         people, sampled = (
             Image.fromarray(drawn).resize((tile_width // 2, tile_height), Image.Resampling.LANCZOS)
-            for drawn in draw_image(image, skeleton, anchor_config, line=max(1, round(LINE * height / tile_height)))
+            for drawn in draw_image(image, skeleton, anchor_config, line=max(1, round(sheet.DRAWN_LINE * height / tile_height)))
         )
         both = Image.new("RGB", (tile_width, tile_height))
         both.paste(people, (0, 0))

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from pipeline import anchors, data_config, image
 from pipeline.command import UserError, reason_of
-from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT, Drawn, draw_boxes, draw_crowds, draw_people
+from pipeline.drawing import BOX, Drawn, draw_boxes, draw_crowds, draw_people
 from pipeline.inspection import sheet
 from pipeline.record_folder import RecordFolder, open_record_folder
 from pipeline.record_reader import Record, pixel_keypoints, read_records
@@ -24,16 +24,6 @@ from pipeline.skeleton import Skeleton, sides_without_twin
 
 POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
 POSITIVE_OPACITY, IGNORED_OPACITY = 0.9, 0.13
-LINE = 3  # pixels of an image that is painted `sheet.FINENESS` times larger
-PEOPLE_SIGNS = (
-    sheet.Sign("line", LEFT, "left"),
-    sheet.Sign("line", RIGHT, "right"),
-    sheet.Sign("line", MIDDLE, "middle"),
-    sheet.Sign("dot", sheet.INK, "visible (v=2)"),
-    sheet.Sign("ring", sheet.INK, "labelled but hidden (v=1)"),
-    sheet.Sign("box", BOX, "person"),
-    sheet.Sign("hatch", CROWD, "crowd"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +93,7 @@ def contact_sheet(
         raise UserError(f"--short_edge={variant.short_edge}: {record_folder.path} has anchors for {edges}")
     tiles = [_tile(record_folder, record, variant) for record in read_records(record_folder, split, rows)]
     shown = f"{len(rows)} of {len(record_folder.index(split)):,} images of split '{split}' of {record_folder.name}"
-    legend = list(PEOPLE_SIGNS)
+    legend = list(sheet.PEOPLE_SIGNS)
     shown += ", flipped" if variant.flipped else f"; {_twins(record_folder.skeleton)}"
     if variant.short_edge is not None:
         shown += f", with the anchors at {variant.short_edge}"
@@ -180,8 +170,8 @@ def draw_record(pixels: NDArray[np.uint8], record: Record, skeleton: Skeleton, *
     height, width = pixels.shape[:2]
     boxes = anchors.variant_boxes(record.boxes, height, width, flipped=flipped)
     points = pixel_keypoints(record, skeleton, height, width, flipped=flipped)
-    drawn = draw_crowds(pixels, boxes[record.is_crowd], LINE)
-    return draw_people(drawn, Drawn(boxes[~record.is_crowd], points[~record.is_crowd]), skeleton, LINE)
+    drawn = draw_crowds(pixels, boxes[record.is_crowd], sheet.DRAWN_LINE)
+    return draw_people(drawn, Drawn(boxes[~record.is_crowd], points[~record.is_crowd]), skeleton, sheet.DRAWN_LINE)
 
 
 def draw_matching(
@@ -193,9 +183,9 @@ def draw_matching(
 ) -> NDArray[np.uint8]:
     """Draws anchors over a dimmed image, uint8 [h, w, 3]; boxes and anchors are float [n, 4] in its pixels."""
     drawn = draw_boxes(dimmed(pixels), ignored, IGNORED, IGNORED_OPACITY)
-    drawn = draw_crowds(drawn, crowds, LINE)
-    drawn = draw_boxes(drawn, positive, POSITIVE, POSITIVE_OPACITY, LINE - 1)
-    return draw_boxes(drawn, boxes, BOX, 1.0, LINE)
+    drawn = draw_crowds(drawn, crowds, sheet.DRAWN_LINE)
+    drawn = draw_boxes(drawn, positive, POSITIVE, POSITIVE_OPACITY, sheet.DRAWN_LINE - 1)
+    return draw_boxes(drawn, boxes, BOX, 1.0, sheet.DRAWN_LINE)
 
 
 def dimmed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.command import UserError, shown
+from pipeline.drawing import BOX, CROWD, LEFT, MIDDLE, RIGHT
 from pipeline.files import write_file
 from pipeline.image_writer import encode
 
@@ -28,6 +29,7 @@ Kind = Literal["line", "dot", "ring", "box", "hatch"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FINENESS = 2  # images are painted this many times larger and then reduced, which makes fine lines smooth
+DRAWN_LINE = 3  # pixels of an image that is painted so
 PAPER, INK, SOFT = (20, 23, 27), (236, 239, 242), (150, 160, 170)
 MARGIN, GAP, LINE = 24, 10, 18  # pixels: around the sheet, between images, of a line of text
 TITLE_SIZE, TEXT_SIZE = 20, 11
@@ -56,6 +58,17 @@ class Sign:
     kind: Kind
     colour: Colour
     text: str
+
+
+PEOPLE_SIGNS = (
+    Sign("line", LEFT, "left"),
+    Sign("line", RIGHT, "right"),
+    Sign("line", MIDDLE, "middle"),
+    Sign("dot", INK, "visible (v=2)"),
+    Sign("ring", INK, "labelled but hidden (v=1)"),
+    Sign("box", BOX, "person"),
+    Sign("hatch", CROWD, "crowd"),
+)
 
 
 def compose(

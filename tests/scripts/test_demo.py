@@ -30,6 +30,29 @@ def test_a_short_run_ends_with_its_ap_and_nothing_missed(files: DemoFiles, capsy
     assert "warning" not in said and "short of" not in said
 
 
+def test_a_quick_look_has_the_same_stages_on_less(files: DemoFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.FLAGS(["demo"])
+    full = demo.stages(files)
+    demo.FLAGS(["demo", "--quick", "--num_val=30"])
+    quick = demo.stages(files)
+    assert [stage.name for stage in quick] == [stage.name for stage in full]
+    lines = {stage.name: " ".join(word for command in stage.commands for word in command) for stage in quick}
+    assert "--num_images=30" in lines["look"] and f"--num_images={demo.QUICK.num_train}" in lines["data"]
+    assert f"--steps={demo.QUICK.steps}" in lines["train"] and "--eval_split" not in lines["train"]
+    assert f"--short_edges={demo.QUICK.short_edge}" in lines["records"] and "--quick" in lines["report"]
+    assert demo._conclude(files, 20.0, 10.0) == []
+    assert "This was a quick look" in capsys.readouterr().out
+
+
+def test_the_first_look_comes_before_all_else(files: DemoFiles) -> None:
+    demo.FLAGS(["demo"])
+    first, *rest = demo.stages(files)
+    assert files.first_look in first.writes and not first.reads
+    # No stage removes what an earlier one wrote: each owns its files.
+    written = [path for stage in (first, *rest) for path in stage.writes]
+    assert not [path for path in written for other in written if path != other and path.is_relative_to(other)]
+
+
 def test_the_bar_is_the_one_that_is_asked_for(files: DemoFiles, capsys: pytest.CaptureFixture[str]) -> None:
     demo.FLAGS(["demo", "--min_ap=0.58"])
     assert demo._conclude(files, 2000.0, 10.0) == ["keypoint AP 0.050 is below --min_ap=0.58"]

@@ -81,6 +81,20 @@ def test_a_curve_has_the_measured_points_alone() -> None:
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 
 
+def exported(*, detections: int, equal: int) -> dict[str, Any]:
+    """The report of an export, as far as the demo's report reads it."""
+    found = {"detections": detections, "equal": equal, "equal_share": equal / detections if detections else 1.0}
+    artifacts = [{"title": title, "milliseconds": 7.6, **found} for title in ("SavedModel", "TFLite")]
+    bars = {"box": 0.5, "keypoint": 1.0}
+    return {
+        "images_from": "2 images of the folder val",
+        "height": 1,
+        "width": 1,
+        "bars_in_pixels": bars,
+        "artifacts": artifacts,
+    }
+
+
 @pytest.fixture
 def demo_folder(files: tuple[Path, Path, Path], tmp_path: Path) -> DemoFiles:
     """What the stages of a demo leave, as far as the report reads it; the first image has a name that is HTML."""
@@ -111,8 +125,8 @@ def demo_folder(files: tuple[Path, Path, Path], tmp_path: Path) -> DemoFiles:
     lines.append({"kind": "eval", "step": 200, "keypoint_ap": 0.5, "box_ap": 0.25})
     demo.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (demo.model / "config.json").write_text(json.dumps({"preset": "tiny", "train": {"steps": 200, "global_batch_size": 8}}))
-    exports = {name: {"matched": 9, "total": 10} for name in ("SavedModel", "TFLite")}
-    demo.comparison.write_text(json.dumps({"images": 2, "height": 1, "width": 1, "min_score": 0.5, "exports": exports}))
+    demo.exported.mkdir()
+    demo.export_report.write_text(json.dumps(exported(detections=10, equal=9)))
     stages = {
         name: {"title": f"Stage <{name}>", "seconds": 60.0, "commands": [f"python -m {name} --x='<b>'"]}
         for name in ("data", "train")
@@ -128,7 +142,7 @@ def test_the_report_says_what_was_measured(demo_folder: DemoFiles) -> None:
     checked.feed(page)
     assert checked.open == []
     words = " ".join(" ".join(checked.words).split())
-    assert json.loads(demo_folder.summary.read_text()) == summary and summary["milliseconds_per_image"] is None
+    assert json.loads(demo_folder.summary.read_text()) == summary and set(summary["milliseconds_per_image"].values()) == {7.6}
     for text in (
         "guessing: the same average pose", "for comparison", f"ended on {summary['date']}", "train.global_batch_size 8",
         "left eye / right eye", "1 missed", "90.00%", "has never seen a photograph", "Average precision runs from 0 to 1",
@@ -138,13 +152,13 @@ def test_the_report_says_what_was_measured(demo_folder: DemoFiles) -> None:
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
 
 
-def test_a_comparison_of_nobody_and_one_that_failed_are_told_apart(demo_folder: DemoFiles) -> None:
-    demo_folder.comparison.write_text(json.dumps({"images": 2, "height": 1, "width": 1, "min_score": 0.0, "exports": {}}))
-    assert write_report(demo_folder, 2)["agreement"] == {}
-    assert "finds nobody in the val images" in demo_folder.report.read_text()
-    demo_folder.comparison.unlink()
+def test_a_quick_look_and_a_comparison_of_nobody_are_told(demo_folder: DemoFiles) -> None:
+    demo_folder.export_report.write_text(json.dumps(exported(detections=0, equal=0)))
+    assert write_report(demo_folder, 2, quick=True)["agreement"] == {}
+    page = demo_folder.report.read_text()
+    assert "finds nobody in the images of the comparison" in page and "This was a quick look" in page
     write_report(demo_folder, 0)
-    assert "did not come to an end" in demo_folder.report.read_text()
+    assert "quick look" not in demo_folder.report.read_text()
 
 
 def test_names_of_files_are_text(demo_folder: DemoFiles) -> None:

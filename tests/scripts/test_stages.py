@@ -26,7 +26,7 @@ def render(folder: Path, *more: str, count: int = 1, resumes: bool = False) -> S
 
 def outcome(root: Path, stage: Stage, capfd: pytest.CaptureFixture[str]) -> str:
     capfd.readouterr()
-    assert Stages(root).run(stage)
+    Stages(root).run(stage)
     return "reused" if "reused: finished on" in capfd.readouterr().out else "run"
 
 
@@ -66,8 +66,6 @@ def test_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = render(tmp_path / "out" / "data", "--split=no/name")
     with pytest.raises(StageError, match=r"pipeline\.synthetic ended with status 1"):
         Stages(tmp_path / "out").run(broken)
-    only_checks = Stage(**{**vars(broken), "only_checks": True})
-    assert not Stages(tmp_path / "out").run(only_checks)
     assert "error: --split" in capfd.readouterr().err
 
 
