@@ -2,6 +2,8 @@
 
 Answers appear as they are made, one line an image, in `predictions.unfinished.jsonl`. `predictions.json` is written when all
 images are done, and takes its place; a run that was stopped goes on from it.
+
+Three things happen at once: while the network looks at some images, the next ones are read, and those before are drawn.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +32,10 @@ from pipeline.files import only_writer, write_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FILES_AT_ONCE = 16  # and BYTES_AT_ONCE bound the memory, and what is lost when a process is killed
-BYTES_AT_ONCE = 1 << 28
+BYTES_AT_ONCE = 1 << 27
 NAMED = 5  # of the files that are passed over
+
+Chunk = list[tuple[NumberedImage, bytes | UserError]]  # images and their files' bytes, or why a file cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,16 +211,32 @@ class _Work:
         """Looks at all images that `unfinished` does not have yet, and adds them."""
         todo = [one for one in images if not self._is_done(one, unfinished)]
         self.reused = len(images) - len(todo)
-        with Progress(len(images), "predict", "image", done=self.reused) as progress:
-            for chunk in self._chunks(todo):
-                readable = [(one, content) for one, content in chunk if content is not None]
+        # One thread reads the next images, one draws and notes those before, in their order. If this one is stopped, both end
+        # what they have begun.
+        with (
+            Progress(len(images), "predict", "image", done=self.reused) as progress,
+            ThreadPoolExecutor(1, "reader") as reader,
+            ThreadPoolExecutor(1, "drawer") as drawer,
+        ):
+            chunks, drawn = _chunks(todo), _Drawing([], 0)
+            following = reader.submit(next, chunks, None)
+            while (chunk := following.result()) is not None:
+                following = reader.submit(next, chunks, None)
+                self.unreadable += [str(content) for _, content in chunk if isinstance(content, UserError)]
+                readable = [(one, content) for one, content in chunk if isinstance(content, bytes)]
                 stored = [_annotated_as_stored(one, content) for one, content in readable]
                 self._stored += sum(stored)
                 found = self._predict(readable, stored)
-                for (one, content), people, is_stored in zip(readable, found, stored, strict=True):
-                    if people is not None:
-                        self._finish(one, content, people, is_stored, unfinished)
-                progress.advance(len(chunk))
+                drawn.wait(progress)
+                drawn = _Drawing(
+                    [
+                        drawer.submit(self._finish, one, content, people, is_stored, unfinished)
+                        for (one, content), people, is_stored in zip(readable, found, stored, strict=True)
+                        if people is not None
+                    ],
+                    len(chunk),
+                )
+            drawn.wait(progress)
 
     def results(self, images: Sequence[NumberedImage], unfinished: Unfinished) -> list[Result]:
         """The people of all images in their order, in COCO's results format."""
@@ -242,22 +263,6 @@ class _Work:
             if (one.file_name in unfinished.done)
             else []
         )
-
-    def _chunks(self, images: Sequence[NumberedImage]) -> Iterator[list[tuple[NumberedImage, bytes | None]]]:
-        """Some images at a time with their files' bytes; None for what cannot be read, which is noted."""
-        chunk: list[tuple[NumberedImage, bytes | None]] = []
-        for one in images:
-            content = None
-            try:
-                content = _read(one)
-            except UserError as error:
-                self.unreadable.append(str(error))
-            chunk.append((one, content))
-            if len(chunk) == FILES_AT_ONCE or sum(len(read or b"") for _, read in chunk) > BYTES_AT_ONCE:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
 
     def _predict(self, images: Sequence[tuple[NumberedImage, bytes]], stored: Sequence[bool]) -> list[People | None]:
         """All at once; if one of them cannot be read, one by one, and None for that one."""
@@ -299,6 +304,39 @@ class _Work:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             self._undrawn += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """Images that are being drawn and noted: `images` of them, and those that cannot be read."""
+
+    futures: Sequence[Future[None]]
+    images: int
+
+    def wait(self, progress: Progress) -> None:
+        """Waits until all are done. Raises: what drawing one of them raised."""
+        for future in self.futures:
+            future.result()
+        progress.advance(self.images)
+
+
+def _chunks(images: Sequence[NumberedImage]) -> Iterator[Chunk]:
+    """Some images at a time with their files' bytes."""
+    chunk: Chunk = []
+    held = 0
+    for one in images:
+        content: bytes | UserError
+        try:
+            content = _read(one)
+            held += len(content)
+        except UserError as error:
+            content = error
+        chunk.append((one, content))
+        if len(chunk) == FILES_AT_ONCE or held > BYTES_AT_ONCE:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _read(one: NumberedImage) -> bytes:
