@@ -27,7 +27,7 @@ from model.checkpoint_files import chosen_checkpoint
 from model.checkpoint_names import Weights, Which, is_in_model_dir, model_dir_of
 from model.config import AnyConfig
 from model.inference import tflite_file
-from model.inference.encoded_images import headers
+from model.inference.encoded_images import PIXELS_AT_ONCE, headers
 from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, without_rotation
 from model.inference.people import People
 from model.inference.serving import ServingModule, round_up
@@ -65,8 +65,8 @@ class Predictor:
 
     Attributes:
       config, skeleton: the model's.
-      answer: encoded images of one canvas → the arrays of `ServingModule`, in each image's own pixels; and `masks`, lists of
-        run lengths, if masks are looked for.
+      answer: encoded images of one canvas that store no rotation → the arrays of `ServingModule`, in each image's own pixels;
+        and `masks`, lists of run lengths, if masks are looked for.
       canvas: an image's height and width → those of the canvas that it is placed on.
       max_batch: images per call of `answer`.
       score_threshold: people below it are left out.
@@ -168,10 +168,15 @@ def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None
 
 
 def _of_module(module: ServingModule, score_threshold: float | None) -> Predictor:
-    model = module.model
-    return _of_function(
-        model.config, model.skeleton, lambda images: module.serving_default(tf.constant(images, tf.string)), score_threshold
-    )
+    model, checked_files = module.model, module.checked_files()
+
+    def function(images: Sequence[bytes]) -> Mapping[str, tf.Tensor]:
+        sizes = [image_size(encoded, f"image {i + 1} of {len(images)}") for i, encoded in enumerate(images)]
+        if len(images) > 1 and sum(height * width for height, width in sizes) > PIXELS_AT_ONCE:
+            return module.serving_default(tf.constant(images, tf.string))  # type: ignore[no-any-return]  # (one after the other)
+        return checked_files(tf.constant(images, tf.string), tf.constant(sizes, tf.int32))
+
+    return _of_function(model.config, model.skeleton, function, score_threshold)
 
 
 def open_model(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from model.inference.encoded_images import READ, all_read, canvases, headers
+from model.inference.encoded_images import READ, SIDE_BY_SIDE, all_read, canvases, headers
 from model.matterport.decoding import decode_unrounded
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_head import Decoder, decode_fast
@@ -154,6 +154,49 @@ class ServingModule(tf.Module):
         """`serve_images` for one image [1, H, W, 3] of any size: no loop over images, as ONNX and TensorRT want it."""
         return self._detect_pixels(images)
 
+    def checked_files(self) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+        """A function that answers as `serving_default` does, to files whose headers have been read and checked already.
+
+        What it leaves out is most of what `serving_default` has to trace before its first answer. It is none of the signatures,
+        which strangers call.
+
+        Returns:
+          a function of string [N], JPEG or PNG files that store no rotation, N at least 1, and int32 [N, 2], their heights and
+          widths; it raises tf.errors.InvalidArgumentError for an image that cannot be decoded.
+        """
+        specs = [tf.TensorSpec([None], tf.string, name="image_bytes"), tf.TensorSpec([None, 2], tf.int32, name="size")]
+        rule = self.model.config.data.resize
+
+        def answer(image_bytes: tf.Tensor, size: tf.Tensor) -> dict[str, tf.Tensor]:
+            resized = self._resized(size)
+            canvas = round_up(tf.reduce_max(resized, axis=0))
+
+            def on_its_canvas(item: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+                encoded, wanted = item
+                return image.place(image.resize(image.decode(encoded), wanted[0], wanted[1], rule), canvas[0], canvas[1])
+
+            spec = tf.TensorSpec([None, None, 3], image.pixel_dtype(rule))
+            pixels = tf.map_fn(
+                on_its_canvas, (image_bytes, resized), fn_output_signature=spec, parallel_iterations=SIDE_BY_SIDE
+            )
+            return self._detect_resized(pixels, size, resized)
+
+        return tf.function(answer, input_signature=specs, autograph=False)  # type: ignore[no-any-return]
+
+    def _resized(self, size: tf.Tensor) -> tf.Tensor:
+        """Heights and widths [N, 2] of images → int32 [N, 2], those that the network sees them at."""
+        inference, rule = self.model.config.inference, self.model.config.data.resize
+        return tf.stack(image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge, rule), axis=-1)
+
+    def _detect_resized(self, pixels: tf.Tensor, size: tf.Tensor, resized: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The answer to images of size `resized` [N, 2] at the top left of canvases [N, H, W, 3], in pixels of size `size`."""
+        # On a canvas of its own, an image's answer is its own affair: no company in the batch changes it. (The old network has
+        # one canvas for all images.)
+        own = {} if isinstance(self.model, MaskRCNN) else {"own_canvas": round_up(resized)}
+        found = self.model.detect(pixels, resized, self._decode, **own)
+        scale = tf.cast(resized, tf.float32) / tf.cast(size, tf.float32)
+        return self._to_own_pixels(found, scale, size, self._keypoint_offset)
+
     def _detect_encoded(self, image_bytes: tf.Tensor, *, tolerant: bool) -> dict[str, tf.Tensor]:
         """The answer to N files, in pixels of each, and `status` int32 [N]; unless `tolerant`, every status is `READ`."""
         count = tf.shape(image_bytes)[0]
@@ -163,23 +206,13 @@ class ServingModule(tf.Module):
         if not tolerant:
             with tf.control_dependencies([all_read(status)]):  # nothing is decoded if one header is refused
                 image_bytes = tf.identity(image_bytes)
-        inference, rule = self.model.config.inference, self.model.config.data.resize
-        resized = tf.stack(
-            image.resized_size_tf(size[:, 0], size[:, 1], inference.short_edge, inference.max_edge, rule), axis=-1
-        )  # [N, 2]
-        resized = tf.where(tf.expand_dims(status == READ, -1), resized, 1)
+        resized = tf.where(tf.expand_dims(status == READ, -1), self._resized(size), 1)  # [N, 2]
         canvas = round_up(tf.reduce_max(resized, axis=0))
-        pixels, status = canvases(image_bytes, status, size, orientation, resized, canvas, rule)
+        pixels, status = canvases(image_bytes, status, size, orientation, resized, canvas, self.model.config.data.resize)
         if not tolerant:
             with tf.control_dependencies([all_read(status)]):
                 pixels = tf.identity(pixels)
-        # On a canvas of its own, an image's answer is its own affair: no company in the batch changes it. (The old network has
-        # one canvas for all images.)
-        own = {} if isinstance(self.model, MaskRCNN) else {"own_canvas": round_up(resized)}
-        found = self.model.detect(pixels, resized, self._decode, **own)
-        answers = self._to_own_pixels(
-            found, tf.cast(resized, tf.float32) / tf.cast(size, tf.float32), size, self._keypoint_offset
-        )
+        answers = self._detect_resized(pixels, size, resized)
         if tolerant:
             read = tf.equal(status, READ)
             answers = {
