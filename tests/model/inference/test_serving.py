@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from model.config import Norm
+from model.inference import predictor as predictor_lib
 from model.inference.encoded_images import DAMAGED, NOT_AN_IMAGE, READ, TOO_LARGE, stored_orientation
 from model.inference.serving import ServingModule, own_pixels, round_up
 from model.network.keypoint_head import Decoder
@@ -104,6 +105,25 @@ def test_same_answer_alone_or_in_company(module: ServingModule) -> None:
     together = module.serving_default(tf.constant(images))
     for row, encoded in enumerate(images):
         assert_same(module.serving_default(tf.constant([encoded])), together, 0, row)
+
+
+def test_files_whose_headers_are_known_are_answered_alike(module: ServingModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(90, 118), (150, 96), (20, 300)]
+    images = [(png, jpeg, png)[seed](image(*size, seed)) for seed, size in enumerate(sizes)]
+    expected = module.serving_default(tf.constant(images))
+    known = module.checked_files()(tf.constant(images), tf.constant(sizes))
+    assert set(known) == set(expected) and int(known["num_detections"][0]) > 0
+    for name, value in expected.items():
+        np.testing.assert_array_equal(known[name], value, err_msg=name)
+    # Images that are large together are left to the signature, which decodes them one after the other.
+    asked: list[int] = []
+    monkeypatch.setattr(ServingModule, "serving_default", lambda _, files: asked.append(len(files)) or expected)
+    predictor = predictor_lib._of_module(module, None)
+    assert len(predictor.answer(images)["scores"]) == 3 and not asked
+    monkeypatch.setattr(predictor_lib, "PIXELS_AT_ONCE", 20_000)
+    predictor.answer(images)
+    predictor.answer(images[1:2])
+    assert asked == [3]
 
 
 def test_no_convolution_lies_in_a_loop(module: ServingModule) -> None:
