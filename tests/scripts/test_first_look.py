@@ -18,7 +18,7 @@ from scripts.first_look import write_first_look
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first_look")
-    write_dataset(folder, Arguments(num_images=5, seed=0, split="val", width=96, height=72), num_workers=1)
+    write_dataset(folder, Arguments(num_images=5, seed=0, split="val", width=128, height=96), num_workers=1)
     return folder
 
 
