@@ -46,7 +46,7 @@ class Size:
 
 
 FULL = Size(num_train=2400, num_val=200, steps=2800, short_edge=192, evaluations=2, most_seconds=600.0)
-QUICK = Size(num_train=240, num_val=24, steps=120, short_edge=128, evaluations=0, most_seconds=90.0)
+QUICK = Size(num_train=120, num_val=16, steps=50, short_edge=128, evaluations=0, most_seconds=90.0)
 SEED = 0
 MOST_BASELINE_AP = 0.20  # of a mean pose in the true boxes: what a model gains without looking at limbs
 
