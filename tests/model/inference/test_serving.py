@@ -117,7 +117,12 @@ def test_files_whose_headers_are_known_are_answered_alike(module: ServingModule,
         np.testing.assert_array_equal(known[name], value, err_msg=name)
     # Images that are large together are left to the signature, which decodes them one after the other.
     asked: list[int] = []
-    monkeypatch.setattr(ServingModule, "serving_default", lambda _, files: asked.append(len(files)) or expected)
+
+    def serving_default(_: ServingModule, files: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        asked.append(len(files))
+        return expected  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ServingModule, "serving_default", serving_default)
     predictor = predictor_lib._of_module(module, None)
     assert len(predictor.answer(images)["scores"]) == 3 and not asked
     monkeypatch.setattr(predictor_lib, "PIXELS_AT_ONCE", 20_000)
