@@ -287,3 +287,20 @@ import pandas
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "seen").read_text() == "nothing"
+
+
+def test_no_garbage_is_looked_for_while_tensorflow_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("import gc\nprint(gc.isenabled())\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    code = """
+import gc
+from pipeline import command
+try:
+    command.load_tensorflow()
+except AttributeError:  # the stand-in has no devices
+    pass
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert ended.stdout.split() == ["False", "True", "True"]
