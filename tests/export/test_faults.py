@@ -93,7 +93,7 @@ def test_a_second_export_is_refused_while_the_first_lives(model_dir: Path, old_e
     assert not list(old_export.glob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_kills_at_random_moments_leave_the_old_export_and_the_next_one_sweeps_up(model_dir: Path, old_export: Path) -> None:
     """Of the whole work, nearly all of which is before the names are given; `test_a_kill_at_every_moment…` has the rest."""
     chance, before = random.Random(0), content_of(old_export)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scripts.kills import differences, run
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)  # four trainings, one after the other
 def test_trainings_that_are_killed_end_with_the_same_weights() -> None:
     (tally,) = run(["one_device"], kills=2, steps=24, seed=3)

@@ -103,7 +103,7 @@ print(mutations._try(pathlib.Path(sys.argv[1]), 0))
     assert told.stdout.startswith("a.json: took 1."), told.stdout + told.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_a_short_campaign_finds_nothing() -> None:
     command = [sys.executable, "-m", "scripts.mutations", "--count=200", "--seed=11", "--workers=2"]

@@ -234,7 +234,7 @@ def test_open_weights_reads_one_tensor_at_a_time(small_file: Path) -> None:
         assert file.read("conv1/bias").dtype == np.float32
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_full_size_file_takes_less_than_2_gb(tmp_path: Path) -> None:
     """81.5 million values, 326 MB; with TensorFlow itself, which takes about 0.5 GB."""
     path = tmp_path / "full.h5"

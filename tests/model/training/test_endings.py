@@ -201,6 +201,7 @@ def test_a_process_whose_data_are_slow_ends_well(seconds_to_end: float) -> None:
         assert ended.returncode in (0, 1) and "FATAL" not in ended.stderr, ended
 
 
+@pytest.mark.campaign
 def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,7 +271,7 @@ def test_a_missing_gpu_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch, 
     )
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_worker_that_is_killed_is_told_by_the_other_within_a_minute(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path, victim: int

@@ -283,6 +283,7 @@ except interrupt.InterruptedWorkError as error:
 """
 
 
+@pytest.mark.campaign
 def test_a_data_service_that_is_lost_is_named_and_ctrl_c_is_heard(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path
 ) -> None:
@@ -368,7 +369,7 @@ def test_two_workers_train_one_model(record_folder: RecordFolder, small_config: 
         np.testing.assert_allclose(found[path], variable, rtol=1e-3, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_where_one_worker_ends_the_other_says_so_in_a_line(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path
 ) -> None:

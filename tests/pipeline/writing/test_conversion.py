@@ -300,7 +300,7 @@ def test_damaged_notes_of_an_unfinished_conversion_cost_no_more_than_its_shards(
     assert content_of(tmp_path / "other") == content_of(finished)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_killed_by_the_system_it_goes_on(run: Convert, source: Path, finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.make_tfrecords", f"--annotations={source / 'a.json'}", "--short_edges=64,96"]
     command += [f"--images={source / 'images'}", f"--output_dir={tmp_path / 'out'}", "--num_shards=4", "--dataset_name=small"]

@@ -54,7 +54,7 @@ def peak_bytes(program: str, *arguments: Path) -> int:
     return int(done.stdout.split()[-1]) * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_all_of_cocos_annotations_need_less_than_two_and_a_half_gigabytes(shared_data: Path, tmp_path: Path) -> None:
     tool = shared_data.parent / "tools" / "make_annotations_scale.py"
     if not tool.is_file():

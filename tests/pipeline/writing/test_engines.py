@@ -201,7 +201,7 @@ def test_flink(check: Check) -> None:
     check(["--runner=FlinkRunner", f"--flink_job_server_jar={jar}", "--flink_master=[local]", "--environment_type=LOOPBACK"])
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_worker_process_ends_the_job_and_another_run_finishes_it(
     check: Check, forty_images: Path, tmp_path: Path
 ) -> None:

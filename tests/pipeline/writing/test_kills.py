@@ -39,7 +39,7 @@ def wait_for_a_shard(output: Path, alive: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)  # on a machine that may be busy
 def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(forty_images: Path, tmp_path: Path) -> None:
     content = json.loads((forty_images / "a.json").read_text())
