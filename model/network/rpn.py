@@ -121,8 +121,7 @@ def proposals(
     count = config.proposals_train if training else config.proposals_test
 
     # 1. Of each level, the anchors of the largest logits become boxes; those that are too small lose their score.
-    candidates = [level_candidates(config, top_k, *level, image_size) for level in zip(logits, deltas, anchors, strict=True)]
-    level_boxes, level_scores = zip(*candidates, strict=True)  # L × [B, k_l, 4], L × [B, k_l]
+    level_boxes, level_scores = candidates(config, top_k, logits, deltas, anchors, image_size)  # L × [B, k_l, 4], L × [B, k_l]
     num_levels = len(level_boxes)
 
     def best_of_one(*one_image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -144,21 +143,41 @@ def proposals(
     return tf.reshape(boxes, [-1, count, 4]), tf.reshape(scores, [-1, count])
 
 
-def level_candidates(
-    config: RpnConfig, top_k: int, logits: tf.Tensor, deltas: tf.Tensor, anchors: tf.Tensor, image_size: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """One level's boxes of the k largest logits, [B, k, 4], and their scores [B, k]; `NOTHING` for boxes that are too small."""
+def candidates(
+    config: RpnConfig,
+    top_k: int,
+    logits: Sequence[tf.Tensor],
+    deltas: Sequence[tf.Tensor],
+    anchors: Sequence[tf.Tensor],
+    image_size: tf.Tensor,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """What NMS chooses from: of each level the boxes of the k largest logits, L × [B, k, 4], and their scores L × [B, k];
+    `NOTHING` for boxes that are too small.
+
+    Args: as `proposals` has them.
+    """
+    best = [_best_of_level(top_k, *level) for level in zip(logits, deltas, anchors, strict=True)]
+    numbers = [scores.shape[1] or tf.shape(scores)[1] for scores, _, _ in best]  # k of each level
+    # All levels at once: TF-TRT makes an engine for each chain of operations, and so made one for each level.
+    scores, best_deltas, best_anchors = (tf.concat(of_levels, 1) for of_levels in zip(*best, strict=True))
+    boxes = box_ops.clip(box_ops.decode(best_deltas, best_anchors, DELTA_WEIGHTS), image_size)
+    candidate = box_ops.large_enough(boxes, config.min_size) & (scores > NOTHING)
+    if config.rank_by == "sigmoid":
+        scores = 1.0 / (1.0 + tf.exp(-scores))  # in these steps, so that it is 0 where torchvision's is
+    scores = tf.where(candidate, scores, NOTHING)
+    return tf.split(boxes, numbers, axis=1), tf.split(scores, numbers, axis=1)
+
+
+def _best_of_level(
+    top_k: int, logits: tf.Tensor, deltas: tf.Tensor, anchors: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One level's k largest logits [B, k], with their deltas [B, k, 4] and anchors [B, k, 4]."""
     available = logits.shape[1]
     # The size of a canvas is known late in serving.
     k = tf.minimum(top_k, tf.shape(logits)[1]) if available is None else min(top_k, available)
     scores, index = tf.math.top_k(logits, k)  # [B, k]
     anchors = tf.gather(anchors, index, batch_dims=anchors.shape.rank - 2)  # [B, k, 4], of each image's or of all images'
-    boxes = box_ops.decode(tf.gather(deltas, index, batch_dims=1), anchors, DELTA_WEIGHTS)
-    boxes = box_ops.clip(boxes, image_size)
-    candidate = box_ops.large_enough(boxes, config.min_size) & (scores > NOTHING)
-    if config.rank_by == "sigmoid":
-        scores = 1.0 / (1.0 + tf.exp(-scores))  # in these steps, so that it is 0 where torchvision's is
-    return boxes, tf.where(candidate, scores, NOTHING)
+    return scores, tf.gather(deltas, index, batch_dims=1), anchors
 
 
 def suppress(

@@ -34,8 +34,9 @@ def trace(model: KeypointRCNN, batch: dict[str, tf.Tensor], decode: Decoder, see
     for level, *of_level in zip(levels, anchors, logits, deltas, strict=True):
         own_anchors, own_logits, own_deltas = of_level
         found |= {f"anchors/{level}": own_anchors, f"objectness/{level}": own_logits, f"deltas/{level}": own_deltas}
-        candidates = rpn.level_candidates(model.config.rpn, top_k, own_logits, own_deltas, own_anchors, image_size)
-        found[f"before_nms/{level}"], found[f"before_nms_scores/{level}"] = candidates
+    candidates = rpn.candidates(model.config.rpn, top_k, logits, deltas, anchors, image_size)
+    for level, own_boxes, own_scores in zip(levels, *candidates, strict=True):
+        found |= {f"before_nms/{level}": own_boxes, f"before_nms_scores/{level}": own_scores}
     proposals, proposal_scores = rpn.proposals(model.config.rpn, logits, deltas, anchors, image_size, training=False)
     found |= {"proposals": proposals, "proposal_scores": proposal_scores}
 
