@@ -62,3 +62,4 @@ def test_one_engine_holds_nine_tenths_of_the_convolutions_of_r50_fpn(tensorrt: P
     (found,) = engines(config_lib.R50_FPN, ["serve_one_image"], tensorrt, tmp_path)
     assert found["left"] == 1, found  # the transposed convolution of the keypoint head
     assert sum(found["engines"]) == 84 and found["engines"][0] >= 0.9 * 84, found
+    assert len(found["engines"]) <= 13, found
