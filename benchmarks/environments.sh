@@ -2,7 +2,7 @@
 # Makes (once) environments of what this project is measured against or tested with, in .venv-benchmarks/ (KEYPOINT_ENVIRONMENTS names
 # another folder). Arguments name those that are wanted: `torch` (torch and torchvision, 5 GB), `tf_models` (tf-models-official,
 # 3.3 GB), both by default; `jax` (0.4 GB), `tensorflow_2_17` (the last TensorFlow with TF-TRT, and tensorflow-serving-api, 2 GB), `openvino`
-# (0.3 GB), `tensorrt_rtx` (0.4 GB), `java` (the libraries of TensorFlow for Java, with Maven; 0.5 GB).
+# (0.3 GB), `tensorrt_rtx` (0.4 GB), `tflite_runtime` (the TFLite interpreter of 2023, Python 3.11 alone, 0.1 GB), `java` (the libraries of TensorFlow for Java, with Maven; 0.5 GB).
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 [ $# -gt 0 ] || set -- torch tf_models
 for name in "$@"; do

@@ -32,9 +32,10 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
 
     Args:
       content: the float file.
-      kind: "float16": weights as float16, computed in float32. "dynamic": weights as int8, activations quantised on the fly.
-        "int8": the heads in int8 arithmetic with ranges from `calibration`, backbone, pyramid and RPN with int8 weights alone,
-        since proposals suffer most. "int8_all": int8 arithmetic in every convolution.
+      kind: "float16": weights as float16, computed in float32. "dynamic": weights as int8, activations quantised on the fly,
+        except those of the transposed convolution. "int8": the heads in int8 arithmetic with ranges from `calibration`,
+        backbone, pyramid and RPN with int8 weights alone, since proposals suffer most. "int8_all": int8 arithmetic in every
+        convolution.
       calibration: images [H, W, 3] of the file's size.
       signature: whose input `images` they are.
 
@@ -55,8 +56,10 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
                 weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
             )
             made.update_quantization_recipe(EVERYWHERE, layer, as_float16, algorithm_manager.AlgorithmName.FLOAT_CASTING)
-        elif kind == "dynamic":
+        elif kind == "dynamic" and layer != names.CONV_2D_TRANSPOSE:  # which interpreters of 2023 refuse
             made.add_dynamic_config(EVERYWHERE, layer, 8)
+        elif kind == "dynamic":
+            made.add_weight_only_config(EVERYWHERE, layer, 8)
         elif kind == "int8":  # of two recipes that fit, the later one holds
             made.add_weight_only_config(EVERYWHERE, layer, 8)
             made.add_static_config(HEADS, layer, 8, 8)

@@ -1,4 +1,4 @@
-"""What other runtimes make of the exports: another TensorFlow, OpenVINO, TensorRT-RTX, TensorFlow for Java.
+"""What other runtimes make of the exports: another TensorFlow, an old TFLite, OpenVINO, TensorRT-RTX, TensorFlow for Java.
 
 Each lies in an environment of its own (see tests/foreign.py); where it is missing, its test is skipped.
 """
@@ -18,6 +18,8 @@ import tensorflow as tf
 from PIL import Image
 
 from export import onnx_model
+from export.tflite import SIGNATURE, random_images
+from export.tflite_quantized import Kind, quantize
 from model.inference.serving import ServingModule
 from model.model_dir import load_model
 from model.network.keypoint_head import decode_fast
@@ -30,6 +32,11 @@ from tests import foreign
 @pytest.fixture(scope="session")
 def tensorflow_2_17() -> Path:
     return foreign.interpreter("tensorflow_2_17")
+
+
+@pytest.fixture(scope="session")
+def tflite_runtime() -> Path:
+    return foreign.interpreter("tflite_runtime")
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +75,29 @@ def test_an_older_tensorflow_gives_the_same_answers(
         assert set(old) == set(new) and new["default/num_detections"].min() > 0
         for key in new:
             np.testing.assert_allclose(old[key], new[key], rtol=1e-5, atol=1e-4, err_msg=key)
+
+
+def test_a_tflite_interpreter_of_2023_gives_the_same_answers(tflite_runtime: Path, exported: Path, tmp_path: Path) -> None:
+    """To the float file and that in float16; it runs those in int8, too."""
+    pixels = list(random_images(96, 128, 3))
+    named: dict[str, Any] = {str(number): image[None] for number, image in enumerate(pixels)}
+    np.savez(tmp_path / "images.npz", **named)
+    content = (exported / "keypoint_rcnn.tflite").read_bytes()
+    (tmp_path / "float.tflite").write_bytes(content)
+    kinds: tuple[Kind, ...] = ("float16", "dynamic", "int8", "int8_all")
+    for kind in kinds:
+        (tmp_path / f"{kind}.tflite").write_bytes(quantize(content, kind, pixels, SIGNATURE))
+    files = sorted(tmp_path.glob("*.tflite"))
+    arguments = (tmp_path / "images.npz", tmp_path / "old.npz", *files)
+    assert foreign.run(tflite_runtime, "ask_tflite.py", "tflite_runtime", *arguments).strip() == "2.14.0"
+    arguments = (tmp_path / "images.npz", tmp_path / "new.npz", *files)
+    foreign.run(Path(sys.executable), "ask_tflite.py", "ai_edge_litert", *arguments)
+    with np.load(tmp_path / "old.npz") as old, np.load(tmp_path / "new.npz") as new:
+        assert set(old) == set(new) and new["float.tflite/0/num_detections"].min() > 0
+        for key in new:
+            assert old[key].shape == new[key].shape and np.isfinite(old[key]).all(), key
+            if key.startswith("float"):  # int8 of random weights says nothing: rounding decides who is found
+                np.testing.assert_allclose(old[key], new[key], rtol=1e-4, atol=1e-3, err_msg=key)
 
 
 @pytest.fixture(scope="module")
