@@ -14,7 +14,7 @@ import numpy.typing as npt
 from export.compare import Answer, ConversionError
 from model.inference import two_stages
 
-Runtime = Literal["saved_model", "tflite", "tflite_parts", "onnx"]
+Runtime = Literal["saved_model", "tflite", "tflite_parts", "tflite_sizes", "onnx"]
 Pixels = npt.NDArray[np.uint8]
 
 _TWO_STAGES = Path(two_stages.__file__).read_text().replace("from __future__ import annotations\n", "")
@@ -23,6 +23,13 @@ from __future__ import annotations
 import sys
 import numpy as np
 model, pixels, answers = sys.argv[1:]
+"""
+_SEVERAL_SIGNATURES = f"""
+{_TWO_STAGES}
+from ai_edge_litert.interpreter import Interpreter
+signatures = runner(Interpreter(model_path=model))
+run = lambda p: signatures(images=p)
+allowed = {{"ai_edge_litert"}}
 """
 _LOAD: dict[Runtime, str] = {
     "saved_model": """
@@ -39,13 +46,8 @@ signature = interpreter.get_signature_runner("serve_images")
 run = lambda p: signature(images=p)
 allowed = {"ai_edge_litert"}
 """,
-    "tflite_parts": f"""
-{_TWO_STAGES}
-from ai_edge_litert.interpreter import Interpreter
-two_stages = TwoStages(Interpreter(model_path=model))
-run = lambda p: two_stages(images=p)
-allowed = {{"ai_edge_litert"}}
-""",
+    "tflite_parts": _SEVERAL_SIGNATURES,
+    "tflite_sizes": _SEVERAL_SIGNATURES,
     "onnx": """
 import onnxruntime
 options = onnxruntime.SessionOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from model import config as config_lib
@@ -77,6 +78,15 @@ def notes_for_pixels(config: AnyConfig, skeleton: Skeleton) -> dict[str, Any]:
         "suggested_keypoint_score": UNSURE,
         "config": config_lib.to_json(config),
         "skeleton": skeleton.to_json(),
+    }
+
+
+def sizes_notes(sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Which signature of a TFLite file of several sizes an image is given to."""
+    return {
+        "signatures": list(sizes),
+        "sizes": {name: {"height": height, "width": width} for name, (height, width) in sizes.items()},
+        "choice": "the signature whose height and width make the scale of the letterbox largest, and of equals the smallest",
     }
 
 

@@ -50,7 +50,8 @@ class Comparison:
       sure: the same, of the model's detections with a score of `SURE` or more.
       more: detections of the artifact beyond the number of the model's.
       box_pixels, keypoint_pixels, score: largest and mean difference to the nearest box of the artifact, where it is alike.
-      worst: index of the image with the fewest counterparts, then the largest difference of a keypoint.
+      worst: index of the image with the most detections of `SURE` or more without a counterpart; of equals, with the largest
+        difference of such a one's keypoint; then with the most without a counterpart at every score, and the most of `SURE`.
     """
 
     equal: Agreement
@@ -126,7 +127,9 @@ def compare(expected: Sequence[Answer], answers: Sequence[Answer], sigmas: Seque
         equal, alike = equal + equal_here, alike + Agreement(len(pairs), count)
         sure += Agreement(sum(i < number_sure for i, _ in pairs), number_sure)
         more += max(0, int(other["num_detections"][0]) - count)
-        badness.append((count - equal_here.matched, max((points for _, points, _ in here), default=0.0)))
+        missing_sure = number_sure - agreement(reference, other, SURE).matched
+        largest = max((points for (i, _), (_, points, _) in zip(pairs, here, strict=True) if i < number_sure), default=0.0)
+        badness.append((missing_sure, largest, count - equal_here.matched, number_sure))
     box, points, score = (
         ((max(values), float(np.mean(values))) if values else (0.0, 0.0))
         for values in ([difference[k] for difference in differences] for k in range(3))

@@ -89,7 +89,8 @@ class Questions:
     """Images on which artifacts are compared, and the model's answers to them.
 
     Attributes:
-      images: the first `fixed` have the size that a TFLite file takes; the last has another.
+      images: the first `fixed` have the size that a TFLite file takes; behind them lie those of the other `tflite.sizes`, if a
+        file of several is asked; the last has a size that is no multiple of 32.
       expected: the model's answers.
       blank: a black image of the first size, on which a trained model finds nobody. It is asked, and not compared: what a model
         sees in nothing is a matter of the last bits.
@@ -100,11 +101,22 @@ class Questions:
     fixed: int
     blank: Pixels
 
+    def number_for(self, artifact: Artifact) -> int:
+        """How many of the images it takes: the first of them."""
+        if artifact.format.runtime == "tflite_sizes":
+            return len(self.images) - 1
+        return self.fixed if artifact.format.is_tflite else len(self.images)
 
-def questions(module: ServingModule, images: Sequence[Pixels]) -> Questions:
-    """Images of one size, and beside them one of a size that is no multiple of 32."""
+
+def questions(module: ServingModule, images: Sequence[Pixels], *, several_sizes: bool = False) -> Questions:
+    """Images of one size, and beside them one of a size that is no multiple of 32; between them turned and square ones of
+    `tflite.sizes`, if `several_sizes`.
+    """
     height, width, _ = images[0].shape
-    asked = [*images, np.ascontiguousarray(images[0][: height - 5, : width - 11])]
+    short = min(height, width)
+    others = [np.rot90(images[0]), images[0][:short, :short]] if several_sizes else []
+    others.append(images[0][: height - 5, : width - 11])
+    asked = [*images, *map(np.ascontiguousarray, others)]
     expected: list[Answer] = [{k: v.numpy() for k, v in module.serve_images(tf.constant(one[None])).items()} for one in asked]
     return Questions(asked, expected, len(images), np.zeros_like(images[0]))
 
@@ -115,7 +127,7 @@ def examine(artifact: Artifact, asked: Questions, bars: Bars, skeleton: Skeleton
     Raises:
       ConversionError: it cannot be run, its answers have other shapes or are not finite, or it is below its bar.
     """
-    number = asked.fixed if artifact.format.is_tflite else len(asked.images)
+    number = asked.number_for(artifact)
     answers = ask(artifact.format.runtime, artifact.path, [*asked.images[:number], asked.blank], folder)
     title, wanted = artifact.format.title, {name: value.shape for name, value in asked.expected[0].items()}
     for answer in answers:

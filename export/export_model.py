@@ -14,7 +14,8 @@ from model.checkpoint_names import define_weights, define_which
 from pipeline import command
 
 FORMATS = (
-    "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_int8_all", "tflite_parts", "onnx",
+    "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_int8_all", "tflite_parts",
+    "tflite_sizes", "onnx",
     "tf_trt",
 )  # fmt: skip
 
@@ -26,8 +27,8 @@ flags.DEFINE_integer("version", None, "The version of the SavedModel; by default
 flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
-    f"What to write: some of {', '.join(FORMATS)}; or all, which leaves out tflite_int8_all and "
-    "tflite_parts. A format that this machine cannot "
+    f"What to write: some of {', '.join(FORMATS)}; or all, which leaves out tflite_int8_all, "
+    "tflite_parts and tflite_sizes. A format that this machine cannot "
     "make says why, and does not stop the others.",
     flag_values=FLAGS,
 )

@@ -51,10 +51,12 @@ FORMATS: Mapping[str, Format] = {
     "tflite_int8": Format("TFLite int8", ".int8.tflite", "tflite", False, "int8"),
     "tflite_int8_all": Format("TFLite int8 everywhere", ".int8_all.tflite", "tflite", False, "int8_all"),
     "tflite_parts": Format("TFLite in two parts", ".parts.tflite", "tflite_parts", True),
+    "tflite_sizes": Format("TFLite of three sizes", ".sizes.tflite", "tflite_sizes", True),
     "onnx": Format("ONNX", ".onnx", "onnx", True),
     "tf_trt": Format("TF-TRT", "", "saved_model", False),
 }
-EXTRAS = ("tflite_int8_all", "tflite_parts")  # the fast one, and the one for delegates: made only if they are named
+# The fast one, the one for delegates, and the one that has landscape, portrait and square: made only if they are named.
+EXTRAS = ("tflite_int8_all", "tflite_parts", "tflite_sizes")
 OF_ALL = tuple(name for name in FORMATS if name not in EXTRAS)
 
 
@@ -77,6 +79,11 @@ class Artifact:
     @property
     def format(self) -> Format:
         return FORMATS[self.name]
+
+    @property
+    def shown(self) -> str:
+        """The file's name, or the version of a folder with its name: relative to the folder of the export."""
+        return f"{self.final.parent.name}/{self.final.name}" if self.path.is_dir() else self.final.name
 
     def files(self) -> list[Path]:
         return sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]

@@ -117,6 +117,8 @@ class Making:
         """Raises: MissingError, if a package is missing, or the model is one that has no such form."""
         if form.runtime == "tflite_parts":
             return self._tflite_parts()
+        if form.runtime == "tflite_sizes":
+            return self._tflite_sizes()
         if form.quantised is None:
             return self._float_tflite
         ranges = f", ranges from {self.ranges.origin}" if form.has_ranges else ""
@@ -141,13 +143,29 @@ class Making:
         tflite.check_file(content, model)
         return content
 
+    def _tflite_sizes(self) -> bytes:
+        model, fit = self.source.module.model, self.fit
+        if fit.height == fit.width:
+            raise MissingError(
+                f"{fit.height}×{fit.width} is a square, which is its own portrait; give --tflite_width another value"
+            )
+        shown = ", ".join(f"{height}×{width}" for height, width in tflite.sizes(fit.height, fit.width).values())
+        self.report(f"{FORMATS['tflite_sizes'].title}: converting for images of {shown}")
+        content = tflite.convert_sizes(model, fit.height, fit.width, self.temporary)
+        tflite.check_file(content, model)
+        return content
+
     def _sidecar(self, path: Path, final: Path, form: Format) -> dict[str, Any]:
-        in_parts = form.runtime == "tflite_parts"
+        signatures: dict[str, Any] = {"signature": tflite.SIGNATURE}
+        if form.runtime == "tflite_parts":
+            signatures = {"signatures": list(tflite.PARTS)}
+        if form.runtime == "tflite_sizes":
+            signatures = client_notes.sizes_notes(tflite.sizes(self.fit.height, self.fit.width))
         return {
-            **({"signatures": list(tflite.PARTS)} if in_parts else {"signature": tflite.SIGNATURE}),
             "file": final.name,
             "sha256": sha256_of(path),
             **client_notes.letterbox_notes(self.fit.height, self.fit.width),
+            **signatures,
             **self.source.notes,
         }
 

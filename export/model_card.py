@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from export import client_notes
+from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS
 from export.examination import Conditions, Examined
 from export.saved_model import versions
 from model.config import AnyConfig, Config
@@ -35,6 +36,9 @@ def card(
         found=found,
         conditions=conditions,
         own=conditions.model_ap,
+        box_pixels=BOX_PIXELS,
+        keypoint_pixels=KEYPOINT_PIXELS,
+        alike=ALIKE,
         name=name,
         config=model.config,
         network=_network(model.config),

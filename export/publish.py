@@ -111,17 +111,25 @@ def export_model(
     ):
         _check_other_model(output_dir, name, source.weights, overwrite)
         number = saved_model.choose_version(output_dir / name, version) if in_versions else 0
-        asked = questions(source.module, compared.images)
         making = Making(source, output_dir, name, number, fit, tflite_static_shapes, ranges, temporary, report)
-        found = _examined(making, formats, asked, bars)
-        time_them(found, compared.images[0])
-        own = _measured_ap(found, split, bars, source.module, report)
-        conditions = _conditions(found, compared, ranges, split, own)
-        pages = report_page.pages(found, making.missing, asked, conditions, model, source.weights, name)
-        card = model_card.card(found, conditions, model, source.weights, name)
-        written = _give_names(found, output_dir, pages, card)  # from here on only names are given
+        written = _write_what_passes(making, formats, compared, split, bars)
     _check_all_made(formats, making.missing)
     return written
+
+
+def _write_what_passes(
+    making: Making, formats: Sequence[str], compared: Sample, split: Split | None, bars: Bars
+) -> dict[str, Path]:
+    """Makes the artifacts, examines and measures them, and gives those names that pass; `export_model` says the rest."""
+    module, weights = making.source.module, making.source.weights
+    asked = questions(module, compared.images, several_sizes="tflite_sizes" in chosen(formats))
+    found = _examined(making, formats, asked, bars)
+    time_them(found, compared.images[0])
+    own = _measured_ap(found, split, bars, module, making.report)
+    conditions = _conditions(found, compared, making.ranges, split, own)
+    pages = report_page.pages(found, making.missing, asked, conditions, module.model, weights, making.name)
+    card = model_card.card(found, conditions, module.model, weights, making.name)
+    return _give_names(found, making.output_dir, pages, card)  # from here on only names are given
 
 
 def _check_arguments(

@@ -12,6 +12,7 @@ from export.compare import ALIKE, BOX_PIXELS, KEYPOINT_PIXELS, SURE, Answer, com
 from export.examination import ROUNDS, Ap, Conditions, Examined, Questions, threads
 from export.formats import FORMATS
 from export.saved_model import versions
+from export.tflite import sizes
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import PEOPLE_AT_ONCE, KeypointRCNN
 from pipeline.drawing import draw_people, drawn_people
@@ -84,13 +85,13 @@ def _about(one: Examined, model_ap: Ap | None, width: int, height: int, skeleton
         f"serve_one_image{'' if skeleton.classes else ', raw'}: uint8 [1, height, width, 3]",
         "tflite": f"serve_images: {one_size}",
         "tflite_parts": f"find_people: {one_size}; find_keypoints: float32 [{PEOPLE_AT_ONCE}, 4], p2…p5 of find_people",
+        "tflite_sizes": "; ".join(f"{name}: uint8 [1, {h}, {w}, 3]" for name, (h, w) in sizes(height, width).items()),
         "onnx": "uint8 [1, height, width, 3]",
     }
-    path = artifact.final
     return {
         "format": artifact.name,
         "title": artifact.format.title,
-        "path": f"{path.parent.name}/{path.name}" if artifact.path.is_dir() else path.name,
+        "path": artifact.shown,
         "signature": signatures[artifact.format.runtime],
         "bytes": artifact.bytes(),
         "sha256": artifact.sha256(),

@@ -29,6 +29,7 @@ Pixels = npt.NDArray[np.uint8]
 LARGEST_SIDE = 8192  # pixels; the most that a conversion prepares
 SIGNATURE = two_stages.WHOLE
 PARTS = (two_stages.FIND_PEOPLE, two_stages.FIND_KEYPOINTS)
+SIZES = two_stages.SIZES
 # A converter that misses the variables writes these, a file without weights, and no error.
 VARIABLE_OPERATORS = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
@@ -72,6 +73,23 @@ def convert_parts(model: KeypointRCNN, height: int, width: int, folder: Path) ->
     """
     stages = (parts.find_people(model, height, width), parts.find_keypoints(model, height, width, PEOPLE_AT_ONCE))
     return _converted(model, dict(zip(PARTS, stages, strict=True)), folder)
+
+
+def sizes(height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Height and width of each of `SIZES`: the canvas and the same turned, and the square of its short edge."""
+    short, long = sorted((height, width))
+    return dict(zip(SIZES, ((short, long), (long, short), (short, short)), strict=True))
+
+
+def convert_sizes(model: KeypointRCNN | MaskRCNN, height: int, width: int, folder: Path) -> bytes:
+    """The model as a TFLite file with a signature for each of `sizes`: the converter writes equal weights once.
+
+    Args:
+      model, height, width, folder: as for `convert`.
+    """
+    module = ServingModule(model)
+    functions = {name: module.serve_images_of_size(*size) for name, size in sizes(height, width).items()}
+    return _converted(model, functions, folder)
 
 
 def _converted(

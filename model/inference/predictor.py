@@ -398,9 +398,5 @@ def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
 def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
     file = tflite_file.read(path)
     threshold = _threshold(file.config, score_threshold)
-    answer, height, width = file.runner()
-
-    def canvas(_height: int, _width: int) -> tuple[int, int]:
-        return height, width
-
+    answer, canvas = file.runner()
     return Predictor(file.config, file.skeleton, answer, canvas, max_batch=1, score_threshold=threshold)

@@ -1,4 +1,4 @@
-"""A TFLite file with the JSON beside it: the network for images of one size, and what its user must know."""
+"""A TFLite file with the JSON beside it: the network for images of one size or a few, and what its user must know."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from model import config as config_lib
 from model.config import AnyConfig
-from model.inference.image_input import letterbox
-from model.inference.two_stages import runner
+from model.inference.image_input import image_size, letterbox
+from model.inference.two_stages import runner, sizes_taken
 from pipeline.command import UserError
 from pipeline.files import open_regular, read_json
 from pipeline.skeleton import Skeleton
@@ -30,19 +30,25 @@ class TFLiteFile:
     config: AnyConfig
     skeleton: Skeleton
 
-    def runner(self) -> tuple[Callable[[Sequence[bytes]], Mapping[str, Any]], int, int]:
-        """A function that answers for one encoded image in the image's own pixels, and the height and width that it works at.
+    def runner(self) -> tuple[Callable[[Sequence[bytes]], Mapping[str, Any]], Callable[[int, int], tuple[int, int]]]:
+        """A function that answers for one encoded image in the image's own pixels; and one from an image's height and width to
+        those of the canvas on which the first sees it.
 
         Raises:
           UserError: not a TFLite file of this project.
         """
         run = _runner(self.path)
-        height, width = _size_taken(run)
+        sizes = sizes_taken(run)
         rule, offset = self.config.data.resize, self.config.data.keypoint_offset
+
+        def canvas(height: int, width: int) -> tuple[int, int]:
+            """The size in which the image is largest; of equals the smallest."""
+            return min(sizes, key=lambda size: (-min(size[0] / height, size[1] / width), size[0] * size[1]))
 
         def answer(images: Sequence[bytes]) -> Mapping[str, Any]:
             (encoded,) = images
-            pixels, inside, own = letterbox(encoded, height, width, rule)
+            size = canvas(*image_size(encoded, "an image")) if len(sizes) > 1 else sizes[0]
+            pixels, inside, own = letterbox(encoded, *size, rule)
             found = run(images=pixels[None])
             factor = np.array([own[1] / inside[1], own[0] / inside[0]], np.float32)  # x, y
             limit = np.array([own[1], own[0]] * 2, np.float32)
@@ -53,7 +59,7 @@ class TFLiteFile:
                 "keypoints": (found["keypoints"] + offset) * factor - offset,
             }
 
-        return answer, height, width
+        return answer, canvas
 
 
 def read(path: Path) -> TFLiteFile:
@@ -81,9 +87,16 @@ def read(path: Path) -> TFLiteFile:
 
 
 def size_of(path: Path, flag: str) -> tuple[int, int]:
-    """Height and width of the images that a TFLite file takes; `flag` names it. Raises: UserError for any other file."""
+    """Height and width of the images that a TFLite file takes; `flag` names it.
+
+    Raises:
+      UserError: any other file, or one that takes several sizes.
+    """
     _sha256_of(path, flag)
-    return _size_taken(_runner(path, flag))
+    first, *others = sizes_taken(_runner(path, flag))
+    if others:
+        raise UserError(f"{flag}={path}: takes images of several sizes; name the file of --formats=tflite")
+    return first
 
 
 def _sha256_of(path: Path, flag: str) -> str:
@@ -95,13 +108,8 @@ def _sha256_of(path: Path, flag: str) -> str:
         raise UserError(f"{flag}={path}: cannot be read as a TFLite file ({error.strerror or error}); name another") from None
 
 
-def _size_taken(run: Any) -> tuple[int, int]:
-    _, height, width, _ = run.get_input_details()["images"]["shape"]
-    return int(height), int(width)
-
-
 def _runner(path: Path, flag: str = "--model") -> Any:
-    """The function `serve_images` of a TFLite file."""
+    """What `two_stages.runner` gives of a TFLite file."""
     from ai_edge_litert.interpreter import Interpreter  # who has no TFLite file need not have it
 
     try:

@@ -1,4 +1,4 @@
-"""Runs a TFLite file: by its signature `serve_images`, or by the two of a file whose stages are signatures of their own.
+"""Runs a TFLite file: by its signature `serve_images`, by that of the image's size, or by the two of a file in two stages.
 
 It needs NumPy and nothing of this project, so that it can be copied to where such a file is run.
 """
@@ -11,6 +11,7 @@ import numpy as np
 
 WHOLE = "serve_images"
 FIND_PEOPLE, FIND_KEYPOINTS = "find_people", "find_keypoints"
+SIZES = ("serve_landscape", "serve_portrait", "serve_square")
 LEVELS = ("p2", "p3", "p4", "p5")
 
 
@@ -21,11 +22,37 @@ def runner(interpreter: Any) -> Any:
       interpreter: of ai-edge-litert or tf.lite.
 
     Raises:
-      ValueError: the file has neither `serve_images` nor both stages.
+      ValueError: the file has neither `serve_images`, nor one for each size, nor both stages.
     """
-    if {FIND_PEOPLE, FIND_KEYPOINTS} <= set(interpreter.get_signature_list()):
+    signatures = set(interpreter.get_signature_list())
+    if {FIND_PEOPLE, FIND_KEYPOINTS} <= signatures:
         return TwoStages(interpreter)
+    if set(SIZES) <= signatures:
+        return BySize(interpreter)
     return interpreter.get_signature_runner(WHOLE)
+
+
+def sizes_taken(run: Any) -> list[tuple[int, int]]:
+    """Height and width of the images that what `runner` gave takes: one size, or several."""
+    if isinstance(run, BySize):
+        return run.sizes
+    _, height, width, _ = run.get_input_details()["images"]["shape"]
+    return [(int(height), int(width))]
+
+
+class BySize:
+    """A signature for each size of `images`."""
+
+    def __init__(self, interpreter: Any) -> None:
+        runners = [interpreter.get_signature_runner(name) for name in SIZES]
+        self._by_size = {sizes_taken(run)[0]: run for run in runners}
+        self.sizes = list(self._by_size)
+
+    def __call__(self, images: Any) -> Any:
+        _, height, width, _ = images.shape
+        if (height, width) not in self._by_size:
+            raise ValueError(f"images {list(images.shape)}: must have one of the sizes {self.sizes}")
+        return self._by_size[height, width](images=images)
 
 
 class TwoStages:

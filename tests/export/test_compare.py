@@ -55,3 +55,11 @@ def test_those_of_whom_the_model_is_sure_are_counted_apart() -> None:
     ):
         compared = compare([reference], [found], None)
         assert (compared.alike, compared.sure) == (Agreement(alike, 2), Agreement(sure, 1))
+
+
+def test_the_worst_image_is_one_whose_people_are_shown() -> None:
+    unsure, sure = answer([A, B], [0.2, 0.1], [P, Q]), answer([A], [0.9], [P])
+    nobody, moved = answer([A], [0.0], [P], count=0), answer([A], [0.9], [[1.3, 1, 2, 2]])
+    assert compare([unsure, sure], [nobody, moved], None).worst == 1  # two are missing in the first, and none would be drawn
+    assert compare([unsure, sure, sure], [unsure, sure, nobody], None).worst == 2
+    assert compare([unsure, sure], [unsure, sure], None).worst == 1
