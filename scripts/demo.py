@@ -8,7 +8,7 @@ Every stage is a public command, shown as it would be typed; the first ends with
 finished stages are reused and an unfinished one goes on; another number of images or steps is made anew. The status is 1 if a
 stage fails. With --min_ap it is 1, too, if the model falls below that keypoint AP on images that it was not trained on: a run
 by default reaches 0.61, a short one less. --quick goes the whole path in a minute and a half, with few and small images and too
-few steps to learn much.
+few steps to learn much, and exports a SavedModel alone.
 Relative paths start at the repository.
 """
 
@@ -34,6 +34,7 @@ class Size:
       steps: of training.
       short_edge: pixels of the images as the network sees them; the long edge has at most twice as many.
       evaluations: while training, for the curve.
+      formats: of the export, with commas between.
       most_seconds: what all stages are meant to take on two free cores, after set-up.
     """
 
@@ -42,11 +43,15 @@ class Size:
     steps: int
     short_edge: int
     evaluations: int
+    formats: str
     most_seconds: float
 
 
-FULL = Size(num_train=2400, num_val=200, steps=2800, short_edge=192, evaluations=2, most_seconds=600.0)
-QUICK = Size(num_train=120, num_val=16, steps=50, short_edge=128, evaluations=0, most_seconds=90.0)
+FULL = Size(
+    num_train=2400, num_val=200, steps=2800, short_edge=192, evaluations=1, formats="saved_model,tflite", most_seconds=600.0
+)
+QUICK = Size(num_train=120, num_val=16, steps=50, short_edge=128, evaluations=0, formats="saved_model", most_seconds=90.0)
+FORMATS = {"saved_model": "SavedModel", "tflite": "TFLite"}
 SEED = 0
 MOST_BASELINE_AP = 0.20  # of a mean pose in the true boxes: what a model gains without looking at limbs
 
@@ -213,11 +218,12 @@ def _evaluate(files: DemoFiles) -> Stage:
 def _export(files: DemoFiles) -> Stage:
     return Stage(
         name="export",
-        title="Export as SavedModel and TFLite",
+        title=f"Export as {' and '.join(FORMATS[name] for name in size().formats.split(','))}",
         commands=[
             (
                 "-m", "export.export_model", f"--model={files.model}", f"--output_dir={files.exported}",
                 f"--name={MODEL_NAME}", "--version=1", f"--check_images={files.images('val')}",
+                f"--formats={size().formats}",
             )
         ],
         reads=(files.model, files.images("val")),

@@ -39,6 +39,7 @@ def test_a_quick_look_has_the_same_stages_on_less(files: DemoFiles, capsys: pyte
     lines = {stage.name: " ".join(word for command in stage.commands for word in command) for stage in quick}
     assert "--num_images=30" in lines["look"] and f"--num_images={demo.QUICK.num_train}" in lines["data"]
     assert f"--steps={demo.QUICK.steps}" in lines["train"] and "--eval_split" not in lines["train"]
+    assert "--formats=saved_model " in lines["export"] + " " and [stage.title for stage in quick][5] == "Export as SavedModel"
     assert f"--short_edges={demo.QUICK.short_edge}" in lines["records"] and "--quick" in lines["report"]
     assert demo._conclude(files, 20.0, 10.0) == []
     assert "This was a quick look" in capsys.readouterr().out
