@@ -37,9 +37,11 @@ marks = [(time.perf_counter(), time.process_time())]
 mark = lambda: marks.append((time.perf_counter(), time.process_time()))
 from pipeline import command
 command.load_tensorflow()
-from model.inference.predictor import open_model
+from model.inference import predictor as predictor_lib
 mark()
-predictor = open_model(sys.argv[1])
+if hasattr(predictor_lib, "expect_few_images"):  # as model.predict does for one image
+    predictor_lib.expect_few_images()
+predictor = predictor_lib.open_model(sys.argv[1])
 mark()
 content = Path(sys.argv[2]).read_bytes()
 for _ in range(2):

@@ -186,6 +186,7 @@ def _images() -> None:
     from model.inference.image_folder import predict_files, summary_text
     from model.inference.image_names import annotated, numbered, read_image_names
     from model.inference.image_source import find_images
+    from model.inference.predictor import FEW_IMAGES, expect_few_images
 
     save = set(FLAGS.save if FLAGS.draw else [what for what in FLAGS.save if what != "images"])
     named = FLAGS.annotations is not None  # whose names may lead into folders below
@@ -196,6 +197,8 @@ def _images() -> None:
     else:
         images, left_out = annotated(Path(FLAGS.input), files, read_image_names(FLAGS.annotations), FLAGS.annotations)
         notes += left_out
+    if len(images) <= FEW_IMAGES:
+        expect_few_images()
     predictor = _predictor()
     if FLAGS.batch_size is not None:
         predictor = dataclasses.replace(predictor, max_batch=min(FLAGS.batch_size, predictor.max_batch))

@@ -45,6 +45,7 @@ from pipeline.skeleton import Skeleton
 CHECKSUMS = "sha256.json"  # among a SavedModel's assets: of its other files
 MAX_BATCH = 16
 BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
+FEW_IMAGES = 8  # for which it does not pay to optimize the graph
 Answer = Mapping[str, Any]  # arrays by name
 DECODERS: Mapping[str, Decoder] = {"fast": decode_fast, "reference": decode_reference}  # values of --decoder
 
@@ -154,6 +155,15 @@ class Predictor:
             for encoded, name in zip(images, names, strict=True):  # which of them was it?
                 decoded(encoded, name)
             raise
+
+
+def expect_few_images() -> None:
+    """Tells TensorFlow, for the whole process, to take graphs as they are: for a program that asks for a few images and ends.
+
+    Its optimizer takes a second of processor time before the first answer, a quarter of what that answer costs a small model.
+    Over many images it may be worth that, on a GPU above all. Answers differ by rounding at most.
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def model_predictor(model: KeypointRCNN, *, score_threshold: float | None = None, decode: Decoder = decode_fast) -> Predictor:
