@@ -187,7 +187,7 @@ class TrainConfig:
     scale_learning_rate: bool = False
     reference_batch_size: int = 16
     schedule: Literal["steps", "cosine"] = "steps"
-    decay_at: tuple[float, ...] = (7 / 9, 8 / 9)  # shares of `steps` after which the rate falls to a tenth
+    decay_at: tuple[float, ...] = (7 / 9, 25 / 27)  # shares of `steps` after which the rate falls to a tenth
     warmup_steps: int = 1000
     warmup_factor: float = 0.001
     optimizer: Literal["sgd", "adamw"] = "sgd"

@@ -79,7 +79,7 @@ def test_lists_are_taken_as_people_write_them(text: str) -> None:
 
 
 def test_a_message_shows_a_list_as_it_can_be_given() -> None:
-    with pytest.raises(UserError, match=r"train\.decay_at is 0\.7777777777777778,0\.8888888888888888; give"):
+    with pytest.raises(UserError, match=r"train\.decay_at is 0\.7777777777777778,0\.9259259259259259; give"):
         override(TINY, ["train.decay_at=late"])
     with pytest.raises(UserError, match=r"data\.flip is false; give"):
         override(TINY, ["data.flip=maybe"])
