@@ -30,12 +30,17 @@ from pipeline import command
 from pipeline.command import UserError, say
 
 REPOSITORY = Path(__file__).parents[1]
+# Loss scaling, a moving average, and evaluations.
+_ALL = ("--precision=mixed_float16", "--set=train.ema_decay=0.9", "--eval_every=8")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "one_device": (),
     "evaluation": ("--eval_every=8",),
     "loss_scaling": ("--precision=mixed_float16",),
+    "moving_average": ("--set=train.ema_decay=0.9",),
     "two_replicas": ("--strategy=mirrored", "--cpu_devices=2"),
     "two_workers": ("--strategy=multi_worker",),
+    "two_replicas_all": ("--strategy=mirrored", "--cpu_devices=2", *_ALL),
+    "two_workers_all": ("--strategy=multi_worker", *_ALL),
 }
 SMALL = (
     "--preset=tiny",
@@ -112,12 +117,12 @@ class Training:
             *SMALL,
             *VARIANTS[variant],
         ]
-        if variant == "evaluation":
+        if any(flag.startswith("--eval_every=") for flag in VARIANTS[variant]):
             arguments += ["--eval_split=val", f"--eval_annotations={data / 'val.json'}"]
         self.output = model_dir.with_suffix(".txt")
         self._processes = []
         with self.output.open("ab") as output:
-            for environment in _environments(2 if variant == "two_workers" else 1):
+            for environment in _environments(2 if "--strategy=multi_worker" in VARIANTS[variant] else 1):
                 self._processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "model.train", *arguments],
