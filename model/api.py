@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,14 @@ from model.evaluation.consistency import check_images, check_keypoints, checksum
 from model.evaluation.evaluator import Figures, evaluate_results, with_sigmas
 from model.evaluation.figures_table import table
 from model.evaluation.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
+from model.evaluation.share import Share
 from model.inference.predictor import Predictor, open_model
 from model.training import loop
 from model.training.arguments import Arguments, OnDamaged, OnNonfinite, Precision, Strategy
 from model.training.evaluator_task import follow
 from model.training.settings import Settings, settle
 from model.training.starting_point import open_starting_point
-from model.training.strategies import evaluating_devices, make_strategy, naming_lost_workers
+from model.training.strategies import evaluating_devices, make_strategy, naming_lost_workers, share_of
 from model.training.validation import Validation
 from pipeline.batch_flags import check_flip
 from pipeline.command import UserError
@@ -139,7 +141,8 @@ def train(
     devices = make_strategy(asked.strategy, cpu_devices=asked.cpu_devices)
     settings = settle(asked, start, record_folder, devices.num_replicas_in_sync)
     check_flip(settings.config.data.flip, record_folder)
-    validate = _validation(asked, settings.config if asked.eval_loss else None) if asked.eval_split else None
+    losses_of = settings.config if asked.eval_loss else None
+    validate = _validation(asked, losses_of, share_of(devices)) if asked.eval_split else None
     run = _run(asked, where, settings)
     with naming_lost_workers(devices):
         loop.train(settings.config, record_folder, asked.split, run, devices, validate, start)
@@ -168,9 +171,9 @@ def _run(asked: Arguments, model_dir: Path, settings: Settings) -> loop.Run:
     )
 
 
-def _validation(asked: Arguments, loss_of: Config | None = None) -> Validation:
+def _validation(asked: Arguments, loss_of: Config | None = None, share: Share | None = None) -> Validation:
     assert asked.eval_split is not None and asked.eval_annotations is not None  # `Arguments` has checked it
-    return Validation(open_record_folder(asked.data_dir), asked.eval_split, asked.eval_annotations, loss_of)
+    return Validation(open_record_folder(asked.data_dir), asked.eval_split, asked.eval_annotations, loss_of, share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +261,13 @@ def evaluate(
       sigmas: OKS constants, one for each keypoint or one for all; by default those of the records, else COCO's by name.
       decoder: of the keypoints, "fast" or "reference"; the second is for a model directory only.
       legacy_decoding: rounds as the original of the old network does.
-      output_dir: a folder that gets the figures as `evaluation-<split>.json`, which without `data_dir` is `evaluation.json`.
+      output_dir: a folder that gets the figures as `evaluation-<split>.json`, which without `data_dir` is `evaluation.json`;
+        the first of several workers writes it.
       which: the checkpoint of a model directory: the newest, or the best of the evaluations made in training.
       weights: of that checkpoint: "average" for the moving average that training kept, "raw" for the weights themselves; by
         default the average if there is one.
-      strategy, cpu_devices: "one_device", or "mirrored": the images are shared among all GPUs, or devices of the CPU.
+      strategy, cpu_devices: "one_device"; "mirrored": the images are shared among all GPUs, or devices of the CPU; or
+        "multi_worker": among the workers that TF_CONFIG names, too, which all call this function and get the figures.
 
     Returns:
       The figures by name.
@@ -277,17 +282,21 @@ def evaluate(
     if categories is not None and data_dir is not None:
         raise UserError(f"--categories={categories}: --data_dir has the classes that its records were made of; leave it out")
     _check_what_is_judged(model, data_dir, split, results, category, decoder, legacy_decoding, which, weights)
-    split = split or "val"
+    split, is_first = split or "val", True
     record_folder = None if data_dir is None else open_record_folder(data_dir)
     # Before a model is opened: what is refused is refused at once.
     truth, notes = _truth(annotations, record_folder, split, category, categories)
     if model is not None:
         assert record_folder is not None
+        devices, together = evaluating_devices(strategy, cpu_devices=cpu_devices)
+        share = None if together is None else share_of(together)
+        is_first = share is None or share.index == 0
         opened = _on_devices(
-            evaluating_devices(strategy, cpu_devices=cpu_devices),
+            devices,
             lambda: open_model(model, decoder=decoder, legacy_decoding=legacy_decoding, which=which, weights=weights),
         )
-        figures = evaluator.evaluate(opened, record_folder, split, truth, sigmas=sigmas)
+        with contextlib.nullcontext() if together is None else naming_lost_workers(together):
+            figures = evaluator.evaluate(opened, record_folder, split, truth, sigmas=sigmas, share=share)
         title = f"{model}{', the best checkpoint,' if which == 'best' else ''} on {split} of {data_dir}"
     else:
         assert results is not None
@@ -295,7 +304,7 @@ def evaluate(
         title = f"{results} against {annotations}"
     figures["notes"] = [*notes, *figures["notes"]]
     written = None
-    if output_dir is not None:
+    if output_dir is not None and is_first:
         written = Path(output_dir) / ("evaluation.json" if record_folder is None else f"evaluation-{split}.json")
         about = {"model": model, "results": results, "annotations": annotations}
         names = {name: None if value is None else str(value) for name, value in about.items()}

@@ -79,8 +79,9 @@ define_weights(FLAGS)
 flags.DEFINE_enum(
     "strategy",
     "one_device",
-    ["one_device", "mirrored"],
-    "Where --model runs: on one GPU or the CPU, or on all GPUs of this machine, which share the images.",
+    ["one_device", "mirrored", "multi_worker"],
+    "Where --model runs: on one GPU or the CPU; on all GPUs of this machine, which share the images; or on several machines, "
+    "which TF_CONFIG names and which all start the same command.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(

@@ -83,8 +83,9 @@ batch_flags.define_colours(FLAGS)
 flags.DEFINE_enum(
     "strategy",
     "one_device",
-    ["one_device", "mirrored", "multi_worker"],
-    "Where training runs: on one GPU or the CPU, on all GPUs of this machine, or on several machines, which TF_CONFIG names.",
+    ["one_device", "mirrored", "multi_worker", "tpu"],
+    "Where training runs: on one GPU or the CPU, on all GPUs of this machine, on several machines, which TF_CONFIG names, or "
+    "on the TPU that TPU_NAME names, by default that of this machine (never tried on a TPU).",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(

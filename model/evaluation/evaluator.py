@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from model.evaluation.consistency import (
 )
 from model.evaluation.ground_truth import GroundTruth, Person, ground_truth_of, read_ground_truth
 from model.evaluation.keypoint_errors import KeypointErrors
+from model.evaluation.share import Share
 from model.inference.coco_format import Result, results_to_coco
 from model.inference.people import People
 from model.inference.predictor import Predictor
@@ -135,6 +137,7 @@ def evaluate(
     *,
     sigmas: Sequence[float] | None = None,
     progress: bool = True,
+    share: Share | None = None,
 ) -> Figures:
     """Runs a model over a whole split of the records and compares its answers with the annotations.
 
@@ -144,6 +147,7 @@ def evaluate(
       annotations: the COCO JSON that the records were made of, or what `read_ground_truth` made of it.
       sigmas: OKS constants instead of those of the records' keypoint set.
       progress: whether to show it.
+      share: this worker's part, if several workers look at the images; each returns the figures of all.
 
     Returns:
       `keypoints`: COCO's ten figures, `bbox`: its twelve, by name; `counts`; `joints` and `twins` as `KeypointErrors` has them;
@@ -158,7 +162,7 @@ def evaluate(
     truth = annotations if isinstance(annotations, GroundTruth) else ground_truth_of(annotations, record_folder.skeleton)
     notes = check_images(truth, record_folder, split)  # before the work
     evaluation = Evaluation(truth, with_sigmas(record_folder.skeleton, sigmas), notes)
-    evaluation.add(predict_split(predictor, record_folder, split, truth, progress=progress))
+    evaluation.add(predict_split(predictor, record_folder, split, truth, progress=progress, share=share))
     return evaluation.figures()
 
 
@@ -176,8 +180,12 @@ def predict_split(
     truth: GroundTruth,
     *,
     progress: bool = True,
+    share: Share | None = None,
 ) -> Iterator[tuple[int, list[Result]]]:
     """The images of a split: id, and the people in it as COCO results in the annotations' pixels.
+
+    Args:
+      share: as `evaluate` takes it. All workers get all images, in the order of one worker.
 
     Raises:
       UserError: other keypoints than the model's; an image that the annotations call otherwise; damaged records.
@@ -185,16 +193,27 @@ def predict_split(
     predictors = [predictor] if isinstance(predictor, Predictor) else list(predictor)
     check_model_keypoints(record_folder, predictors[0].skeleton)
     title, total, category_ids = f"evaluate {split}", len(record_folder.index(split)), truth.category_ids
-    at_once = max(1, min(IMAGES_AT_ONCE, -(-total // len(predictors))))
+    workers = 1 if share is None else share.workers
+    at_once = max(1, min(IMAGES_AT_ONCE, -(-total // (len(predictors) * workers))))
     chunks = _checked(_chunks(record_folder, split, at_once), truth)
-    with Progress(total, title, "image") if progress else contextlib.nullcontext() as shown:
-        for chunk, found in _answered(predictors, chunks, split):
-            for one, people in zip(chunk, found, strict=True):
-                x, y = scale_of(truth, one.image_id, one.height, one.width)
-                ids = category_ids[0] if people.labels is None else [category_ids[label - 1] for label in people.labels]
-                yield one.image_id, results_to_coco(one.image_id, people.scaled(x, y), ids)
+    own = chunks if share is None else itertools.islice(chunks, share.index, None, share.workers)
+
+    def results(chunk: list[_RecordImage], found: list[People]) -> list[tuple[int, list[Result]]]:
+        of_images = []
+        for one, people in zip(chunk, found, strict=True):
+            x, y = scale_of(truth, one.image_id, one.height, one.width)
+            ids = category_ids[0] if people.labels is None else [category_ids[label - 1] for label in people.labels]
+            of_images.append((one.image_id, results_to_coco(one.image_id, people.scaled(x, y), ids)))
+        return of_images
+
+    answered = (results(chunk, found) for chunk, found in _answered(predictors, own, split))
+    everybody = answered if share is None else share.in_turn(answered, -(-total // at_once))
+    is_shown = progress and (share is None or share.index == 0)
+    with Progress(total, title, "image") if is_shown else contextlib.nullcontext() as shown:
+        for of_images in everybody:
+            yield from ((image_id, found) for image_id, found in of_images)
             if shown is not None:
-                shown.advance(len(chunk))
+                shown.advance(len(of_images))
 
 
 def _checked(chunks: Iterator[list[_RecordImage]], truth: GroundTruth) -> Iterator[list[_RecordImage]]:
@@ -205,7 +224,7 @@ def _checked(chunks: Iterator[list[_RecordImage]], truth: GroundTruth) -> Iterat
 
 
 def _answered(
-    predictors: Sequence[Predictor], chunks: Iterator[list[_RecordImage]], split: str
+    predictors: Sequence[Predictor], chunks: Iterable[list[_RecordImage]], split: str
 ) -> Iterator[tuple[list[_RecordImage], list[People]]]:
     """The chunks in their order, with the people in them. Each predictor works in a thread of its own, if there are several."""
 

@@ -24,7 +24,7 @@ from pipeline.command import UserError
 from pipeline.files import checked_json
 from pipeline.loading.options import Cache, LoadingOptions, OnError
 
-Strategy = Literal["one_device", "mirrored", "multi_worker"]
+Strategy = Literal["one_device", "mirrored", "multi_worker", "tpu"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 OnDamaged = Literal["previous", "fail"]
 OnNonfinite = Literal["stop", "skip"]
@@ -99,6 +99,7 @@ class Arguments:
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"--{name}={getattr(self, name)}: must be one of {', '.join(get_args(kind))}")
         self._check_cluster()
+        self._check_tpu()
         self._check_evaluation()
         for name in (
             "steps",
@@ -137,6 +138,23 @@ class Arguments:
             )
         if self.is_evaluator and not self.eval_split:
             raise UserError("TF_CONFIG: this task is the evaluator; it needs --eval_split and --eval_annotations")
+
+    def _check_tpu(self) -> None:
+        if self.strategy != "tpu":
+            return
+        if self.eval_split is not None:
+            raise UserError(
+                f"--eval_split={self.eval_split}: an evaluation decodes images beside the network, which a TPU cannot do; "
+                "leave it out, and run model.evaluate on the checkpoints"
+            )
+        if self.precision == "mixed_float16":
+            raise UserError("--precision=mixed_float16: TPUs do not compute in float16; give --precision=mixed_bfloat16")
+        for flag, value, plain, reason in (
+            ("jit_compile", self.jit_compile, False, "XLA compiles every step of a TPU; leave it out"),
+            ("cpu_devices", self.cpu_devices, 1, "splits the CPU, and --strategy=tpu trains on TPUs; leave it out"),
+        ):
+            if value != plain:
+                raise UserError(f"--{flag}={value}: {reason}")
 
     def _check_evaluation(self) -> None:
         if (self.eval_split is None) != (self.eval_annotations is None):

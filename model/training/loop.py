@@ -28,7 +28,7 @@ from model.training.saver import Saver
 from model.training.starting_point import StartingPoint
 from model.training.step import Learner
 from model.training.stepper import Stepper
-from model.training.strategies import advice_on_missing_gpu, describe, worker_index
+from model.training.strategies import advice_on_missing_gpu, describe, share_of, worker_index
 from model.training.throughput import Throughput
 from model.training_data import note_training_data
 from pipeline.command import Progress, UserError, counted, say
@@ -55,7 +55,7 @@ def train(
       record_folder, split: records to train on.
       run: where and how.
       strategy: of tf.distribute.
-      validate: called by the first worker every `run.evaluate_every` steps and after the last.
+      validate: called by every worker every `run.evaluate_every` steps and after the last.
       start: what to start from if there is no checkpoint yet; by default random weights.
 
     Raises:
@@ -113,7 +113,10 @@ def _go_on(learner: Learner, source: DataSource, pool: Pool, run: Run, first: in
     log = MetricsLog(run.model_dir, first) if worker_index(learner.strategy) == 0 else None
     if log is not None and (figures := log.evaluation_of(first)) is not None:
         best_checkpoint.offer(run.model_dir, first, figures)  # in case that the process was killed before it came to this
-    missing = validate is not None and log is not None and _evaluation_is_missing(log, run, first, total)
+    missing = log is not None and _evaluation_is_missing(log, run, first, total)
+    if validate is not None and (share := share_of(learner.strategy)) is not None:
+        missing = share.any(missing)  # the first worker has the log
+    missing &= validate is not None
     if first >= total and not missing:
         say(f"train: {run.model_dir} has been trained for {first} of {total} steps already; nothing to do")
         return

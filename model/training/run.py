@@ -14,8 +14,9 @@ from model.training.saver import KEPT_CHECKPOINTS
 from pipeline.loading.options import PLAIN, LoadingOptions
 
 OnNonfinite = Literal["stop", "skip"]  # what happens at a loss that is not finite
-# Takes the model, the log, the step, and a function to call now and then, which raises if the training shall stop.
-Validate = Callable[[KeypointRCNN, MetricsLog, int, Callable[[], None]], None]
+# Takes the model, the log (None on workers other than the first), the step, and a function to call now and then, which raises
+# if the training shall stop.
+Validate = Callable[[KeypointRCNN, MetricsLog | None, int, Callable[[], None]], None]
 
 
 @dataclasses.dataclass(frozen=True)

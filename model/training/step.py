@@ -17,6 +17,7 @@ from model.network.keypoint_rcnn import KeypointRCNN, Loss
 from model.training.freezing import frozen
 from model.training.metrics_log import LOSSES
 from model.training.optimizer import optimizer_of
+from model.training.strategies import compiles_by_shape
 from pipeline.command import UserError
 from pipeline.loading import augment, device_resize
 from pipeline.skeleton import Skeleton
@@ -60,7 +61,7 @@ class Learner:
         replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
         self.replica_step: Any = replica_step  # in replica context, with the arguments of `take_step`
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=not compiles_by_shape(strategy))
         def take_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
             per_replica = strategy.run(replica_step, args=(batch, rate, seed, stop))
             # Every value has been reduced over the replicas already, so all replicas hold the same.

@@ -276,15 +276,12 @@ class Stepper:
         self._interval.restart()
 
     def evaluate(self, done: int) -> None:
-        """6. Evaluates the model as it is after `done` steps; only the first worker does."""
-        if self._validate is None or self._log is None:
+        """6. Evaluates the model as it is after `done` steps; all workers share the images, and the first has the log."""
+        if self._validate is None:
             return
 
-        # Else the other workers wait for this one in the next step.
-        may_end = self._alone or done == self._total
-
         def hear() -> None:
-            if self._interrupt.asked and may_end:
+            if self._interrupt.asked and self._alone:  # else the others wait for this one's answers
                 self._saver.wait()
                 if done > self._first and self._saver.written != done:
                     self._saver.save(done, required=True)
@@ -296,7 +293,8 @@ class Stepper:
         with self._learner.optimizer.averages_in_place():
             self._validate(self._learner.model, self._log, done, hear)
         self._saver.wait()
-        best_checkpoint.offer(self._run.model_dir, done, self._log.evaluation_of(done) or {})
+        if self._log is not None:
+            best_checkpoint.offer(self._run.model_dir, done, self._log.evaluation_of(done) or {})
         self._interval.restart()
         if self._interrupt.asked and done == self._total:  # it came too late for `hear`; whoever pressed Ctrl-C wants an end
             raise self._interrupt.error(

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from model.evaluation.share import Share
 from model.training.cluster import read_cluster, wait_for_peers
-from pipeline.command import UserError
+from pipeline.command import UserError, reason_of
 
 
 def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
     """Makes a strategy; must be called before TensorFlow has looked for devices.
 
     Args:
-      name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs, or all CPU devices), "multi_worker" (by TF_CONFIG).
+      name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs, or all CPU devices), "multi_worker" (by TF_CONFIG),
+        "tpu" (by TPU_NAME; that of this machine if it is not set).
       cpu_devices: logical devices to split the CPU into.
 
     Raises:
-      UserError: an unknown name, or a TF_CONFIG that is none; a signal while this worker waits for others.
+      UserError: an unknown name, a TF_CONFIG that is none, or no TPU; a signal while this worker waits for others.
     """
     _split_cpu(cpu_devices)
     if name == "multi_worker":
-        cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
+        if not os.environ.get("TF_CONFIG"):
+            raise UserError(
+                "--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index"
+            )
+        cluster = read_cluster(os.environ["TF_CONFIG"])
+        if cluster.is_evaluator:
+            raise UserError("TF_CONFIG: this task is the evaluator of a training; it is none of the workers")
         wait_for_peers(cluster)
         os.environ["TF_CONFIG"] = cluster.to_json()  # where TensorFlow reads it
         has_gpu = bool(tf.config.list_physical_devices("GPU"))
@@ -37,22 +47,56 @@ def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
         return tf.distribute.OneDeviceStrategy(_devices()[0])
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_devices())
-    raise UserError(f"--strategy={name}: must be one_device, mirrored or multi_worker")
+    if name == "tpu":
+        return _tpu_strategy(os.environ.get("TPU_NAME", ""))
+    raise UserError(f"--strategy={name}: must be one_device, mirrored, multi_worker or tpu")
 
 
-def evaluating_devices(name: str, *, cpu_devices: int = 1) -> list[str]:
-    """The devices that share the images of an evaluation; none: TensorFlow chooses one.
+def _tpu_strategy(name: str) -> tf.distribute.Strategy:
+    """The strategy of a TPU, which is set up here.
 
     Args:
-      name, cpu_devices: as for `make_strategy`, and as early; "one_device" or "mirrored".
+      name: as TensorFlow's resolver takes it, a TPU's in Google's cloud or an address grpc://host:port; empty: this machine's.
 
     Raises:
-      UserError: another name.
+      UserError: there is no such TPU.
     """
+    if not name and not tf.config.list_physical_devices("TPU"):
+        raise UserError(
+            "--strategy=tpu: this machine has no TPU that TensorFlow finds, and TPU_NAME is not set; set it to the name of a "
+            "TPU, install tensorflow-tpu on a machine with one, or give --strategy=one_device or mirrored"
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu=name or "local")
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        raise UserError(f"--strategy=tpu: TPU_NAME={name}: no TPU answers ({reason_of(error)})") from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def compiles_by_shape(strategy: tf.distribute.Strategy) -> bool:
+    """Whether every shape of a batch needs a step of its own, because the devices know no dynamic shapes."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def evaluating_devices(name: str, *, cpu_devices: int = 1) -> tuple[list[str], tf.distribute.Strategy | None]:
+    """The devices of this machine that share the images of an evaluation, and the strategy that joins several workers.
+
+    Args:
+      name, cpu_devices: as for `make_strategy`, and as early; "one_device", "mirrored" or "multi_worker".
+
+    Returns:
+      the devices; none: TensorFlow chooses one. And the strategy; None if there is one worker.
+
+    Raises:
+      UserError: another name, or what `make_strategy` raises.
+    """
+    if name == "multi_worker":
+        strategy = make_strategy(name, cpu_devices=cpu_devices)
+        return list(strategy.extended.worker_devices), strategy
     if name not in ("one_device", "mirrored"):
-        raise UserError(f"--strategy={name}: an evaluation runs under one_device or mirrored")
+        raise UserError(f"--strategy={name}: an evaluation runs under one_device, mirrored or multi_worker")
     _split_cpu(cpu_devices)
-    return _devices() if name == "mirrored" else []
+    return _devices() if name == "mirrored" else [], None
 
 
 def _split_cpu(devices: int) -> None:
@@ -129,6 +173,31 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     resolver = strategy.cluster_resolver
     chiefs = len(resolver.cluster_spec().as_dict().get("chief", ()))
     return int(resolver.task_id) + (chiefs if resolver.task_type == "worker" else 0)
+
+
+def share_of(strategy: tf.distribute.Strategy) -> Share | None:
+    """The part of this process in the evaluations of a training under a strategy; None if no other takes part."""
+    workers = num_workers(strategy)
+    if workers == 1:
+        return None
+    replicas = strategy.num_replicas_in_sync // workers
+
+    def gathered(content: np.ndarray) -> np.ndarray:
+        """What the first replicas of the workers hold, int32 [N] each, one after the other."""
+
+        def of_replica(context: tf.distribute.ValueContext) -> tf.Tensor:
+            return tf.constant(content if context.replica_id_in_sync_group % replicas == 0 else content[:0], tf.int32)
+
+        values = strategy.experimental_distribute_values_from_function(of_replica)
+        return strategy.gather(values, axis=0).numpy()  # type: ignore[no-any-return]
+
+    def exchange(value: Any) -> list[Any]:
+        content = np.frombuffer(json.dumps(value).encode(), np.uint8)  # collectives take no bytes
+        lengths = gathered(np.array([len(content)]))
+        together = gathered(content).astype(np.uint8)
+        return [json.loads(part.tobytes()) for part in np.split(together, np.cumsum(lengths)[:-1])]
+
+    return Share(worker_index(strategy), workers, exchange)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from model.config import Config
 from model.evaluation.consistency import area_notes, check_images, check_keypoints, checksum_notes
 from model.evaluation.evaluator import Figures, evaluate
 from model.evaluation.ground_truth import ground_truth_of
+from model.evaluation.share import Share
 from model.inference.predictor import Answer, Predictor, model_predictor
 from model.network.keypoint_rcnn import KeypointRCNN
 from model.training.metrics_log import MetricsLog
@@ -33,13 +34,21 @@ class Validation:
       record_folder, split: the held-out records.
       annotations: COCO JSON of the split, the ground truth.
       loss_of: the configuration of the model that trains, for the losses over the split; None: no losses.
+      share: this worker's part, if several train: all of them call the validation then. The first measures the losses.
 
     Raises:
       UserError: damaged records, or annotations that are none, or those of other keypoints or images.
     """
 
-    def __init__(self, record_folder: RecordFolder, split: str, annotations: str | Path, loss_of: Config | None = None) -> None:
-        self._record_folder, self._split = record_folder, split
+    def __init__(
+        self,
+        record_folder: RecordFolder,
+        split: str,
+        annotations: str | Path,
+        loss_of: Config | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self._record_folder, self._split, self._share = record_folder, split, share
         self._loss = None if loss_of is None else ValidationLoss(record_folder, split, loss_of)
         self._truth = ground_truth_of(annotations, record_folder.skeleton)
         check_keypoints(self._truth, record_folder.skeleton)  # now, and not after hours of training
@@ -49,10 +58,11 @@ class Validation:
         self._predictors: list[Predictor] = []  # one for each device
         self._examples = list(read_records(record_folder, split, record_folder.index(split)[:SHOWN_IMAGES]))
 
-    def __call__(self, model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+    def __call__(self, model: KeypointRCNN, log: MetricsLog | None, step: int, hear: Callable[[], None]) -> None:
         """Writes AP and images of this step into the log.
 
         Args:
+          log: None on a worker other than the first, which only looks at its share of the images.
           hear: called between two batches; what it raises ends the evaluation.
         """
         if not self._predictors:  # their functions are traced once; they read the model's variables as they are then
@@ -65,7 +75,10 @@ class Validation:
 
             return dataclasses.replace(predictor, answer=answer)
 
-        figures = evaluate([hearing(one) for one in self._predictors], self._record_folder, self._split, self._truth)
+        predictors = [hearing(one) for one in self._predictors]
+        figures = evaluate(predictors, self._record_folder, self._split, self._truth, share=self._share)
+        if log is None:
+            return
         losses = {} if self._loss is None else self._loss(model, hear)
         log.evaluation(step, headline(figures) | losses)
         loss = f", validation loss {losses['validation_loss']:.3f}" if losses else ""

@@ -89,7 +89,8 @@ def test_an_evaluation_that_was_interrupted_is_made_up(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    def validate(model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+    def validate(model: KeypointRCNN, log: MetricsLog | None, step: int, hear: Callable[[], None]) -> None:
+        assert log is not None
         hear()
         evaluated.append(step)
         log.evaluation(step, {"keypoint_ap": 0.1})
@@ -207,7 +208,8 @@ def test_the_evaluator_of_a_cluster_evaluates_until_the_last_step(
 ) -> None:
     evaluated = []
 
-    def validate(model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+    def validate(model: KeypointRCNN, log: MetricsLog | None, step: int, hear: Callable[[], None]) -> None:
+        assert log is not None
         hear()
         evaluated.append((step, [v.numpy().copy() for v in model.variables_by_path().values()]))
         log.evaluation(step, {"keypoint_ap": 0.1})

@@ -354,15 +354,33 @@ def test_two_workers_train_one_model(record_folder: RecordFolder, small_config: 
         "from pathlib import Path\n"
         "import tensorflow as tf\n"
         "from model import config\n"
-        "from model.training import loop, strategies\n"
+        "from model.inference.predictor import Predictor\n"
+        "from model.training import loop, strategies, validation\n"
         "from pipeline.record_folder import open_record_folder\n"
         "strategy = strategies.make_strategy('multi_worker')\n"
-        "loop.train(config.load(Path(sys.argv[1])), open_record_folder(sys.argv[2]), 'train',"
-        " loop.Run(Path(sys.argv[3])), strategy)\n"
+        "looked, predict, evaluate = [], Predictor.predict, validation.evaluate\n"
+        "def noting(self, images, *arguments, **options):\n"
+        "    looked.extend(images)\n"
+        "    return predict(self, images, *arguments, **options)\n"
+        "def telling(*arguments, **options):\n"
+        "    figures = evaluate(*arguments, **options)\n"
+        "    print('looked at', len(looked), len(set(looked)), json.dumps(figures['counts']))\n"
+        "    return figures\n"
+        "Predictor.predict, validation.evaluate = noting, telling\n"
+        "folder = open_record_folder(sys.argv[2])\n"
+        "validate = validation.Validation(folder, 'train', sys.argv[4], share=strategies.share_of(strategy))\n"
+        "loop.train(config.load(Path(sys.argv[1])), folder, 'train', loop.Run(Path(sys.argv[3])), strategy, validate)\n"
     )
-    arguments = ["-c", script, str(tmp_path / "config.json"), str(record_folder.path), str(tmp_path / "two")]
+    annotations = record_folder.path.parent / "annotations" / "person_keypoints_train.json"
+    arguments = ["-c", script, str(tmp_path / "config.json"), str(record_folder.path), str(tmp_path / "two"), str(annotations)]
     statuses, outputs = run_two_workers(arguments, tmp_path)
     assert statuses == [0, 0], outputs
+    # Each worker looks at half of the images, and both have the figures of all.
+    told = [re.findall(r"^looked at (\d+) (\d+) (.*)$", output, re.MULTILINE) for output in outputs]
+    assert [[line[:2] for line in lines] for lines in told] == [[("6", "6")]] * 2 and told[0] == told[1], outputs
+    assert json.loads(told[0][0][2])["images"] == len(record_folder.index("train")) == 12
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [4]
     train(config, record_folder, "train", Run(tmp_path / "one"), make_strategy("one_device"))
     expected, found = (model_dir.load_model(tmp_path / name).variables_by_path() for name in ("one", "two"))
     for path, variable in expected.items():

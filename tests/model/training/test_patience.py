@@ -50,7 +50,8 @@ def test_a_training_stops_early_and_a_resumed_one_keeps_the_count(
     figures = {1: 0.2, 2: 0.1, 3: 0.2, 4: 0.1}
     evaluated: list[int] = []
 
-    def validate(model: KeypointRCNN, log: MetricsLog, step: int, hear: Callable[[], None]) -> None:
+    def validate(model: KeypointRCNN, log: MetricsLog | None, step: int, hear: Callable[[], None]) -> None:
+        assert log is not None
         evaluated.append(step)
         log.evaluation(step, {"keypoint_ap": figures[step]})
 
