@@ -175,6 +175,7 @@ def _train(files: DemoFiles) -> Stage:
         for section, value in (
             ("data.short_edges", wanted.short_edge), ("data.max_edge", 2 * wanted.short_edge),
             ("inference.short_edge", wanted.short_edge), ("inference.max_edge", 2 * wanted.short_edge),
+            ("train.warmup_steps", max(1, wanted.steps // 5)),  # (the preset's would outlast these steps)
         )
     ]  # fmt: skip
     evaluation = (
