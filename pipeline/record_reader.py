@@ -27,6 +27,7 @@ class Record:
       image_bytes: the encoded image, of `height` × `width` pixels.
       boxes: float32 [P, 4], x0, y0, x1, y1 as fractions of width and height: the very numbers that anchors are matched with.
       is_crowd: bool [P].
+      labels: int64 [P], 1…C, the class of each in the order of `Skeleton.classes`.
       object_ids: int64 [P], annotation ids.
       keypoints: float32 [P, K, 3], x, y as fractions of width and height, and visibility 0, 1, 2.
       matchings: one for each variant, with names of anchors.
@@ -39,6 +40,7 @@ class Record:
     width: int
     boxes: NDArray[np.float32]
     is_crowd: NDArray[np.bool_]
+    labels: NDArray[np.int64]
     object_ids: NDArray[np.int64]
     keypoints: NDArray[np.float32]
     matchings: tuple[anchors.Matching, ...]
@@ -119,6 +121,7 @@ def decode_record(payload: bytes, num_keypoints: int) -> Record:
         width=feature["image/width"].int64_list.value[0],
         boxes=boxes,
         is_crowd=integers("image/object/is_crowd") > 0,
+        labels=integers("image/object/class/label"),
         object_ids=integers("image/object/id"),
         keypoints=np.stack(points, axis=-1).reshape(len(boxes), num_keypoints, 3),
         matchings=tuple(anchors.Matching(np.cumsum(p), b, np.cumsum(i)) for p, b, i in rows),

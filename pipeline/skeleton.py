@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from pipeline.command import UserError
@@ -78,6 +78,10 @@ class Skeleton:
     def class_name(self, label: int) -> str:
         """The name of the class of a label, 1…C."""
         return self.classes[label - 1][1] if self.classes else self.category
+
+    def class_names(self, labels: Iterable[int]) -> list[str] | None:
+        """The names of the classes of some labels, for a drawing; None if there is one class, whose name tells nothing."""
+        return [self.class_name(int(label)) for label in labels] if self.classes else None
 
     @property
     def num_keypoints(self) -> int:

@@ -16,7 +16,7 @@ from pipeline.anchors import AnchorConfig
 from pipeline.data_config import CROWD, PERSON, DataConfig
 from pipeline.drawing import BOX, Drawn, draw_boxes, draw_crowds, draw_people
 from pipeline.inspection import sheet
-from pipeline.inspection.contact_sheet import POSITIVE, POSITIVE_OPACITY, dimmed, number_of
+from pipeline.inspection.contact_sheet import POSITIVE, POSITIVE_OPACITY, dimmed, number_of, number_of_people
 from pipeline.loading import augment, epoch_plan
 from pipeline.loading.batches import training_batches, training_pool
 from pipeline.loading.unreadable import reading_error
@@ -144,14 +144,15 @@ def _tile(
     image: Batch = {key: values[place] for key, values in batch.items()}
     height, width = step.canvas
     kinds, labels = image["box_kind"], image["anchor_label"]
-    persons, crowds = int((kinds == PERSON).sum()), int((kinds == CROWD).sum())
+    crowds = int((kinds == CROWD).sum())
+    people = number_of_people(skeleton, image.get("box_class", kinds)[kinds == PERSON])
     flip = "flipped" if variant % 2 else "not flipped"
     size = f"at {config.short_edges[variant // 2]}"
     if config.jitter_canvas:
         size = "scaled to {1:.0f} x {0:.0f}".format(*(image["original_size"] * image["scale"]))
     lines = (
         f"step {step.number}, image {image['image_id']}, {size}, {flip}",
-        f"{width} x {height} canvas, {number_of(persons, 'person')}"
+        f"{width} x {height} canvas, {people}"
         + (f", {number_of(crowds, 'crowd')}" if crowds else "")
         + f"; {(labels == 1).sum()} positive, {(labels == 0).sum()} negative anchors",
     )
@@ -188,7 +189,8 @@ def draw_image(
     boxes, kinds = image["boxes"], image["box_kind"]
     crowds, persons = boxes[kinds == CROWD], kinds == PERSON
     people = draw_crowds(canvas, crowds, line)
-    people = draw_people(people, Drawn(boxes[persons], image["keypoints"][persons]), skeleton, line)
+    names = skeleton.class_names(image.get("box_class", kinds)[persons])
+    people = draw_people(people, Drawn(boxes[persons], image["keypoints"][persons], labels=names), skeleton, line)
     places = anchors.corners(config, image["anchor_index"].astype(np.int64), *canvas.shape[:2])
     sampled = draw_boxes(dimmed(canvas), places[image["anchor_label"] == 0], NEGATIVE, NEGATIVE_OPACITY, line)
     sampled = draw_crowds(sampled, crowds, line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,7 @@ from pipeline.skeleton import Skeleton, sides_without_twin
 
 POSITIVE, IGNORED = (80, 255, 120), (255, 255, 255)
 POSITIVE_OPACITY, IGNORED_OPACITY = 0.9, 0.13
+CLASS_TEXT = sheet.TEXT_SIZE * sheet.FINENESS  # pixels, the height of the names of classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +113,9 @@ def _twins(skeleton: Skeleton) -> str:
 
 def _tile(record_folder: RecordFolder, record: Record, variant: Variant) -> sheet.Tile:
     crowds = int(record.is_crowd.sum())
-    persons = len(record.is_crowd) - crowds
-    what = [number_of(persons, "person") if persons or not crowds else "", number_of(crowds, "crowd") if crowds else ""]
+    labels = record.labels[~record.is_crowd]
+    people = number_of_people(record_folder.skeleton, labels) if len(labels) or not crowds else ""
+    what = [people, number_of(crowds, "crowd") if crowds else ""]
     lines = [
         f"image {record.image_id}, {record.width} x {record.height}",
         ", ".join([*filter(None, what), f"{int((record.keypoints[..., 2] > 0).sum())} keypoints"]),
@@ -143,6 +146,13 @@ def _tile(record_folder: RecordFolder, record: Record, variant: Variant) -> shee
     return sheet.Tile(2 * aspect, paint_both, tuple(lines))
 
 
+def number_of_people(skeleton: Skeleton, labels: NDArray[np.integer[Any]]) -> str:
+    """Such as "2 persons"; of several classes "dog 1, cat 2", those that are there. labels: [P], 1…C."""
+    if not skeleton.classes or not len(labels):
+        return number_of(len(labels), "person")
+    return ", ".join(f"{skeleton.class_name(label)} {(labels == label).sum()}" for label in np.unique(labels).tolist())
+
+
 def number_of(number: int, what: str) -> str:
     """Such as "1 crowd", "2 crowds"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
@@ -171,7 +181,9 @@ def draw_record(pixels: NDArray[np.uint8], record: Record, skeleton: Skeleton, *
     boxes = anchors.variant_boxes(record.boxes, height, width, flipped=flipped)
     points = pixel_keypoints(record, skeleton, height, width, flipped=flipped)
     drawn = draw_crowds(pixels, boxes[record.is_crowd], sheet.DRAWN_LINE)
-    return draw_people(drawn, Drawn(boxes[~record.is_crowd], points[~record.is_crowd]), skeleton, sheet.DRAWN_LINE)
+    single = ~record.is_crowd
+    people = Drawn(boxes[single], points[single], labels=skeleton.class_names(record.labels[single]))
+    return draw_people(drawn, people, skeleton, sheet.DRAWN_LINE, text=CLASS_TEXT)
 
 
 def draw_matching(

@@ -52,6 +52,7 @@ class RecordStatistics:
 
     Attributes:
       persons: int64 [MOST_PERSONS + 1], images by number of persons.
+      classes: int64 [C], persons by class, in the order of `Skeleton.classes`.
       keypoints: int64 [K + 1], persons by number of labelled keypoints.
       visibility: int64 [K, 3], keypoints by visibility, of persons with a labelled one.
       crossed: int64 [K, 2] of keypoints with a mirror twin: both are labelled; and then this one lies right of its twin.
@@ -69,6 +70,7 @@ class RecordStatistics:
     crowds: int
     images_with_crowds: int
     persons: Counts
+    classes: Counts
     keypoints: Counts
     visibility: Counts
     crossed: Counts
@@ -82,7 +84,7 @@ class RecordStatistics:
     worst: list[WorstBox]
 
     @staticmethod
-    def empty(num_keypoints: int, num_variants: int) -> RecordStatistics:
+    def empty(num_keypoints: int, num_variants: int, num_classes: int = 1) -> RecordStatistics:
         sizes, sides = len(SIZE_EDGES) + 1, len(SIDE_EDGES) + 1
 
         def zeros(*shape: int) -> Counts:
@@ -93,6 +95,7 @@ class RecordStatistics:
             crowds=0,
             images_with_crowds=0,
             persons=zeros(MOST_PERSONS + 1),
+            classes=zeros(num_classes),
             keypoints=zeros(num_keypoints + 1),
             visibility=zeros(num_keypoints, 3),
             crossed=zeros(num_keypoints, 2),
@@ -116,7 +119,8 @@ def collect(record_folder: RecordFolder, split: str, advance: Callable[[int], No
     Raises:
       UserError: no such split, or a damaged file.
     """
-    statistics = RecordStatistics.empty(record_folder.skeleton.num_keypoints, 2 * len(record_folder.short_edges))
+    skeleton = record_folder.skeleton
+    statistics = RecordStatistics.empty(skeleton.num_keypoints, 2 * len(record_folder.short_edges), skeleton.num_classes)
     for place, record in enumerate(read_records(record_folder, split, record_folder.index(split))):
         _count_people(statistics, record, record_folder)
         _count_matching(statistics, record, record_folder, place)
@@ -131,6 +135,7 @@ def _count_people(statistics: RecordStatistics, record: Record, record_folder: R
     statistics.crowds += crowds
     statistics.images_with_crowds += crowds > 0
     statistics.persons[min(int(person.sum()), MOST_PERSONS)] += 1
+    statistics.classes += np.bincount(record.labels[person] - 1, minlength=len(statistics.classes))
 
     points = record.keypoints[person]  # [P, K, 3]
     visibility = points[..., 2].astype(np.int64)

@@ -22,6 +22,7 @@ from pipeline.skeleton import Skeleton
 
 CROP, CONTEXT = 220, 1.6  # pixels of a crop's sides; how much more than the box it shows
 SMALLEST_CROP = 48.0  # pixels of the image
+CLASSES_SHOWN = 6  # those that most persons are of
 
 
 def statistics_page(record_folder: RecordFolder, split: str, statistics: RecordStatistics) -> str:
@@ -52,7 +53,7 @@ def statistics_page(record_folder: RecordFolder, split: str, statistics: RecordS
         split=split,
         images=f"{statistics.images:,}",
         folder=str(record_folder.path),
-        tiles=_tiles(statistics),
+        tiles=_tiles(statistics, skeleton),
         people_charts={
             "Persons in an image": distributions.persons(statistics),
             "Labelled keypoints of a person": distributions.keypoints(statistics),
@@ -79,7 +80,7 @@ def _pair_name(skeleton: Skeleton, pair: tuple[int, int]) -> str:
     return " ".join(common or left)
 
 
-def _tiles(statistics: RecordStatistics) -> list[Tile]:
+def _tiles(statistics: RecordStatistics, skeleton: Skeleton) -> list[Tile]:
     persons = int(statistics.sizes.sum())
     with_points = int(statistics.keypoints[1:].sum())
     labelled = int(statistics.visibility[:, 1:].sum())
@@ -90,6 +91,10 @@ def _tiles(statistics: RecordStatistics) -> list[Tile]:
         Tile(f"{labelled:,}", f"labelled points, {labelled / max(with_points, 1):.1f} each"),
         Tile(f"{statistics.crowds:,}", f"crowds, in {statistics.images_with_crowds:,} images"),
     ]
+    if skeleton.classes:
+        most = sorted(zip(statistics.classes.tolist(), skeleton.classes, strict=True), reverse=True)
+        some = ", ".join(f"{name} {count:,}" for count, (_, name) in most[:CLASSES_SHOWN])
+        tiles.append(Tile(f"{len(most):,}", f"classes: {some}{', …' if len(most) > CLASSES_SHOWN else ''}"))
     matched = int(statistics.boxes.sum())
     if matched:
         tiles.append(Tile(f"{statistics.poor.sum() / matched:.1%}", f"of boxes: best anchor below IoU {WELL_MATCHED}"))

@@ -1,5 +1,6 @@
 """Several categories of one keypoint set: from the JSON through the records into the batches."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -8,9 +9,14 @@ import pytest
 
 from pipeline.command import UserError
 from pipeline.data_config import DataConfig
+from pipeline.inspection import contact_sheet
+from pipeline.inspection.contact_sheet import number_of_people
+from pipeline.inspection.statistics import collect
+from pipeline.inspection.statistics_page import statistics_page
 from pipeline.inspection.verification import verify
 from pipeline.loading.batches import training_batches
 from pipeline.record_folder import open_record_folder
+from pipeline.record_reader import read_records
 from pipeline.writing.conversion import convert
 from pipeline.writing.conversion_config import ConversionConfig
 
@@ -46,6 +52,23 @@ def test_categories_become_classes_of_records_and_batches(animals, forty_images,
         assert ((batch["box_class"] > 0) == (batch["box_kind"] > 0)).all()
         seen |= dict(zip(batch["image_id"].tolist(), batch["box_class"].max(axis=1).tolist(), strict=True))
     assert len(seen) > 20 and all(truth[image_id] == label for image_id, label in seen.items())
+
+
+def test_sheets_and_statistics_tell_the_classes(animals, forty_images, tmp_path):
+    config = ConversionConfig(dataset_name="small", short_edges=(64,), num_shards=2, **CLASSES)
+    convert(animals, forty_images / "images", tmp_path / "out", "train", config)
+    folder = open_record_folder(tmp_path / "out")
+    statistics = collect(folder, "train", lambda _: None)
+    assert statistics.classes.tolist() == [11, 21]
+    assert "classes: cat 21, dog 11" in statistics_page(folder, "train", statistics)
+    assert number_of_people(folder.skeleton, np.array([2, 1, 2])) == "dog 1, cat 2"
+    for record in read_records(folder, "train", contact_sheet.chosen_rows(folder, "train", 2)):
+        canvas = np.zeros((record.height, record.width, 3), np.uint8)
+        named, plain = (
+            contact_sheet.draw_record(canvas, record, skeleton, flipped=False)
+            for skeleton in (folder.skeleton, dataclasses.replace(folder.skeleton, classes=()))
+        )
+        assert record.labels.size and (named != plain).any()  # the names stand beside the boxes
 
 
 def test_one_category_is_what_it_was(forty_images, tmp_path):
