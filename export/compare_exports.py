@@ -40,15 +40,15 @@ def main(_rest: list[str]) -> None:
 
     from export.asking import ask
     from export.compare import Agreement, agreement
+    from model.inference import saved_model_folder
     from model.inference.image_folder import image_files
     from model.inference.image_input import letterbox_file
-    from model.inference.predictor import saved_model_folder
     from model.inference.serving import ServingModule
     from model.inference.tflite_file import size_of
     from model.model_dir import load_model
     from pipeline.files import write_json
 
-    saved_model, tflite = saved_model_folder(Path(FLAGS.saved_model)), Path(FLAGS.tflite)
+    saved_model, tflite = saved_model_folder.find(Path(FLAGS.saved_model)), Path(FLAGS.tflite)
     if saved_model is None:
         raise command.UserError(
             f"--saved_model={FLAGS.saved_model}: not a SavedModel; name the folder NAME or NAME/VERSION that was exported"

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from model import config as config_lib
 from model.inference.parts import raw
-from model.inference.predictor import CHECKSUMS
+from model.inference.saved_model_folder import CHECKSUMS
 from model.inference.serving import ServingModule
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline.command import UserError, reason_of

@@ -22,11 +22,10 @@ from typing import Any, overload
 import numpy as np
 import tensorflow as tf
 
-from model import config as config_lib
 from model.checkpoint_files import chosen_checkpoint
 from model.checkpoint_names import Weights, Which, is_in_model_dir, model_dir_of
 from model.config import AnyConfig
-from model.inference import tflite_file
+from model.inference import saved_model_folder, tflite_file
 from model.inference.encoded_images import PIXELS_AT_ONCE, headers
 from model.inference.image_input import ImageInput, decoded, encoded_image, image_size, without_rotation
 from model.inference.people import People
@@ -34,15 +33,13 @@ from model.inference.serving import ServingModule, round_up
 from model.matterport.decoding import decode_places, legacy_pixels
 from model.matterport.masks import people_masks
 from model.matterport.network import MaskRCNN
-from model.model_dir import load_any, load_skeleton
+from model.model_dir import load_any
 from model.network.keypoint_head import Decoder, decode_fast, decode_reference
 from model.network.keypoint_rcnn import KeypointRCNN
 from pipeline import data_config
 from pipeline.command import UserError
-from pipeline.files import changed_file
 from pipeline.skeleton import Skeleton
 
-CHECKSUMS = "sha256.json"  # among a SavedModel's assets: of its other files
 MAX_BATCH = 16
 BATCH_PIXELS = 8 * 2**20  # of all canvases of a batch: eight of 800×1333
 FEW_IMAGES = 8  # for which it does not pay to optimize the graph
@@ -279,7 +276,7 @@ class _Wanted:
 
 def _state_of_files(path: Path, which: Which) -> str:
     """Changes when a model's files are written again: of their names, sizes and times, not of their contents."""
-    folder = saved_model_folder(path)
+    folder = saved_model_folder.find(path)
     if path.is_file() and not is_in_model_dir(path):
         files = [path, path.with_suffix(".json")]
     elif folder is not None:
@@ -299,7 +296,7 @@ def _opened(path: Path, wanted: _Wanted) -> Predictor:
         return _open_directory(path, wanted)
     if not path.exists():
         raise UserError(f"--model={path}: does not exist; give a model directory, a SavedModel or a .tflite file")
-    saved_model = saved_model_folder(path)
+    saved_model = saved_model_folder.find(path)
     if saved_model is None and path.suffix != ".tflite":
         if not (path / "config.json").is_file():
             raise UserError(
@@ -369,40 +366,10 @@ def _threshold(config: AnyConfig, wanted: float | None) -> float:
     return lowest if wanted is None else wanted
 
 
-def saved_model_folder(path: Path) -> Path | None:
-    """`path` itself or its newest version, if that is a SavedModel; else None."""
-    if (path / "saved_model.pb").is_file():
-        return path
-    if not path.is_dir():
-        return None
-    versions = [child for child in path.iterdir() if child.name.isdecimal() and (child / "saved_model.pb").is_file()]
-    return max(versions, key=lambda child: int(child.name), default=None)
-
-
 def _open_saved_model(path: Path, score_threshold: float | None) -> Predictor:
-    assets = path / "assets"
-    if not (assets / "config.json").is_file() or not (assets / "skeleton.json").is_file():
-        raise UserError(
-            f"--model={path}: a SavedModel without assets/config.json and skeleton.json; export.export_model writes them"
-        )
-    config = config_lib.load_any(assets / "config.json")
-    skeleton = load_skeleton(assets)
-    threshold = _threshold(config, score_threshold)
-    wrong = changed_file(assets / CHECKSUMS, path)
-    if wrong:  # TensorFlow would read most damage, and answer otherwise or end the process
-        raise UserError(f"--model={path}: cannot be loaded as a SavedModel ({wrong}); copy it again, or export it again")
-    try:
-        loaded = tf.saved_model.load(str(path))
-        signature = loaded.signatures["serving_default"]
-    except (OSError, IndexError, KeyError, ValueError, tf.errors.OpError) as error:  # IndexError: of variables cut short
-        raise UserError(
-            f"--model={path}: cannot be loaded as a SavedModel ({str(error).splitlines()[0]}); export it again"
-        ) from None
-
-    def function(images: Sequence[bytes], keep: Any = loaded) -> Mapping[str, tf.Tensor]:  # `keep`: holds its variables
-        return signature(image_bytes=tf.constant(images, tf.string))  # type: ignore[no-any-return]
-
-    return _of_function(config, skeleton, function, threshold)
+    folder = saved_model_folder.read(path)
+    threshold = _threshold(folder.config, score_threshold)
+    return _of_function(folder.config, folder.skeleton, folder.function(), threshold)
 
 
 def _open_tflite(path: Path, score_threshold: float | None) -> Predictor:
