@@ -69,7 +69,7 @@ def find_people(model: KeypointRCNN, height: int, width: int) -> tf.types.experi
         size = tf.expand_dims(size, 0)  # [1, 2]
         pyramid, proposals, proposal_scores = model.propose(pixels, size)
         logits, deltas = model.classify(pyramid, proposals)
-        who = box_head.detections_of_classes(model.config.inference, logits, deltas, proposals, proposal_scores, size)
+        who = box_head.detections(model.config.inference, logits, deltas, proposals, proposal_scores, size)
         levels = {name: tf.identity(level) for name, level in zip(LEVELS, pyramid, strict=False)}
         return {**who, **levels}
 

@@ -153,45 +153,40 @@ def detections(
     proposals: tf.Tensor,
     proposal_scores: tf.Tensor,
     image_size: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The people found, of one class: boxes float32 [B, D, 4] within the image, scores [B, D] best first, number int32 [B];
-    zeros behind the last.
+) -> dict[str, tf.Tensor]:
+    """The people found, best score first, zeros behind the last.
 
     Args:
-      logits: float32 [B, N, 2]; deltas: float32 [B, N, 4]; proposals: float32 [B, N, 4] and their scores [B, N];
+      logits: float32 [B, N, 1 + C]; deltas: float32 [B, N, 4 · C]; proposals: float32 [B, N, 4] and their scores [B, N];
       image_size: int32 [B, 2].
+
+    Returns:
+      `num_detections` int32 [B], `boxes` float32 [B, D, 4] within the image, `scores` float32 [B, D]; of several classes also
+      `classes` int32 [B, D], 1…C.
     """
-    boxes, scores = scored_boxes(config, logits, deltas, proposals, proposal_scores, image_size)
+    boxes, scores = scored_boxes(config, logits, deltas, proposals, proposal_scores, image_size)  # [B, N · C, 4], [B, N · C]
+    classes = logits.shape[-1] - 1
+    if classes > 1:
+        return _best_of_classes(config, boxes, scores, classes)
 
     def best_of_one(boxes: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return suppress(boxes, scores, config.max_detections, config.nms_threshold, config.score_threshold)
 
     boxes, scores = map_images(best_of_one, [boxes, scores], (tf.float32, tf.float32))
-    number = tf.reduce_sum(tf.cast(scores > NOTHING, tf.int32), axis=1)
-    boxes = tf.reshape(boxes, [-1, config.max_detections, 4])
-    scores = tf.reshape(tf.maximum(scores, 0.0), [-1, config.max_detections])
-    return boxes, scores, number
+    return {
+        "num_detections": tf.reduce_sum(tf.cast(scores > NOTHING, tf.int32), axis=1),
+        "boxes": tf.reshape(boxes, [-1, config.max_detections, 4]),
+        "scores": tf.reshape(tf.maximum(scores, 0.0), [-1, config.max_detections]),
+    }
 
 
-def detections_of_classes(
-    config: InferenceConfig,
-    logits: tf.Tensor,
-    deltas: tf.Tensor,
-    proposals: tf.Tensor,
-    proposal_scores: tf.Tensor,
-    image_size: tf.Tensor,
-) -> dict[str, tf.Tensor]:
-    """What `KeypointRCNN.detect` says of boxes: `num_detections`, `boxes`, `scores` as `detections`, whose arguments these are.
+def _best_of_classes(config: InferenceConfig, boxes: tf.Tensor, scores: tf.Tensor, classes: int) -> dict[str, tf.Tensor]:
+    """What `detections` returns of several classes, chosen from boxes [B, N · C, 4] by scores [B, N · C].
 
-    Of several classes also `classes` int32 [B, D], 1…C, zero behind the last. Boxes of different classes do not suppress each
-    other: NMS sees each class moved to a place of its own, as torchvision's `batched_nms` does.
+    Boxes of different classes do not suppress each other: NMS sees each class moved to a place of its own, as torchvision's
+    `batched_nms` does.
     """
-    classes = logits.shape[-1] - 1
-    if classes == 1:
-        boxes, scores, number = detections(config, logits, deltas, proposals, proposal_scores, image_size)
-        return {"num_detections": number, "boxes": boxes, "scores": scores}
-    boxes, scores = scored_boxes(config, logits, deltas, proposals, proposal_scores, image_size)  # [B, N · C, 4]
-    own_class = tf.tile(tf.range(classes), [proposals.shape[1]])  # [N · C]
+    own_class = tf.tile(tf.range(classes), [boxes.shape[1] // classes])  # [N · C]
 
     def best_of_one(boxes: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         apart = tf.cast(own_class, tf.float32) * (tf.reduce_max(boxes) + 1.0)

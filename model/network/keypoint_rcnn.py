@@ -150,7 +150,7 @@ class KeypointRCNN(tf.Module):
         own_sizes = None if own_canvas is None else level_sizes(own_canvas, len(pyramid))
         # 2. The box head: who is there, and where exactly.
         logits, deltas = self.classify(pyramid, proposals, own_sizes)
-        who = box_head.detections_of_classes(self.config.inference, logits, deltas, proposals, proposal_scores, image_size)
+        who = box_head.detections(self.config.inference, logits, deltas, proposals, proposal_scores, image_size)
         boxes, scores = who["boxes"], who["scores"]
         # 3. The keypoint head, for the boxes of all images together; only where somebody was found, unless shapes are static.
         flat_boxes, image_index = tf.reshape(boxes, [-1, 4]), _image_index(boxes)  # [B · D, 4], [B · D]

@@ -42,9 +42,7 @@ def trace(model: KeypointRCNN, batch: dict[str, tf.Tensor], decode: Decoder, see
 
     class_logits, box_deltas = model.classify(pyramid, proposals)
     found |= {"class_logits": class_logits, "box_deltas": box_deltas}
-    found |= box_head.detections_of_classes(
-        model.config.inference, class_logits, box_deltas, proposals, proposal_scores, image_size
-    )
+    found |= box_head.detections(model.config.inference, class_logits, box_deltas, proposals, proposal_scores, image_size)
 
     boxes = found["boxes"]
     batch_size, places = boxes.shape[0], boxes.shape[1]

@@ -99,15 +99,16 @@ def test_detections_are_thresholded_suppressed_sorted_and_padded(compiled):
     run = tf.function(lambda s: box_head.detections(config, logits, tf.zeros([1, 4, 4]), proposals, s, tf.constant([[80, 80]])))
     if compiled:
         run = tf.function(run.python_function, jit_compile=True)
-    boxes, scores, number = run(tf.zeros([1, 4]))
-    assert number.numpy().tolist() == [2]
+    found = run(tf.zeros([1, 4]))
+    boxes, scores = found["boxes"], found["scores"]
+    assert found["num_detections"].numpy().tolist() == [2]
     np.testing.assert_allclose(boxes[0], [[1, 1, 41, 41], [60, 0, 80, 40], [0] * 4, [0] * 4], atol=1e-4)
     np.testing.assert_allclose(scores[0], [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-0.5)), 0, 0], rtol=1e-5)
 
 
 def test_nobody_found():
     config = dataclasses.replace(InferenceConfig(), max_detections=3)
-    boxes, scores, number = box_head.detections(
+    found = box_head.detections(
         config, tf.zeros([2, 4, 2]), tf.zeros([2, 4, 4]), tf.zeros([2, 4, 4]), tf.fill([2, 4], rpn.NOTHING), tf.fill([2, 2], 50)
     )
-    assert not np.any(boxes) and not np.any(scores) and not np.any(number)
+    assert set(found) == {"num_detections", "boxes", "scores"} and not any(np.any(value) for value in found.values())

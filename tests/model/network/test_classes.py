@@ -60,9 +60,7 @@ def test_detections_follow_torchvisions_rule(compiled):
     deltas = random.normal(0, 0.5, (2, 40, 12)).astype(np.float32)
     sizes = tf.constant([[100, 90], [80, 110]])
     run = tf.function(
-        lambda: box_head.detections_of_classes(
-            config, tf.constant(logits), tf.constant(deltas), proposals, tf.zeros([2, 40]), sizes
-        ),
+        lambda: box_head.detections(config, tf.constant(logits), tf.constant(deltas), proposals, tf.zeros([2, 40]), sizes),
         jit_compile=compiled,
     )
     found = {name: value.numpy() for name, value in run().items()}
@@ -78,7 +76,7 @@ def test_detections_follow_torchvisions_rule(compiled):
 
 def test_one_box_may_be_of_two_classes():
     proposals = tf.constant([[[10.0, 10.0, 50.0, 50.0]]])
-    found = box_head.detections_of_classes(
+    found = box_head.detections(
         InferenceConfig(max_detections=3),
         tf.constant([[[0.0, 2.0, 1.0]]]),
         tf.zeros([1, 1, 8]),

@@ -89,15 +89,16 @@ def stages_function(model: KeypointRCNN) -> Any:
         pooled = model.pool(config.box_head, pyramid, proposals[0], image_index)
         class_logits, box_deltas = model.classify(pyramid, tf.ensure_shape(proposals, [1, 1000, 4]))
         exist = tf.ones(tf.shape(proposals)[:2])
-        boxes, scores, number = box_head.detections(config.inference, class_logits, box_deltas, proposals, exist, size)
+        found = box_head.detections(config.inference, class_logits, box_deltas, proposals, exist, size)
+        number = found["num_detections"][0]
         answers |= {
             "levels_box": assign_levels(proposals[0], 4, config.roi_align.level_tolerance) + 2,
             "box_pooled": pooled,
             "box_representation": representation(pooled),
             "box_logits": class_logits[0],
             "box_deltas": box_deltas[0],
-            "detection_boxes": boxes[0, : number[0]],
-            "detection_scores": scores[0, : number[0]],
+            "detection_boxes": found["boxes"][0, :number],
+            "detection_scores": found["scores"][0, :number],
             "levels_keypoint": assign_levels(detections, 4, config.roi_align.level_tolerance) + 2,
         }
         image_index = tf.zeros([tf.shape(detections)[0]], tf.int32)
