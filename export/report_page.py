@@ -13,9 +13,9 @@ from export.examination import ROUNDS, Ap, Conditions, Examined, Questions, thre
 from export.formats import FORMATS
 from export.saved_model import versions
 from export.tflite import sizes
+from model.inference.predictor import people_of
 from model.matterport.network import MaskRCNN
 from model.network.keypoint_rcnn import PEOPLE_AT_ONCE, KeypointRCNN
-from pipeline.drawing import draw_people, drawn_people
 from pipeline.image_writer import encode
 from pipeline.inspection import html_page
 from pipeline.skeleton import Skeleton
@@ -130,8 +130,5 @@ def _drawing(one: Examined, asked: Questions, skeleton: Skeleton) -> dict[str, A
 
 def _drawn(asked: Questions, number: int, answer: Answer, skeleton: Skeleton) -> str:
     """An image with the people of an answer, as a data URI."""
-    keep = answer["scores"][0] >= client_notes.SCORE
-    names = ("boxes", "scores", "keypoints", "keypoint_scores")
-    people = drawn_people(*(answer[name][0][keep] for name in names))
-    drawn = draw_people(asked.images[number], people, skeleton)
+    drawn = people_of(answer, 0, skeleton).at_least(client_notes.SCORE).draw(asked.images[number])
     return html_page.jpeg_source(encode(drawn, "jpeg", quality=JPEG_QUALITY))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.inference.coco_format import Result, results_to_coco
-from pipeline.drawing import draw_people, drawn_people
+from pipeline.drawing import Drawn, draw_people, drawn_people
 from pipeline.skeleton import Skeleton
 
 Floats = npt.NDArray[np.float32]
@@ -136,12 +136,14 @@ class People:
         Returns:
           uint8 [h, w, 3].
         """
+        return draw_people(pixels, self.drawn(labels), self._skeleton(), line, names=names, text=text)
+
+    def drawn(self, labels: Sequence[str] | None = None) -> Drawn:
+        """What `draw` draws of the people; `labels` as there."""
         drawn = drawn_people(self.boxes, self.scores, self.keypoints, self.keypoint_scores)
-        if self.labels is not None:
-            classes = [self._skeleton().class_name(int(label)) for label in self.labels]
+        if self.labels is not None and (classes := self._skeleton().class_names(self.labels)) is not None:
             labels = classes if labels is None else [f"{label} {name}" for label, name in zip(labels, classes, strict=True)]
-        drawn = dataclasses.replace(drawn, labels=labels)
-        return draw_people(pixels, drawn, self._skeleton(), line, names=names, text=text)
+        return dataclasses.replace(drawn, labels=labels)
 
     def _skeleton(self) -> Skeleton:
         if self.skeleton is None:

@@ -44,7 +44,7 @@ class Throughput:
         sized = batch["canvas" if "canvas" in batch else "image"]  # (of originals the step makes images on that canvas)
         canvas = tuple(self._learner.strategy.experimental_local_results(sized)[0].shape)
         if canvas not in self._products:
-            parts = getattr(self._learner.config.train, "accumulate", 1)
+            parts = self._learner.config.train.accumulate
             here = arithmetic.products(self._learner.take_step, arguments, iterations=parts)
             self._products[canvas] = None if here is None else here * num_workers(self._learner.strategy)
         return self._products[canvas]

@@ -19,7 +19,7 @@ from model.training.metrics_log import MetricsLog
 from model.training.validation_loss import ValidationLoss
 from pipeline import image
 from pipeline.command import say
-from pipeline.drawing import Drawn, drawn_people, side_by_side
+from pipeline.drawing import Drawn, side_by_side
 from pipeline.record_folder import RecordFolder
 from pipeline.record_reader import Record, pixel_keypoints, read_records
 
@@ -91,7 +91,7 @@ class Validation:
                 side_by_side(
                     image.decode(example.image_bytes).numpy(),
                     self._true_people(example),
-                    drawn_people(found.boxes, found.scores, found.keypoints, found.keypoint_scores),
+                    found.drawn(),
                     model.skeleton,
                 )
                 for example, found in zip(self._examples, people, strict=True)
@@ -101,8 +101,10 @@ class Validation:
     def _true_people(self, example: Record) -> Drawn:
         """The record's persons, crowds left out, in pixels of the image."""
         height, width, person = example.height, example.width, ~example.is_crowd
-        points = pixel_keypoints(example, self._record_folder.skeleton, height, width, flipped=False)
-        return Drawn(example.boxes[person] * np.array([width, height, width, height], np.float32), points[person])
+        skeleton = self._record_folder.skeleton
+        points = pixel_keypoints(example, skeleton, height, width, flipped=False)
+        boxes = example.boxes[person] * np.array([width, height, width, height], np.float32)
+        return Drawn(boxes, points[person], labels=skeleton.class_names(example.labels[person]))
 
 
 def _devices_of(model: KeypointRCNN) -> list[str]:
