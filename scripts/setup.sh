@@ -22,5 +22,5 @@ if [ "$(cat "$venv/lock.sha256" 2>/dev/null || true)" != "$lock_sum" ]; then
   "$venv/bin/pip" install --disable-pip-version-check --progress-bar off --quiet --require-hashes -r requirements.lock
   echo "$lock_sum" > "$venv/lock.sha256"
 fi
-export PATH="$PWD/$venv/bin:$PATH"
+export PATH="$(cd "$venv" && pwd)/bin:$PATH" # (a folder elsewhere, too)
 echo "setup: environment $venv is ready"
