@@ -129,6 +129,7 @@ def kill_at_event(number: int) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.campaign
 def test_a_kill_at_every_moment_while_names_are_given_leaves_pairs(
     model_dir: Path, old_export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

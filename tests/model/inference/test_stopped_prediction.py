@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 IMAGES = 400
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_ctrl_c_in_a_prediction_is_one_line_and_the_same_command_goes_on(small_model: KeypointRCNN, tmp_path: Path) -> None:
     model_dir, images, out = tmp_path / "model", tmp_path / "images", tmp_path / "out"

@@ -150,7 +150,7 @@ def test_a_data_error_saves_the_sound_weights_first(
     assert newest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoints" / f"step-{step}")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_a_checkpoint_and_a_second_training_is_refused_meanwhile(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path, number: int, status: int
