@@ -7,7 +7,7 @@
 Every stage is a public command, shown as it would be typed; the first ends with a sheet of a dozen images. Run a second time,
 finished stages are reused and an unfinished one goes on; another number of images or steps is made anew. The status is 1 if a
 stage fails. With --min_ap it is 1, too, if the model falls below that keypoint AP on images that it was not trained on: a run
-by default reaches 0.61, a short one less. --quick goes the whole path in a minute and a half, with few and small images and too
+by default reaches 0.61, a short one less. --quick goes the whole path in about two minutes, with few and small images and too
 few steps to learn much, and exports a SavedModel alone.
 Relative paths start at the repository.
 """
