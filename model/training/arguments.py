@@ -6,7 +6,6 @@ It is checked without TensorFlow, so that a wrong flag is answered before Tensor
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal, get_args
 from model import config as config_lib
 from model.checkpoint_names import Which, is_in_model_dir, model_dir_of
 from model.config import Config
-from model.training.cluster import read_cluster
+from model.training.cluster import own_cluster
 from model.training.learning_rate import advice_on_batch_size, advice_on_warmup
 from model.training.recipe_files import AUTO, MOST_EPOCHS, read_recipe
 from pipeline import config_overrides
@@ -132,10 +131,6 @@ class Arguments:
         self._check_configuration()
 
     def _check_cluster(self) -> None:
-        if self.strategy == "multi_worker" and not os.environ.get("TF_CONFIG"):
-            raise UserError(
-                "--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index"
-            )
         if self.is_evaluator and not self.eval_split:
             raise UserError("TF_CONFIG: this task is the evaluator; it needs --eval_split and --eval_annotations")
 
@@ -223,7 +218,7 @@ class Arguments:
     @property
     def is_evaluator(self) -> bool:
         """Whether this process evaluates the checkpoints of a training that other processes of its cluster do."""
-        return self.strategy == "multi_worker" and read_cluster(os.environ["TF_CONFIG"]).is_evaluator
+        return self.strategy == "multi_worker" and own_cluster().is_evaluator
 
     @property
     def profiled(self) -> tuple[int, int] | None:

@@ -64,6 +64,14 @@ class Cluster:
         return json.dumps({"cluster": jobs, "task": {"type": self.task_type, "index": self.task_index}})
 
 
+def own_cluster() -> Cluster:
+    """The cluster that TF_CONFIG gives this process. Raises: UserError, it is not set, or as `read_cluster`."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise UserError("--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index")
+    return read_cluster(text)
+
+
 def read_cluster(text: str) -> Cluster:
     """Checks a TF_CONFIG.
 
@@ -142,7 +150,7 @@ def wait_for_peers(cluster: Cluster) -> None:
     started = last_line = time.monotonic()
     with _ending_by_signals(), _listening(cluster.own_address):
         while True:
-            missing = [address for address in missing if not _answers(address)]
+            missing = [address for address in missing if not answers(address)]
             if not missing:
                 return
             now = time.monotonic()
@@ -204,10 +212,11 @@ def _listening(address: str) -> Iterator[None]:
         yield  # the kernel completes connections by itself, as long as its queue has room
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether something listens at host:port."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-    except OSError:
+    except (OSError, OverflowError, UnicodeError):  # (a port above 65535, a host that is no name)
         return False
     return True

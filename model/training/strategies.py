@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.evaluation.share import Share
-from model.training.cluster import read_cluster, wait_for_peers
+from model.training.cluster import answers, own_cluster, wait_for_peers
 from pipeline.command import UserError, reason_of
 
 
@@ -30,11 +31,7 @@ def make_strategy(name: str, *, cpu_devices: int = 1) -> tf.distribute.Strategy:
     """
     _split_cpu(cpu_devices)
     if name == "multi_worker":
-        if not os.environ.get("TF_CONFIG"):
-            raise UserError(
-                "--strategy=multi_worker: TF_CONFIG is not set; it names the cluster's workers and this one's index"
-            )
-        cluster = read_cluster(os.environ["TF_CONFIG"])
+        cluster = own_cluster()
         if cluster.is_evaluator:
             raise UserError("TF_CONFIG: this task is the evaluator of a training; it is none of the workers")
         wait_for_peers(cluster)
@@ -66,6 +63,9 @@ def _tpu_strategy(name: str) -> tf.distribute.Strategy:
             "--strategy=tpu: this machine has no TPU that TensorFlow finds, and TPU_NAME is not set; set it to the name of a "
             "TPU, install tensorflow-tpu on a machine with one, or give --strategy=one_device or mirrored"
         )
+    address = re.fullmatch(r"grpc://(.+:\d{1,5})", name)
+    if address and not answers(address[1]):  # TensorFlow would wait for it without a word, and hear no signal
+        raise UserError(f"--strategy=tpu: TPU_NAME={name}: nothing listens there; start the TPU, or correct its address")
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu=name or "local")
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:

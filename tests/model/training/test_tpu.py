@@ -26,6 +26,13 @@ def test_a_machine_without_a_tpu_is_told_in_one_line(monkeypatch: pytest.MonkeyP
     assert "\n" not in str(caught.value)
 
 
+def test_an_address_at_which_nothing_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPU_NAME", "grpc://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"^--strategy=tpu: TPU_NAME=grpc://127\.0\.0\.1:1: nothing listens there") as caught:
+        make_strategy("tpu")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
