@@ -103,7 +103,8 @@ def box_losses(
         `sample_rois`; true_boxes: float32 [B, G, 4].
     """
     label = rois["label"]
-    if (classes := logits.shape[-1] - 1) > 1:
+    classes = logits.shape[-1] - 1  # (AutoGraph knows no := and would say so at every start)
+    if classes > 1:
         by_class = tf.reshape(deltas, [-1, label.shape[1], classes, 4])
         deltas = tf.gather(by_class, tf.maximum(label - 1, 0), batch_dims=2)  # [B, R, 4]
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(label, 0), logits)  # [B, R]
@@ -133,7 +134,8 @@ def scored_boxes(
     [B, N · C, 4] and [B, N · C], the classes of a proposal side by side. The score is `NOTHING` where no box is, or one that is
     too small.
     """
-    if (classes := logits.shape[-1] - 1) > 1:
+    classes = logits.shape[-1] - 1
+    if classes > 1:
         number = classes * proposals.shape[1]
         boxes = box_ops.decode(tf.reshape(deltas, [-1, number, 4]), tf.repeat(proposals, classes, axis=1), DELTA_WEIGHTS)
         boxes = box_ops.clip(boxes, image_size)  # [B, N · C, 4]
