@@ -2,7 +2,8 @@
 
 People of a frame are matched with those seen before, each at the place where its last motion leads. The likeness is the
 mean of OKS (COCO's, with wider tolerances: people move between two frames) and the IoU of the boxes, which still tells people
-apart whose poses have nothing in common. The assignment is the one of the largest sum (Hungarian method, SciPy).
+apart whose poses have nothing in common. The assignment is the one of the largest sum (Hungarian method, SciPy). A number stays
+in its class: somebody whose class the model takes for another one for a frame gets another number, and the old one afterwards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class _Track:
     box: Floats  # [4]
     keypoints: Floats  # [K, 2]
     velocity: Floats  # [2]
+    label: int  # of the class; 0 if the model knows one
 
     def expected(self, time: float) -> tuple[Floats, Floats]:
         """Box and keypoints at a later time, if the motion goes on."""
@@ -78,10 +80,12 @@ class Tracker:
         """
         self._tracks = [track for track in self._tracks if time - track.time <= self._patience]
         boxes, keypoints = people.boxes.astype(np.float64), people.keypoints.astype(np.float64)
+        labels = np.zeros(len(people), np.int32) if people.labels is None else people.labels
         numbers = [0] * len(people)
         if self._tracks and len(people):
             expected = [track.expected(time) for track in self._tracks]
             likeness = np.array([self._likeness(*one, boxes, keypoints) for one in expected])  # [tracks, people]
+            likeness[np.array([track.label for track in self._tracks])[:, None] != labels] = 0.0
             for row, column in zip(*self._assign(likeness, maximize=True), strict=True):
                 if likeness[row, column] >= _LEAST_LIKENESS:
                     self._tracks[row].move(time, boxes[column], keypoints[column])
@@ -90,7 +94,7 @@ class Tracker:
             if number == 0:
                 self.count += 1
                 numbers[place] = self.count
-                self._tracks.append(_Track(self.count, time, boxes[place], keypoints[place], np.zeros(2)))
+                self._tracks.append(_Track(self.count, time, boxes[place], keypoints[place], np.zeros(2), int(labels[place])))
         return numbers
 
     def _likeness(self, box: Floats, points: Floats, boxes: Floats, keypoints: Floats) -> Floats:
