@@ -45,8 +45,8 @@ class Comparison:
     """How far an artifact's answers are from the model's, over all images and every score.
 
     Attributes:
-      equal: detections with a counterpart within `BOX_PIXELS` and `KEYPOINT_PIXELS`.
-      alike: detections with a counterpart of IoU and OKS `ALIKE` or more.
+      equal: detections with a counterpart of the same class within `BOX_PIXELS` and `KEYPOINT_PIXELS`.
+      alike: detections with a counterpart of the same class and of IoU and OKS `ALIKE` or more.
       sure: the same, of the model's detections with a score of `SURE` or more.
       more: detections of the artifact beyond the number of the model's.
       box_pixels, keypoint_pixels, score: largest and mean difference to the nearest box of the artifact, where it is alike.
@@ -86,8 +86,8 @@ class Comparison:
 def agreement(reference: Answer, other: Answer, min_score: float = 0.0) -> Agreement:
     """Looks for a counterpart of each detection of the reference with at least `min_score`.
 
-    A counterpart has every side of the box within `BOX_PIXELS` and every keypoint within `KEYPOINT_PIXELS` along each axis, and
-    stands for one detection only.
+    A counterpart has every side of the box within `BOX_PIXELS`, every keypoint within `KEYPOINT_PIXELS` along each axis and the
+    same class, and stands for one detection only.
     """
     matched = total = 0
     for row in range(len(reference["num_detections"])):
@@ -99,7 +99,8 @@ def agreement(reference: Answer, other: Answer, min_score: float = 0.0) -> Agree
         for i in wanted:  # best score first
             box_error = np.abs(boxes - reference["boxes"][row][i]).max(axis=-1)
             point_error = np.abs(points - reference["keypoints"][row][i]).max(axis=(-2, -1))
-            fits = np.flatnonzero(free & (box_error <= BOX_PIXELS) & (point_error <= KEYPOINT_PIXELS))
+            possible = free & _of_its_class(reference, other, row, i)
+            fits = np.flatnonzero(possible & (box_error <= BOX_PIXELS) & (point_error <= KEYPOINT_PIXELS))
             if len(fits):
                 free[fits[np.argmin(box_error[fits])]] = False
                 matched += 1
@@ -147,7 +148,7 @@ def _differences(reference: Answer, other: Answer, i: int, j: int) -> tuple[floa
 
 
 def _alike(reference: Answer, other: Answer, sigmas: Sequence[float] | None) -> list[tuple[int, int]]:
-    """Pairs of detections of one image whose IoU and OKS are `ALIKE` or more, each detection in one pair at most."""
+    """Pairs of detections of one image and class whose IoU and OKS are `ALIKE` or more, each detection in one pair at most."""
     count, other_count = int(reference["num_detections"][0]), int(other["num_detections"][0])
     boxes, points = other["boxes"][0][:other_count], other["keypoints"][0][:other_count]
     free = np.ones(other_count, bool)
@@ -155,12 +156,26 @@ def _alike(reference: Answer, other: Answer, sigmas: Sequence[float] | None) -> 
     for i in range(count):  # best score first
         overlap = _iou(reference["boxes"][0][i], boxes)
         similarity = _oks(reference["keypoints"][0][i], points, reference["boxes"][0][i], sigmas)
-        fits = np.flatnonzero(free & (overlap >= ALIKE) & (similarity >= ALIKE))
+        fits = np.flatnonzero(free & _of_its_class(reference, other, 0, i) & (overlap >= ALIKE) & (similarity >= ALIKE))
         if len(fits):
             best = int(fits[np.argmax(overlap[fits])])
             free[best] = False
             pairs.append((i, best))
     return pairs
+
+
+def _of_its_class(reference: Answer, other: Answer, row: int, i: int) -> npt.NDArray[np.bool_]:
+    """Which of the other's detections of an image have the class of the reference's detection `i`: [n].
+
+    All of them, if the reference knows one class; none of them, if the reference knows several and the other names none.
+    """
+    count = int(other["num_detections"][row])
+    if "classes" not in reference:
+        return np.ones(count, bool)
+    if "classes" not in other:
+        return np.zeros(count, bool)
+    same: npt.NDArray[np.bool_] = other["classes"][row][:count] == reference["classes"][row][i]
+    return same
 
 
 def _iou(box: Floats, boxes: Floats) -> Floats:

@@ -63,3 +63,24 @@ def test_the_worst_image_is_one_whose_people_are_shown() -> None:
     assert compare([unsure, sure], [nobody, moved], None).worst == 1  # two are missing in the first, and none would be drawn
     assert compare([unsure, sure, sure], [unsure, sure, nobody], None).worst == 2
     assert compare([unsure, sure], [unsure, sure], None).worst == 1
+
+
+def test_people_of_two_classes_in_one_place_are_told_apart() -> None:
+    """Answers that exchange the classes of two detections are not alike, nor are those that name no class."""
+    both = answer([A, A], [0.9, 0.8], [P, P])
+
+    def of(*classes: int) -> Answer:
+        return {**both, "classes": np.array([classes], np.int32)}
+
+    other_order = {**of(2, 1), "scores": both["scores"][:, ::-1]}
+    for reference, found, equal in (
+        (of(1, 2), of(1, 2), 2),
+        (of(1, 2), other_order, 2),
+        (of(1, 2), of(1, 1), 1),
+        (of(1, 2), of(3, 3), 0),
+        (of(1, 2), both, 0),
+        (both, both, 2),
+    ):
+        compared = compare([reference], [found], None)
+        assert compared.equal == compared.alike == agreement(reference, found) == Agreement(equal, 2)
+    assert compare([of(1, 2)], [other_order], None).score[0] == 0  # each is compared with the one of its class
