@@ -99,7 +99,7 @@ def agreement(reference: Answer, other: Answer, min_score: float = 0.0) -> Agree
         for i in wanted:  # best score first
             box_error = np.abs(boxes - reference["boxes"][row][i]).max(axis=-1)
             point_error = np.abs(points - reference["keypoints"][row][i]).max(axis=(-2, -1))
-            possible = free & _of_its_class(reference, other, row, i)
+            possible = free & _of_its_class(reference, other, row, int(i))
             fits = np.flatnonzero(possible & (box_error <= BOX_PIXELS) & (point_error <= KEYPOINT_PIXELS))
             if len(fits):
                 free[fits[np.argmin(box_error[fits])]] = False
