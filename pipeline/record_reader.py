@@ -76,7 +76,9 @@ def read_payload(path: Path, offset: int, length: int) -> bytes:
     return payload
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)])
+@tf.function(
+    input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)], autograph=False
+)
 def _read_payload(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     return read_serialized(path, offset, length)
 

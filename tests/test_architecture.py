@@ -140,3 +140,14 @@ def test_tests_lie_where_their_files_lie() -> None:
     for path in (ROOT / "tests").rglob("test_*.py"):
         folder = path.parent.relative_to(ROOT / "tests")
         assert folder in rooms | {Path(), Path("end_to_end"), Path("scripts"), Path("examples"), Path("benchmarks")}, path
+
+
+def test_graphs_are_traced_as_they_are_written() -> None:
+    """AutoGraph takes seconds of every start to convert a network that holds no Python `if` or `for` over tensors."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+            assert "tf.function" not in map(ast.unparse, decorators), f"{name}: say @tf.function(autograph=False)"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tf.function":
+                said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert said.get("autograph") == "False", f"{name}, line {node.lineno}: say autograph=False"

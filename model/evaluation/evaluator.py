@@ -269,6 +269,7 @@ def _chunks(record_folder: RecordFolder, split: str, size: int) -> Iterator[list
     """All images of a split, `size` at a time."""
     keys = ("image/source_id", "image/filename", "image/height", "image/width", "image/encoded")
 
+    @tf.autograph.experimental.do_not_convert
     def fields(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
         record = records.parse(serialized, keys)
         return tuple(record[key] for key in keys)

@@ -216,6 +216,7 @@ def _attempt(function: Callable[[], Any], otherwise: Any) -> Any:
 
     A graph has no exceptions; a tf.data.Dataset that leaves out what fails is the one construct of TensorFlow that goes on.
     """
-    tried = tf.data.Dataset.from_tensors(0).map(lambda _: function(), num_parallel_calls=None)
+    unconverted = tf.autograph.experimental.do_not_convert(lambda _: function())  # AutoGraph would take a second
+    tried = tf.data.Dataset.from_tensors(0).map(unconverted, num_parallel_calls=None)
     tried = tried.ignore_errors(log_warning=False).concatenate(tf.data.Dataset.from_tensors(otherwise))
     return tried.take(1).get_single_element()

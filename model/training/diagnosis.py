@@ -77,7 +77,7 @@ def all_reduce(strategy: tf.distribute.Strategy) -> Finding:
     if replicas == 1:
         return Finding("one replica: there is nothing to reduce")
 
-    @tf.function
+    @tf.function(autograph=False)
     def reduce() -> tf.Tensor:
         def replica() -> tf.Tensor:
             context = tf.distribute.get_replica_context()

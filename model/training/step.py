@@ -58,10 +58,10 @@ class Learner:
             self.optimizer = optimizer_of(config.train, self._trainable, dynamic_loss_scale=precision == "mixed_float16")
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         self.checkpoint = model_dir.checkpoint_of(self.model, self.optimizer.variables_by_path(), self.step)
-        replica_step = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
+        replica_step = tf.function(self._replica_step, jit_compile=True, autograph=False) if jit_compile else self._replica_step
         self.replica_step: Any = replica_step  # in replica context, with the arguments of `take_step`
 
-        @tf.function(reduce_retracing=not compiles_by_shape(strategy))
+        @tf.function(reduce_retracing=not compiles_by_shape(strategy), autograph=False)
         def take_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
             per_replica = strategy.run(replica_step, args=(batch, rate, seed, stop))
             # Every value has been reduced over the replicas already, so all replicas hold the same.

@@ -229,6 +229,7 @@ def distribute(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> It
     """
     replicas = strategy.num_replicas_in_sync // num_workers(strategy)
 
+    @tf.autograph.experimental.do_not_convert
     def split(batch: dict[str, tf.Tensor]) -> tf.data.Dataset:
         parts = {
             name: tf.reshape(value, tf.concat([[replicas, value.shape[0] // replicas], tf.shape(value)[1:]], 0))

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -36,7 +36,7 @@ from pipeline.command import UserError
 from pipeline.data_config import DataConfig
 from pipeline.loading import canvases, epoch_plan
 from pipeline.loading.epoch_plan import PlannedBatch, image_rows, planned_batches
-from pipeline.loading.example import Preparation
+from pipeline.loading.example import Batch, Preparation, Row
 from pipeline.loading.options import PLAIN, LoadingOptions, check_possible
 from pipeline.loading.originals import canvases_of_originals
 from pipeline.record_folder import RecordFolder
@@ -152,12 +152,13 @@ def training_batches(
 
 def _prepared(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, options: LoadingOptions) -> tf.data.Dataset:
     """Prepares the images of rows in parallel, in order, and stacks `batch_size` of them at a time."""
+    # AutoGraph would take seconds to convert the stages, which hold no Python `if` or `for` over tensors.
+    unconverted = tf.autograph.experimental.do_not_convert
     if options.on_error == "skip":
-        dataset = rows.interleave(
-            functools.partial(_image_or_padding, prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+        image_or_padding = unconverted(functools.partial(_image_or_padding, unconverted(prepare)))
+        dataset = rows.interleave(image_or_padding, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     else:
-        dataset = rows.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = rows.map(unconverted(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     if options.data_service:
         dataset = dataset.apply(
@@ -173,7 +174,7 @@ def _prepared(rows: tf.data.Dataset, prepare: Preparation, batch_size: int, opti
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(dataset_options)
 
 
-def _image_or_padding(prepare: Preparation, row: dict[str, tf.Tensor]) -> tf.data.Dataset:
+def _image_or_padding(prepare: Callable[[Row], Batch], row: dict[str, tf.Tensor]) -> tf.data.Dataset:
     """One element: the image of a row, or a padding image if preparing it fails."""
     attempts = {name: tf.stack([value, value]) for name, value in row.items()}
     attempts["image_id"] = tf.stack([row["image_id"], -1])

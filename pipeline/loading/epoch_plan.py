@@ -255,6 +255,7 @@ def image_rows(
         while chunk := list(itertools.islice(batches, None if whole else BATCHES_AT_ONCE)):
             yield {name: np.stack([batch[name] for batch in chunk]) for name in spec}
 
+    @tf.autograph.experimental.do_not_convert
     def images(chunk: dict[str, tf.Tensor]) -> tf.data.Dataset:
         rows, variants = tf.reshape(chunk["rows"], [-1]), tf.reshape(chunk["variants"], [-1])  # [n · B] each
         canvas = tf.repeat(tf.gather(canvases, chunk["canvas"]), batch_size, axis=0)  # [n · B, 2]

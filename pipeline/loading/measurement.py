@@ -134,7 +134,7 @@ def measure(
     prepare = Preparation.of(record_folder, split, config, anchors, cache=options.cache, originals=originals)
     parts = {}
     for stage in STAGES:
-        staged = rows.map(_until(prepare, stage), num_parallel_calls=tf.data.AUTOTUNE)
+        staged = rows.map(tf.autograph.experimental.do_not_convert(_until(prepare, stage)), num_parallel_calls=tf.data.AUTOTUNE)
         parts[stage] = (staged.ignore_errors() if options.on_error == "skip" else staged).batch(batch_size)
     parts[BATCH] = batches
     try:
@@ -188,7 +188,7 @@ def _colour_seconds(batches: tf.data.Dataset, config: DataConfig) -> float | Non
     batch = device_resize.resize_originals(next(iter(batches.take(1))), config.resize)
     seed = tf.constant(step_seed(SEED, 0), tf.int32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def jitter() -> tf.Tensor:
         return _one_number(augment.jitter_colours(batch, config, seed)["image"])
 
@@ -204,7 +204,7 @@ def _resize_seconds(batches: tf.data.Dataset, config: DataConfig) -> float:
     """The seconds of one core that the step's resize, compiled by XLA, takes for an image of the first batch."""
     batch = next(iter(batches.take(1)))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def resize(batch: Batch) -> tf.Tensor:
         return device_resize.resize_originals(batch, config.resize)["image"]
 

@@ -43,7 +43,7 @@ def describe(record_folder: RecordFolder, split: str, image: np.void) -> str | N
     return None
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _decode(record: dict[str, Any]) -> tf.Tensor:
     return reader.decode(record)
 

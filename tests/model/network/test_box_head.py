@@ -96,9 +96,12 @@ def test_detections_are_thresholded_suppressed_sorted_and_padded(compiled):
         [[[0.0, 0.0, 40.0, 40.0], [1.0, 1.0, 41.0, 41.0], [60.0, 0.0, 90.0, 40.0], [5.0, 50.0, 30.0, 90.0]]]
     )
     logits = tf.constant([[[0.0, 1.0], [0.0, 3.0], [0.0, 0.5], [9.0, 0.0]]])
-    run = tf.function(lambda s: box_head.detections(config, logits, tf.zeros([1, 4, 4]), proposals, s, tf.constant([[80, 80]])))
+    run = tf.function(
+        lambda s: box_head.detections(config, logits, tf.zeros([1, 4, 4]), proposals, s, tf.constant([[80, 80]])),
+        autograph=False,
+    )
     if compiled:
-        run = tf.function(run.python_function, jit_compile=True)
+        run = tf.function(run.python_function, jit_compile=True, autograph=False)
     found = run(tf.zeros([1, 4]))
     boxes, scores = found["boxes"], found["scores"]
     assert found["num_detections"].numpy().tolist() == [2]

@@ -62,6 +62,7 @@ def test_detections_follow_torchvisions_rule(compiled):
     run = tf.function(
         lambda: box_head.detections(config, tf.constant(logits), tf.constant(deltas), proposals, tf.zeros([2, 40]), sizes),
         jit_compile=compiled,
+        autograph=False,
     )
     found = {name: value.numpy() for name, value in run().items()}
     for row in range(2):

@@ -84,7 +84,7 @@ def test_a_compiled_gradient_equals_an_interpreted_one_in_mixed_precision() -> N
             loss = tf.reduce_sum(tf.cast(layer(x, training=True), tf.float32) ** 2)
         return tape.gradient(loss, layer.kernel.value)
 
-    interpreted, compiled = (tf.function(gradient, jit_compile=jit)(x) for jit in (False, True))
+    interpreted, compiled = (tf.function(gradient, jit_compile=jit, autograph=False)(x) for jit in (False, True))
     assert interpreted.dtype == tf.float32
     np.testing.assert_allclose(compiled, interpreted, rtol=0.02, atol=0.02)
 
@@ -118,7 +118,7 @@ def test_two_replicas_share_the_gradient_of_one(two_replicas: tf.distribute.Stra
             layer.build(x.shape)
             layer.kernel.assign(tf.random.stateless_normal(layer.kernel.shape, [3, 4]))
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(x: tf.Tensor, layer: GroupedConv = layer, strategy: tf.distribute.Strategy = strategy) -> tf.Tensor:
             def replica(x: tf.Tensor) -> tf.Tensor:
                 with tf.GradientTape() as tape:
@@ -133,7 +133,7 @@ def test_two_replicas_share_the_gradient_of_one(two_replicas: tf.distribute.Stra
 
 def test_the_graph_of_inference_has_the_convolution_of_every_runtime(grouped_config: Config, skeleton: Skeleton) -> None:
     model = KeypointRCNN(grouped_config, skeleton)
-    graph = tf.function(lambda x: model.backbone(x)).get_concrete_function(tf.TensorSpec([1, 64, 64, 3])).graph
+    graph = tf.function(lambda x: model.backbone(x), autograph=False).get_concrete_function(tf.TensorSpec([1, 64, 64, 3])).graph
     operations = {node.op for node in graph.as_graph_def().node}
     assert "Conv2D" in operations and not {"XlaMustCompile", "StatefulPartitionedCall", "Einsum"} & operations
 

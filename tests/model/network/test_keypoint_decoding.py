@@ -150,10 +150,12 @@ def test_flat_and_extreme_heatmaps_and_boxes_without_area_give_finite_answers(de
 def test_fast_is_the_same_compiled_and_in_tflite() -> None:
     heat, boxes = noise(4, 3, 4), random_boxes(4, 10, 600, 5)
     expected = decode_fast(tf.constant(heat), tf.constant(boxes))
-    compiled = tf.function(decode_fast, jit_compile=True)(tf.constant(heat), tf.constant(boxes))
+    compiled = tf.function(decode_fast, jit_compile=True, autograph=False)(tf.constant(heat), tf.constant(boxes))
 
     signature = [tf.TensorSpec(heat.shape, name="heatmaps"), tf.TensorSpec(boxes.shape, name="boxes")]
-    function = tf.function(lambda heatmaps, boxes: dict(zip(("points", "scores"), decode_fast(heatmaps, boxes), strict=True)))
+    function = tf.function(
+        lambda heatmaps, boxes: dict(zip(("points", "scores"), decode_fast(heatmaps, boxes), strict=True)), autograph=False
+    )
     concrete = function.get_concrete_function(*signature)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

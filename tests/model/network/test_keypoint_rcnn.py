@@ -43,6 +43,7 @@ def test_detections_are_the_same_in_every_graph(small_model, batch, how):
         functools.partial(small_model.detect, static_shapes=how == "compiled"),
         jit_compile=how == "compiled",
         input_signature=late if how == "known late" else None,
+        autograph=False,
     )
     found = detect(batch["image"], batch["image_size"])
     for name, value in expected.items():
@@ -130,7 +131,7 @@ def test_either_keypoint_loss_falls_on_one_batch(small_config, skeleton, batch, 
     model = KeypointRCNN(config, skeleton)
     variables = [variable.value for variable in model.keypoint_head.trainable_variables]
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
             total, count = model.losses(batch, tf.constant(3))[0]["keypoint"]

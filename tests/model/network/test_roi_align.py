@@ -75,7 +75,9 @@ def expected(pyramid):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_equals_the_definition(pyramid, expected, ratio, compiled, aligned):
     config = RoiAlignConfig(aligned=aligned)
-    pool = tf.function(lambda boxes: roi_align(config, pyramid, STRIDES, boxes, INDEX, 3, ratio), jit_compile=compiled)
+    pool = tf.function(
+        lambda boxes: roi_align(config, pyramid, STRIDES, boxes, INDEX, 3, ratio), jit_compile=compiled, autograph=False
+    )
     np.testing.assert_allclose(pool(BOXES), expected(ratio, aligned), atol=2e-5)
 
 
@@ -93,7 +95,9 @@ def test_many_boxes_of_different_numbers_of_samples_keep_their_order(pyramid, la
     monkeypatch.setattr(adaptive_roi_align, "BINS_AT_ONCE", 7 * 3**2)
     boxes, index = many_boxes(30)
     spec = [tf.TensorSpec([None if late else len(boxes), 4]), tf.TensorSpec([None if late else len(boxes)], tf.int32)]
-    pool = tf.function(lambda b, i: roi_align(RoiAlignConfig(), pyramid, STRIDES, b, i, 3, 0), input_signature=spec)
+    pool = tf.function(
+        lambda b, i: roi_align(RoiAlignConfig(), pyramid, STRIDES, b, i, 3, 0), input_signature=spec, autograph=False
+    )
     np.testing.assert_allclose(pool(boxes, index), pooled_one_by_one(pyramid, boxes, index, 3, 0), atol=2e-5)
 
 
@@ -103,7 +107,7 @@ def test_the_gradient_of_adaptive_sampling_is_its_transpose(pyramid, compiled, d
     boxes, index = many_boxes(20)
     weights = tf.constant(np.random.default_rng(2).normal(size=(20, 3, 3, 4)).astype(np.float32))
 
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=compiled, autograph=False)
     def both(boxes, index, *levels):
         with tf.GradientTape() as tape:
             tape.watch(levels)

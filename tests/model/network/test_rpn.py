@@ -70,13 +70,15 @@ def test_proposals_are_the_same_for_a_batch_known_late_and_compiled(compiled):
         return rpn.proposals(CONFIG, logits, deltas, grid, size, training=True)
 
     if compiled:
-        found = tf.function(run, jit_compile=True)(logits, deltas, SIZE)
+        found = tf.function(run, jit_compile=True, autograph=False)(logits, deltas, SIZE)
     else:
         open_batch = (
             [tf.TensorSpec([None, n.shape[1]]) for n in logits],
             [tf.TensorSpec([None, *d.shape[1:]]) for d in deltas],
         )
-        found = tf.function(run, input_signature=[*open_batch, tf.TensorSpec([None, 2], tf.int32)])(logits, deltas, SIZE)
+        found = tf.function(run, input_signature=[*open_batch, tf.TensorSpec([None, 2], tf.int32)], autograph=False)(
+            logits, deltas, SIZE
+        )
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
@@ -90,7 +92,7 @@ def test_of_proposals_whose_sigmoids_are_equal_those_of_finer_levels_come_first(
     grid = [tf.stack([x, 0 * x, x + 10.0, 0 * x + 10.0], -1) for x in (level[0] + 200.0 for level in logits)]
     deltas = [tf.zeros([1, len(anchors), 4]) for anchors in grid]
 
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=compiled, autograph=False)
     def propose():
         return rpn.proposals(config, logits, deltas, grid, tf.constant([[20, 400]]), training=False)
 

@@ -64,7 +64,7 @@ def taking_every_roi(config: Config) -> Config:
 
 
 def summed_gradients(learner: Learner, batch: dict[str, tf.Tensor]) -> tuple[list[np.ndarray], dict[str, float]]:
-    @tf.function
+    @tf.function(autograph=False)
     def run(batch):
         return learner.strategy.run(learner.gradients, args=(batch, tf.constant(7)))
 

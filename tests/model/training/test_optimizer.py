@@ -60,7 +60,7 @@ def test_one_replica_that_overflows_stops_the_step_on_both(two_replicas):
         variables = {"w/kernel": tf.Variable([1.0, 1.0])}
         sgd = Optimizer(variables, Sgd(variables, momentum=0.9), weight_decay=0.0, clip_norm=0.0, dynamic_loss_scale=True)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(bad):
         def replica(bad):
             own = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -161,7 +161,7 @@ def test_two_replicas_update_and_average_as_one_does(two_replicas, optimizer):
         with strategy.scope():
             variables, made = of_rule(optimizer, {"w/kernel": tf.Variable([1.0, 2.0, 3.0])}, ema_decay=0.9, clip_norm=1.0)
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(both, strategy=strategy, made=made):
             def replica(both):
                 context = tf.distribute.get_replica_context()

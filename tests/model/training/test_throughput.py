@@ -30,18 +30,18 @@ def test_products_are_counted_forward_and_backward_for_the_shapes_of_a_call() ->
 
     inner = tf.function(loss, jit_compile=True)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def forward(image: tf.Tensor) -> tf.Tensor:
         return loss(image)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(image: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             value = loss(image)
         gradients: list[tf.Tensor] = tape.gradient(value, [kernel, weights])
         return gradients
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def compiled(image: tf.Tensor) -> tf.Tensor:
         return inner(image)
 

@@ -26,7 +26,7 @@ def scene(seed: int) -> tuple[anchors.Matching, NDArray[np.float32]]:
 
 @functools.cache
 def sampler(count: int, positive_fraction: float) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def draw(*matching: tf.Tensor, crowds: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         grid = ImageGrid.of(CONFIG, SIZE, (160, 224))
         sampled = anchor_targets.sample(grid, matching, crowds, count=count, positive_fraction=positive_fraction, seed=seed)
