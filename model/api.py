@@ -69,6 +69,7 @@ def train(
     strategy: Strategy = "one_device",
     precision: Precision = "float32",
     jit_compile: bool = False,
+    steps_per_call: int = 1,
     save_every: int = 1000,
     keep: int = 3,
     keep_every: int = 0,
@@ -107,6 +108,7 @@ def train(
       scale_learning_rate: whether the learning rate is that of a batch of `train.reference_batch_size`, and grows with it.
       flip, brightness, contrast, saturation, hue: the augmentation.
       strategy, precision, jit_compile, cpu_devices: the devices, and how they compute.
+      steps_per_call: steps that are taken in one call of TensorFlow, where nothing is to be done between them.
       save_every, keep, keep_every: steps between two checkpoints, how many of the newest are kept, and the steps between two
         that are kept for good. The best by keypoint AP of the evaluations is kept in any case.
       on_damaged_checkpoint: whether training goes on from the checkpoint before a damaged one.
@@ -155,6 +157,7 @@ def _run(asked: Arguments, model_dir: Path, settings: Settings) -> loop.Run:
         model_dir=model_dir,
         precision=asked.precision,
         jit_compile=asked.jit_compile,
+        steps_per_call=asked.steps_per_call,
         save_every=asked.save_every,
         evaluate_every=asked.eval_every,
         patience=asked.patience,

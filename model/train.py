@@ -96,6 +96,14 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("jit_compile", False, "Compiles each replica's step with XLA.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "steps_per_call",
+    1,
+    "Steps that are taken in one call of TensorFlow, with the same numbers; at most 20. Single steps are taken if the batches "
+    "lie on several canvases (data.num_canvases), or if a line of the log, a checkpoint, an evaluation or a boundary of "
+    "--profile falls between them.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer("save_every", 1000, "Steps between two checkpoints.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "keep",

@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "evaluation": ("--eval_every=8",),
     "loss_scaling": ("--precision=mixed_float16",),
     "moving_average": ("--set=train.ema_decay=0.9",),
+    "steps_per_call": ("--steps_per_call=3",),
     "two_replicas": ("--strategy=mirrored", "--cpu_devices=2"),
     "two_workers": ("--strategy=multi_worker",),
     "two_replicas_all": ("--strategy=mirrored", "--cpu_devices=2", *_ALL),

@@ -27,6 +27,7 @@ Strategy = Literal["one_device", "mirrored", "multi_worker", "tpu"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 OnDamaged = Literal["previous", "fail"]
 OnNonfinite = Literal["stop", "skip"]
+LOG_EVERY = 20  # steps between two lines of metrics.jsonl
 FIELDS = {  # of the configuration, that have a flag of their own
     "steps": "train.steps",
     "batch_size": "train.global_batch_size",
@@ -68,6 +69,7 @@ class Arguments:
     strategy: Strategy = "one_device"
     precision: Precision = "float32"
     jit_compile: bool = False
+    steps_per_call: int = 1
     save_every: int = 1000
     keep: int = 3
     keep_every: int = 0
@@ -107,12 +109,14 @@ class Arguments:
             "learning_rate",
             "save_every",
             "keep",
+            "steps_per_call",
             "cpu_devices",
             "peak_tflops",
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name}={value}: must be above 0")
+        self._check_calls()
         if self.keep_every < 0:
             raise UserError(f"--keep_every={self.keep_every}: must be 0 or more")
         if self.epochs is not None and self.epochs > MOST_EPOCHS:
@@ -133,6 +137,16 @@ class Arguments:
     def _check_cluster(self) -> None:
         if self.is_evaluator and not self.eval_split:
             raise UserError("TF_CONFIG: this task is the evaluator; it needs --eval_split and --eval_annotations")
+
+    def _check_calls(self) -> None:
+        """Nothing is done between the steps of a call: the log, checkpoints and evaluations must leave room for one."""
+        for what, every in (
+            ("a line of the log comes every", LOG_EVERY),
+            ("it must be at most --save_every, which is", self.save_every),
+            ("it must be at most --eval_every, which is", self.eval_every or self.steps_per_call),
+        ):
+            if self.steps_per_call > every:
+                raise UserError(f"--steps_per_call={self.steps_per_call}: {what} {every}")
 
     def _check_tpu(self) -> None:
         if self.strategy != "tpu":

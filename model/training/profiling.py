@@ -17,7 +17,7 @@ class Profiler:
     with Profiler(folder, (100, 110)) as profiler:
         profiler.before(step)
         ...
-        profiler.after(step, settle)
+        profiler.after(step + 1, settle)
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None) -> None:
@@ -28,15 +28,16 @@ class Profiler:
             tf.profiler.experimental.start(str(self._folder))
             self._is_on = True
 
-    def after(self, step: int, settle: Callable[[], None]) -> None:
+    def after(self, done: int, settle: Callable[[], None]) -> None:
         """Ends the profile after its last step.
 
         Args:
-          settle: waits until the device has done `step`.
+          done: the number of steps that have been started.
+          settle: waits until the device has done them.
         """
-        if self._is_on and self._steps is not None and step + 1 >= self._steps[1]:
+        if self._is_on and self._steps is not None and done >= self._steps[1]:
             settle()
-            self._end(step + 1)
+            self._end(done)
 
     def _end(self, end: int) -> None:
         self._is_on = False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from model.checkpoint_files import OnDamaged
 from model.network.keypoint_rcnn import KeypointRCNN
+from model.training.arguments import LOG_EVERY
 from model.training.metrics_log import MetricsLog
 from model.training.saver import KEPT_CHECKPOINTS
 from pipeline.loading.options import PLAIN, LoadingOptions
@@ -26,9 +27,10 @@ class Run:
     model_dir: Path
     precision: str = "float32"
     jit_compile: bool = False
+    steps_per_call: int = 1  # steps in one call of a tf.function, where nothing is to be done between them
     save_every: int = 1000  # steps
     evaluate_every: int = 0  # steps; 0: not while training
-    log_every: int = 20  # steps between two lines of metrics.jsonl
+    log_every: int = LOG_EVERY  # steps between two lines of metrics.jsonl
     patience: int = 0  # evaluations without a higher keypoint AP, after which training stops; 0: it does not
     options: LoadingOptions = PLAIN
     keep: int = KEPT_CHECKPOINTS  # the newest

@@ -17,7 +17,6 @@ from model.network.keypoint_rcnn import KeypointRCNN, Loss
 from model.training.freezing import frozen
 from model.training.metrics_log import LOSSES
 from model.training.optimizer import optimizer_of
-from model.training.strategies import compiles_by_shape
 from pipeline.command import UserError
 from pipeline.loading import augment, device_resize
 from pipeline.skeleton import Skeleton
@@ -61,13 +60,22 @@ class Learner:
         replica_step = tf.function(self._replica_step, jit_compile=True, autograph=False) if jit_compile else self._replica_step
         self.replica_step: Any = replica_step  # in replica context, with the arguments of `take_step`
 
-        @tf.function(reduce_retracing=not compiles_by_shape(strategy), autograph=False)
+        # Each canvas has a trace of its own. One for all canvases but the first would be another program, which rounds
+        # otherwise: numbers would depend on the canvas that a run happens to begin with, and resuming would not be exact.
+        @tf.function(autograph=False)
         def take_step(batch: dict[str, tf.Tensor], rate: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor) -> dict[str, tf.Tensor]:
             per_replica = strategy.run(replica_step, args=(batch, rate, seed, stop))
             # Every value has been reduced over the replicas already, so all replicas hold the same.
             return {name: strategy.experimental_local_results(value)[0] for name, value in per_replica.items()}
 
+        @tf.function(autograph=False)
+        def take_steps(
+            batches: Sequence[dict[str, tf.Tensor]], rates: tf.Tensor, seeds: tf.Tensor, stop: tf.Tensor
+        ) -> list[dict[str, tf.Tensor]]:
+            return [take_step(batch, rates[n], seeds[n], stop) for n, batch in enumerate(batches)]
+
         self.take_step: Any = take_step  # a tf.function; its methods are used, too
+        self.take_steps: Any = take_steps  # steps one after the other in one call, of batches on one canvas; rates, seeds: [N]
 
     def gradients(self, batch: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """In replica context: the replica's share of the gradient of the global batch's scaled loss, and the reduced metrics.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ class _Step:
 
 
 class Stepper:
-    """Takes the steps of a run. One step, in this order:
+    """Takes the steps of a run. One step, or `run.steps_per_call` of them in one call, in this order:
 
     1. Wait for its batch. Meanwhile the device works on the step before.
     2. Start it. The device takes it over, and Python goes on at once.
@@ -81,28 +82,31 @@ class Stepper:
         self._saver, self._first = saver, first
         self._profiler, self._throughput = profiler, throughput
         self._interval = Interval(throughput.peak)
-        self._pending: _Step | None = None  # started, and not settled yet
+        self._pending: list[_Step] = []  # started, and not settled yet
+        self._failure: Exception | None = None  # of the next batch, when steps before it are still to be taken
         self._stop = False  # whether some worker was asked to stop
         self._skipped_in_a_row = self._skipped = self._settled = 0
         self._loss = ""
 
     def take_steps(self) -> int:
         """Takes the steps to the end of training. Returns the number of steps that are done then."""
-        for step in range(self._first, self._total):
+        step = self._first
+        while step < self._total:
             if self._is_out_of_patience(step):  # 7
                 return step
-            done, last = step + 1, step + 1 == self._total
-            batch = self._wait_for_batch(step)  # 1
+            batches = self._wait_for_batches(step)  # 1
+            done = step + len(batches)
+            last = done == self._total
             before = self._pending
             self._profiler.before(step)
-            self._pending = self._start(step, batch)  # 2
+            self._pending = self._start(step, batches)  # 2
             self._settle(before)  # 3
-            self._profiler.after(step, self._settle_pending)
-            if step == self._first and not last:  # it contains tracing and compilation: not counted in rates
+            self._profiler.after(done, self._settle_pending)
+            if self._throughput.watch_traces(step, len(batches)) and not last:  # tracing and compilation count in no rate
                 self._settle_pending()
                 self._interval.restart()
-            self._log_if_due(step)  # 4
-            self._progress.advance(1)
+            self._log_if_due(done)  # 4
+            self._progress.advance(len(batches))
             evaluation_due = last or (self._run.evaluate_every > 0 and done % self._run.evaluate_every == 0)
             if self._stop or evaluation_due or done % self._run.save_every == 0:
                 self._settle_pending()
@@ -116,7 +120,18 @@ class Stepper:
                     f"stopped at step {done} of {self._total}; its checkpoint is in {self._run.model_dir}: the same command "
                     "goes on"
                 )
+            step = done
         return self._total
+
+    def _steps_in_a_call(self, step: int) -> int:
+        """The number of steps from `step` on that one call takes if their batches share a canvas: all that it may take, or one
+        if something is to be done between them.
+        """
+        number, run = self._run.steps_per_call, self._run
+        ends = [self._total, *(run.profile or ())]
+        ends += [(step // every + 1) * every for every in (run.log_every, run.save_every, run.evaluate_every) if every]
+        room = min(end for end in ends if end > step) - step
+        return number if number <= room else 1
 
     def _is_out_of_patience(self, done: int) -> bool:
         """7. Whether the evaluation after `done` steps is a reason to stop, which is printed then."""
@@ -139,27 +154,38 @@ class Stepper:
             )
         return f"{self._loss}, {self._skipped} of them skipped (gradient not finite)" if self._skipped else self._loss
 
-    def _wait_for_batch(self, step: int) -> dict[str, Any]:
-        """1. The batch of `step`.
+    def _wait_for_batches(self, step: int) -> list[dict[str, Any]]:
+        """1. The batches of the steps from `step` on that one call takes.
 
         Raises:
-          InterruptedWorkError: training was asked to stop before the batch came.
-          UserError: the batch cannot be made. It names the first image that cannot be read. The steps before are saved.
+          InterruptedWorkError: training was asked to stop before the batches came.
+          UserError: the first of them cannot be made. It names the first image that cannot be read. The steps before are saved.
         """
-        try:
-            with self._interval.waiting():
-                batch = self._feed.take(lambda seconds: self._is_patient(step, seconds))
-        except (*READ_ERRORS, StopIteration) as error:
-            if isinstance(error, tf.errors.UnavailableError) and not self._alone:
-                raise  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
-            self._save_before_ending(step)
-            raise self._source.error(error, step) from None
-        if batch is None:
-            self._save_before_ending(step)
-            raise self._interrupt.error(
-                f"stopped at step {step} of {self._total}, waiting for data; the same command goes on in {self._run.model_dir}"
-            )
-        return batch
+        batches: list[dict[str, Any]] = []
+        failure, self._failure = self._failure, None
+        while failure is None and len(batches) < self._steps_in_a_call(step):
+            try:
+                with self._interval.waiting():
+                    batch = self._feed.take(functools.partial(self._is_patient, step + len(batches)))
+            except (*READ_ERRORS, StopIteration) as error:
+                failure = error
+                break
+            if batch is None:
+                self._save_before_ending(step)
+                raise self._interrupt.error(
+                    f"stopped at step {step} of {self._total}, waiting for data; the same command goes on in "
+                    f"{self._run.model_dir}"
+                )
+            batches.append(batch)
+        if failure is None:
+            return batches
+        if isinstance(failure, tf.errors.UnavailableError) and not self._alone:
+            raise failure  # workers ask each other for batches, too, and one has ended: `strategies.naming_lost_workers`
+        if batches and self._alone:  # the steps before it come first; other workers would wait in a call of all of them
+            self._failure = failure
+            return batches
+        self._save_before_ending(step)
+        raise self._source.error(failure, step + len(batches)) from None
 
     def _is_patient(self, step: int, seconds: float) -> bool:
         if self._interrupt.asked and self._alone:  # else the others are in the step already, and wait for this one
@@ -176,39 +202,43 @@ class Stepper:
             self._saver.save(step, required=False)
             self._saver.wait()
 
-    def _start(self, step: int, batch: dict[str, Any]) -> _Step:
-        """2. Hands a step to the device."""
-        arguments = (
-            batch,
-            tf.constant(learning_rate(self._config, step), tf.float32),
-            tf.constant(step_seed(self._config.seed, step), tf.int32),
-            tf.constant(float(self._interrupt.asked)),
-        )
-        with self._naming_lack_of_memory(step):
-            metrics = self._learner.take_step(*arguments)
-        self._throughput.watch_traces(step, self._learner.take_step)
+    def _start(self, first: int, batches: Sequence[dict[str, Any]]) -> list[_Step]:
+        """2. Hands the steps from `first` on to the device: in one call, if they are as many as it takes, on one canvas."""
+        steps = range(first, first + len(batches))
+        rates = [tf.constant(learning_rate(self._config, step), tf.float32) for step in steps]
+        seeds = [tf.constant(step_seed(self._config.seed, step), tf.int32) for step in steps]
+        stop = tf.constant(float(self._interrupt.asked))
+        single = [(batch, rate, seed, stop) for batch, rate, seed in zip(batches, rates, seeds, strict=True)]
+        with self._naming_lack_of_memory(first):
+            if len(batches) == self._run.steps_per_call > 1 and self._throughput.share_a_canvas(batches):
+                metrics = self._learner.take_steps(batches, tf.stack(rates), tf.stack(seeds), stop)
+            else:
+                metrics = [self._learner.take_step(*arguments) for arguments in single]
         local = self._learner.strategy.experimental_local_results
-        ids = {name: local(batch[name]) for name in ("image_id", "unreadable") if name in batch}
-        return _Step(step, metrics, ids["image_id"], ids.get("unreadable", ()), self._throughput.products(arguments))
+        started = []
+        for step, arguments, values in zip(steps, single, metrics, strict=True):
+            ids = {name: local(arguments[0][name]) for name in ("image_id", "unreadable") if name in arguments[0]}
+            products = self._throughput.products(arguments)
+            started.append(_Step(step, values, ids["image_id"], ids.get("unreadable", ()), products))
+        return started
 
     def _settle_pending(self) -> None:
-        pending, self._pending = self._pending, None
+        pending, self._pending = self._pending, []
         self._settle(pending)
 
-    def _settle(self, step: _Step | None) -> None:
-        """3. Waits for a step and counts its metrics.
+    def _settle(self, steps: Sequence[_Step]) -> None:
+        """3. Waits for steps and counts their metrics.
 
         Raises:
           UserError: a loss that is not finite, unless it is to be skipped; too many gradients in a row that are not. (Such a
             step changes no weight.)
         """
-        if step is None:
-            return
-        with self._naming_lack_of_memory(step.number):
-            values = {name: float(value) for name, value in step.metrics.items()}
-        for part in step.unreadable:
-            self._source.skipped.see(part.numpy())
-        self._count(step.number, values, step.image_ids, step.products)
+        for step in steps:
+            with self._naming_lack_of_memory(step.number):
+                values = {name: float(value) for name, value in step.metrics.items()}
+            for part in step.unreadable:
+                self._source.skipped.see(part.numpy())
+            self._count(step.number, values, step.image_ids, step.products)
 
     def _count(self, step: int, values: dict[str, float], image_ids: Sequence[tf.Tensor], products: float | None) -> None:
         """Counts the metrics of a step; raises as `_settle`."""
@@ -262,14 +292,14 @@ class Stepper:
                 "--strategy=mirrored, or end other programs on the GPU (nvidia-smi lists them)"
             ) from None
 
-    def _log_if_due(self, step: int) -> None:
+    def _log_if_due(self, done: int) -> None:
         """4. Writes the means of the settled steps. The last step is settled only for a run too short to have others."""
-        done, last = step + 1, step + 1 == self._total
+        last = done == self._total
         if last and not self._interval.steps:
             self._settle_pending()
         if self._log is None or not (done % self._run.log_every == 0 or last) or not self._interval.steps:
             return
-        values = self._interval.means() | {"learning_rate": learning_rate(self._config, step)}
+        values = self._interval.means() | {"learning_rate": learning_rate(self._config, done - 1)}
         values |= self._throughput.device_memory()
         self._log.train(done, values)
         self._progress.advance(0, notes(values, self._interval))

@@ -73,11 +73,6 @@ def _tpu_strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
 
 
-def compiles_by_shape(strategy: tf.distribute.Strategy) -> bool:
-    """Whether every shape of a batch needs a step of its own, because the devices know no dynamic shapes."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
-
-
 def evaluating_devices(name: str, *, cpu_devices: int = 1) -> tuple[list[str], tf.distribute.Strategy | None]:
     """The devices of this machine that share the images of an evaluation, and the strategy that joins several workers.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -32,7 +33,7 @@ class Throughput:
         # TFLOP/s of all devices of all workers together; None if a device is not known.
         self.peak = None if one is None else one * learner.strategy.num_replicas_in_sync
         self._products: dict[tuple[int | None, ...], float | None] = {}
-        self._traces = self._steps = 0
+        self._traces, self._steps = (0, 0), 0
 
     def products(self, arguments: tuple[Any, ...]) -> float | None:
         """The floating-point operations of a step that has just been started, over all workers; None if they are not known.
@@ -40,24 +41,38 @@ class Throughput:
         Args:
           arguments: of `Learner.take_step`. What is counted once for a canvas holds for all its batches.
         """
-        batch = arguments[0]
-        sized = batch["canvas" if "canvas" in batch else "image"]  # (of originals the step makes images on that canvas)
-        canvas = tuple(self._learner.strategy.experimental_local_results(sized)[0].shape)
+        canvas = self._canvas(arguments[0])
         if canvas not in self._products:
             parts = self._learner.config.train.accumulate
             here = arithmetic.products(self._learner.take_step, arguments, iterations=parts)
             self._products[canvas] = None if here is None else here * num_workers(self._learner.strategy)
         return self._products[canvas]
 
-    def watch_traces(self, step: int, *functions: Any) -> None:
-        """Warns if one of the functions that take steps was traced for `step` though every canvas had its turn."""
-        traces = sum(function.experimental_get_tracing_count() for function in functions)
-        if traces > self._traces and self._steps >= self._settled_after:
+    def share_a_canvas(self, batches: Sequence[dict[str, Any]]) -> bool:
+        """Whether the batches have the same shapes, so that one trace takes them all."""
+        return len({(self._canvas(batch), self._shape(batch["image"])) for batch in batches}) == 1
+
+    def _canvas(self, batch: dict[str, Any]) -> tuple[int | None, ...]:
+        return self._shape(batch["canvas" if "canvas" in batch else "image"])  # (the step makes images of originals on it)
+
+    def _shape(self, value: Any) -> tuple[int | None, ...]:
+        return tuple(self._learner.strategy.experimental_local_results(value)[0].shape)
+
+    def watch_traces(self, step: int, steps: int) -> bool:
+        """Whether the call that took the `steps` from `step` on was traced, and perhaps compiled, first.
+
+        Warns if every canvas has had its turn before.
+        """
+        single = self._learner.take_step.experimental_get_tracing_count()
+        several = self._learner.take_steps.experimental_get_tracing_count()
+        if single > self._traces[0] and self._steps >= self._settled_after:
             say(
                 f"train: step {step} was traced again, after an epoch of this run, which takes as long as the first step; if "
                 "that happens again and again, it is a fault: report it with this run's config.json and canvases.json"
             )
-        self._traces, self._steps = traces, self._steps + 1
+        traced = (single, several) != self._traces
+        self._traces, self._steps = (single, several), self._steps + steps
+        return bool(traced)
 
     def device_memory(self) -> dict[str, float]:
         """The largest share of memory that a step took on a GPU since the call before, in GB; nothing on a CPU."""

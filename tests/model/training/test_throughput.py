@@ -101,9 +101,13 @@ def test_a_step_that_is_traced_after_the_first_epoch_is_told(capsys: pytest.Capt
     learner: Any = Learner.__new__(Learner)
     learner.strategy = make_strategy("one_device")
     learner.take_step = tf.function(lambda image: tf.shape(image))
+    learner.take_steps = tf.function(lambda images: [tf.shape(image) for image in images])
     throughput = Throughput(learner, "float32", None, settled_after=2)
     for step, size in enumerate((1, 2, 1, 2, 3)):
         learner.take_step(tf.zeros([size]))
-        throughput.watch_traces(step, learner.take_step)
+        assert throughput.watch_traces(step, 1) == (step in (0, 1, 4))
         assert ("train: step 4 was traced again" in capsys.readouterr().out) == (step == 4)
+    learner.take_steps([tf.zeros([1]), tf.zeros([1])])
+    assert throughput.watch_traces(5, 2)  # a call of several steps, which no epoch need have had
+    assert "traced again" not in capsys.readouterr().out
     assert throughput.device_memory() == {} and throughput.peak is None

@@ -1,6 +1,6 @@
-"""What saving beside the steps gains: training steps without a checkpoint, with one beside them, and with one that they await.
+"""What several steps in a call of TensorFlow gain, and what saving beside the steps gains: training steps in turn.
 
-  python -m benchmarks.checkpoints --preset=tiny
+  python -m benchmarks.training_calls --preset=tiny
 
 Rendered images, batches held in memory. All ways take turns, in rounds; the medians of the rounds count, and a ratio is that of
 two ways in one round. Processor time is that of all threads.
@@ -8,6 +8,7 @@ two ways in one round. Processor time is that of all threads.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("preset", "tiny", "Configuration of the model.", flag_values=FLAGS)
 flags.DEFINE_multi_string("set", [], "Sets one value of the configuration.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", 20, "Steps before a checkpoint, and after it, in a round.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list("steps_per_call", ["1", "4", "10"], "Numbers of steps in a call; 1 comes first.", flag_values=FLAGS)
+flags.DEFINE_integer("steps", 20, "Steps of each way in a round.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 9, "Rounds.", lower_bound=1, flag_values=FLAGS)
 
 
@@ -60,19 +62,26 @@ def learner_of(config: Config) -> Learner:
     return Learner(config, skeleton, make_strategy("one_device"), precision="float32", jit_compile=False)
 
 
-def taking(learner: Learner, batches: Sequence[dict[str, Any]], steps: int) -> Callable[[], None]:
-    """Takes steps as the training does: metrics are read when the next step has begun."""
+def taking(learner: Learner, batches: Sequence[dict[str, Any]], steps: int, in_a_call: int) -> Callable[[], None]:
+    """Takes steps as the training does: metrics are read when the next call has begun."""
     import tensorflow as tf
 
-    arguments = tf.constant(1e-4), tf.constant(1), tf.constant(0.0)
+    rate, seed, stop = tf.constant(1e-4), tf.constant(1), tf.constant(0.0)
+    rates, seeds = tf.fill([in_a_call], rate), tf.fill([in_a_call], seed)
 
     def take() -> None:
-        before: dict[str, tf.Tensor] = {}
-        for step in range(steps):
-            found = learner.take_step(batches[step % len(batches)], *arguments)
-            _ = [float(value) for value in before.values()]
+        before: list[dict[str, tf.Tensor]] = []
+        for first in range(0, steps, in_a_call):
+            share = [batches[(first + n) % len(batches)] for n in range(in_a_call)]
+            if in_a_call == 1:
+                found = [learner.take_step(share[0], rate, seed, stop)]
+            else:
+                found = learner.take_steps(share, rates, seeds, stop)
+            for metrics in before:
+                {name: float(value) for name, value in metrics.items()}
             before = found
-        _ = [float(value) for value in before.values()]
+        for metrics in before:
+            {name: float(value) for name, value in metrics.items()}
 
     return take
 
@@ -102,6 +111,7 @@ def main(_: list[str]) -> None:
     from benchmarks.measuring import machine, table
 
     config = config_overrides.override(preset(FLAGS.preset), FLAGS.set)
+    numbers = [int(number) for number in FLAGS.steps_per_call]
     command.load_tensorflow()
     from model.training.saver import Saver
     from pipeline.allocator import keep_freed_memory
@@ -110,12 +120,16 @@ def main(_: list[str]) -> None:
     learner = learner_of(config)
     header = ("ms a step", "processor ms a step", "× time", "in the rounds")
     with tempfile.TemporaryDirectory() as folder:
-        batches, steps = batches_of(learner, Path(folder) / "data", 4), FLAGS.steps
+        batches = batches_of(learner, Path(folder) / "data", max(numbers))
+        steps = -(-FLAGS.steps // math.lcm(*numbers)) * math.lcm(*numbers)
         size = config.train.global_batch_size
-        print(f"{machine()}, {FLAGS.preset}, {2 * steps} steps of {size} images a turn, {FLAGS.rounds} rounds\n", flush=True)
+        print(f"{machine()}, {FLAGS.preset}, {steps} steps of {size} images a turn, {FLAGS.rounds} rounds\n")
+        calls = in_turns([taking(learner, batches, steps, n) for n in numbers], FLAGS.rounds)
+        print(table(("steps a call", *header), rows([str(n) for n in numbers], calls, steps)), flush=True)
+
         (Path(folder) / "run").mkdir()
         with Saver(learner, Path(folder) / "run", worker=0) as saver:
-            take = taking(learner, batches, steps)
+            take = taking(learner, batches, steps, 1)
             waits: dict[str, list[float]] = {"beside": [], "before": []}
 
             def saving(way: str) -> None:
@@ -132,7 +146,7 @@ def main(_: list[str]) -> None:
 
             saves = in_turns([not_saving, lambda: saving("beside"), lambda: saving("before")], FLAGS.rounds)
         names = ("no checkpoint", "one checkpoint, beside the steps", "one checkpoint, the steps wait")
-        print(table(("checkpoints", *header), rows(names, saves, 2 * steps)))
+        print("\n" + table(("checkpoints", *header), rows(names, saves, 2 * steps)))
         for way, what in (("beside", "beside the steps"), ("before", "with the steps waiting")):
             print(f"\nA step waits {1000 * np.median(waits[way][1:]):.1f} ms for a checkpoint that is written {what}.")
 
