@@ -139,24 +139,6 @@ def test_a_compiled_step_equals_an_interpreted_one(record_folder: RecordFolder, 
         assert steps[True][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def test_resuming_equals_never_having_stopped(record_folder: RecordFolder, small_config: Config, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(small_config, record_folder, "train", Run(whole), make_strategy("one_device"))
-
-    class StopError(Exception):
-        pass
-
-    def stop(*_: object) -> None:
-        raise StopError
-
-    with pytest.raises(StopError):  # as a crash just after step 2 was saved
-        train(small_config, record_folder, "train", Run(parts, evaluate_every=2), make_strategy("one_device"), stop)
-    train(small_config, record_folder, "train", Run(parts), make_strategy("one_device"))
-    expected, found = (model_dir.load_model(path).variables_by_path() for path in (whole, parts))
-    for path, variable in expected.items():
-        assert found[path].numpy().tobytes() == variable.numpy().tobytes(), path
-
-
 def test_a_finished_training_says_so_and_another_model_is_refused(
     record_folder: RecordFolder,
     small_config: Config,
