@@ -3,7 +3,8 @@
 # arguments go to pytest, which then runs the tests one by one.
 # Tests on photographs read the folder that KEYPOINT_SHARED names, or are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-at_once=(--numprocesses=auto --maxprocesses=4 --dist=loadfile) # a file's tests share their fixtures
+# A file's tests share their fixtures; the files that take longest begin (tests/conftest.py).
+at_once=(--numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder)
 case "$*" in
   "") set -- "${at_once[@]}" -m "not campaign" ;;
   --campaigns) set -- "${at_once[@]}" -m campaign ;;

@@ -39,6 +39,22 @@ FAST = (
     "test_path.py",
 )
 
+# The files that take longest come first, so that no worker of scripts/test.sh ends minutes after the others.
+LONGEST = (
+    "model/training/test_loop.py",
+    "end_to_end/test_commands.py",
+    "model/training/test_endings.py",
+    "export/test_publish.py",
+    "export/test_faults.py",
+    "model/training/test_accumulation.py",
+    "model/training/test_moving_average.py",
+    "export/test_classes.py",
+    "export/test_ap.py",
+    "model/inference/test_serving.py",
+    "model/training/test_sync_batch_norm.py",
+    "model/training/test_processes.py",
+)
+
 SKELETON = Skeleton(
     category="person",
     keypoints=("nose", "left_hand", "right_hand", "left_foot", "right_foot"),
@@ -78,6 +94,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.getoption("--fast") and collection_path.is_file():
         return str(collection_path.relative_to(Path(__file__).parent)) not in FAST
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))  # stable: the others stay in their order
 
 
 @pytest.fixture(autouse=True)
