@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from PIL import Image
 from export.compare import Agreement, ConversionError
 from export.examination import Bars, examine, questions
 from export.formats import Artifact
+from export.making import Making, open_source
 from export.publish import export_model
+from export.sample_images import Fit, Sample
 from export.saved_model import choose_version, temporary_folder
 from export.tflite import check_file, check_size, default_size, random_images
 from model import config
@@ -192,6 +195,14 @@ def hard_images(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.*"))
 
 
+def made_of(model_dir: Path, folder: Path, fit: Fit) -> Iterator[Path]:
+    """A SavedModel and a TFLite file as an export makes them, before it examines them."""
+    source = open_source(model_dir, None)
+    making = Making(source, folder, "keypoint_rcnn", 1, fit, False, Sample([], ""), folder, lambda _: None)
+    for artifact in making.artifacts(["saved_model", "tflite"]):
+        yield artifact.path
+
+
 @pytest.mark.parametrize("family", ["standard", "detectron2"])
 def test_examples_answer_as_the_model_does(
     family: str, model_dir: Path, exported: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -203,13 +214,12 @@ def test_examples_answer_as_the_model_does(
         settings = json.loads((other / "model" / "config.json").read_text())
         settings["data"] |= {"resize": "detectron2", "keypoint_offset": 0.5}
         (other / "model" / "config.json").write_text(json.dumps(settings))
-        export_model(other / "model", other, report=lambda _: None)
-        exported = other
+        artifacts = list(made_of(other / "model", other, Fit(96, 128, "detectron2")))
+    else:
+        artifacts = [exported / "keypoint_rcnn" / "1", exported / "keypoint_rcnn.tflite"]
     paths = hard_images(tmp_path)
-    for script, model in (
-        ("detect_with_saved_model.py", exported / "keypoint_rcnn" / "1"),
-        ("detect_with_tflite.py", exported / "keypoint_rcnn.tflite"),
-    ):
+    scripts = ("detect_with_saved_model.py", "detect_with_tflite.py")
+    for script, model in zip(scripts, artifacts, strict=True):
         command = [sys.executable, "-I", str(ROOT / "examples" / script), f"--model={model}", "--min_score=0.05"]
         ended = subprocess.run([*command, *map(str, paths)], cwd=tmp_path, capture_output=True, text=True, check=True)
         for line, people in zip(ended.stdout.splitlines(), open_model(model)(paths), strict=True):
