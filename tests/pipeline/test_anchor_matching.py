@@ -104,9 +104,9 @@ def test_match_equals_the_definition_for_any_boxes(
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.campaign)])
 def test_match_equals_the_definition_on_real_images(coco_sample: Path, split: str, every: int) -> None:
-    """Every variant of every image; without the slow tests, one variant of every third, for brute force takes 20 ms each."""
+    """Every variant of every image; outside of campaigns, one variant of every third, for brute force takes 20 ms each."""
     entries = read_coco(coco_sample / "annotations" / f"person_keypoints_{split}2017.json").images
     variants = list(itertools.product(SHORT_EDGES, (False, True)))
     compared = 0

@@ -191,7 +191,7 @@ with Feed(iter(values)) as feed:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.campaign  # again and again, for what went wrong in every second end
 @pytest.mark.parametrize("seconds_to_end", [5.0, 0.001])
 def test_a_process_whose_data_are_slow_ends_well(seconds_to_end: float) -> None:
     """A thread that came back from TensorFlow while the interpreter ended made the status 134, on 8 of 18 ends."""

@@ -56,6 +56,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.campaign
 def test_ctrl_c_in_an_evaluation_ends_in_one_line_and_the_evaluation_is_made_up(start: Start, tmp_path: Path) -> None:
     flags = ["--steps=1", "--learning_rate=0.001"]
     first = start(flags)
