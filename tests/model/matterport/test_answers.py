@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from model.inference.image_folder import look_into, predict_files
 from model.inference.image_names import numbered
-from model.inference.predictor import open_model
+from model.inference.predictor import Predictor, open_model
 from pipeline.command import UserError
 from tests.model.matterport.conftest import SIZES, Case, bits
 
@@ -24,11 +26,17 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_legacy_decoding_gives_the_originals_answers(case: Case, old_model_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def opened(old_model_dir: Path) -> Callable[..., Predictor]:
+    """`open_model` of the directory, once for all tests that give the same options: a predictor traces its graphs once."""
+    return functools.cache(functools.partial(open_model, old_model_dir))
+
+
+def test_legacy_decoding_gives_the_originals_answers(case: Case, opened: Callable[..., Predictor], tmp_path: Path) -> None:
     """Through the files that `model.predict` writes."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / f"{case.name}_7.png").write_bytes(png(case.image))
-    predictor = open_model(old_model_dir, short_edge=SIZES[case.side], max_edge=case.side, legacy_decoding=True, masks=True)
+    predictor = opened(short_edge=SIZES[case.side], max_edge=case.side, legacy_decoding=True, masks=True)
     images, _ = numbered(look_into(tmp_path / "images")[0])
     predict_files(predictor, images, tmp_path / "out", draw=False)
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -47,9 +55,9 @@ def test_legacy_decoding_gives_the_originals_answers(case: Case, old_model_dir: 
     np.testing.assert_array_equal(masks, bits(arrays, "out_masks_bits", "out_masks_shape"))
 
 
-def test_by_default_nothing_is_rounded(case: Case, old_model_dir: Path) -> None:
+def test_by_default_nothing_is_rounded(case: Case, opened: Callable[..., Predictor]) -> None:
     """The same places, in boxes that are not cut to whole pixels."""
-    predictor = open_model(old_model_dir, short_edge=SIZES[case.side], max_edge=case.side, masks=True)
+    predictor = opened(short_edge=SIZES[case.side], max_edge=case.side, masks=True)
     (people,) = predictor.predict([png(case.image)])
     y0, x0, y1, x1 = case.arrays["window"].tolist()
     scale = np.array([case.image.shape[1] / (x1 - x0), case.image.shape[0] / (y1 - y0)])
@@ -72,16 +80,16 @@ def test_by_default_nothing_is_rounded(case: Case, old_model_dir: Path) -> None:
         assert abs(pixels.sum() / np.prod(box[2:] - box[:2]) - share) < 0.05
 
 
-def test_the_originals_threshold_and_company(old_model_dir: Path, case: Case) -> None:
+def test_the_originals_threshold_and_company(opened: Callable[..., Predictor], case: Case) -> None:
     """Nobody is below 0.7, and an image's answer does not depend on what else is asked for."""
     if case.side != 512:
         pytest.skip("one size is enough")
-    predictor = open_model(old_model_dir)
+    predictor = opened()
     assert predictor.score_threshold == 0.7
     grey = png(np.full((40, 90, 3), 128, np.uint8))
     alone, (_, together) = predictor.predict([png(case.image)])[0], predictor.predict([grey, png(case.image)])
     np.testing.assert_allclose(alone.keypoints, together.keypoints, rtol=0, atol=1e-3)
-    lower = open_model(old_model_dir, score_threshold=0.5).predict([png(case.image)])[0]
+    lower = opened(score_threshold=0.5).predict([png(case.image)])[0]
     assert len(lower) >= len(alone)
     np.testing.assert_allclose(lower.boxes[: len(alone)], alone.boxes, rtol=0, atol=1e-3)
 

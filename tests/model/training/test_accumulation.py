@@ -107,8 +107,11 @@ def test_parts_with_a_scaled_loss(record_folder: RecordFolder, config: Config, w
 
 
 @pytest.mark.slow
-def test_a_compiled_step_in_parts_equals_an_interpreted_one(record_folder: RecordFolder, config: Config, whole: Taken) -> None:
-    metrics, _, _ = step_of(in_parts(config, 2), record_folder, make_strategy("one_device"), jit_compile=True)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_compiled_step_equals_an_interpreted_one(
+    record_folder: RecordFolder, config: Config, whole: Taken, parts: int
+) -> None:
+    metrics, _, _ = step_of(in_parts(config, parts), record_folder, make_strategy("one_device"), jit_compile=True)
     for name, value in whole[0].items():
         assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 

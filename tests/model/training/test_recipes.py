@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,12 +177,15 @@ def test_the_boxes_of_records_are_measured_as_training_sees_them(record_folder: 
 
 
 def test_a_training_with_the_automatic_recipe(
-    record_folder: RecordFolder, small_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    record_folder: RecordFolder,
+    small_config: Config,
+    trained_in_one_go: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From a trained model; flags win; a resumed run keeps the choices."""
     before, run = tmp_path / "before", tmp_path / "run"
-    prepare_model_dir(before, small_config, record_folder.skeleton)
-    api.train(data_dir=record_folder.path, model_dir=before, steps=1)
+    shutil.copytree(trained_in_one_go, before)
     capsys.readouterr()
     api.train(data_dir=record_folder.path, model_dir=run, init=before, recipe="auto", steps=1, overrides=["data.hue=0.1"])
     printed = capsys.readouterr().out
