@@ -31,6 +31,8 @@ POOR_SHARE = 0.25  # of the boxes, from which on anchors of other sizes are look
 ANCHOR_SCALES = tuple(2.0 ** (power / 2) for power in range(-6, 5))  # of the sizes that are tried
 PLENTY = 5000  # images, from which on neither colours nor first stages need care
 FULL_BATCH = 16  # of the published recipes
+OFTEN = 10  # views of an image, from which on it can be learned by heart
+SHORT = 1500  # steps, up to which new keypoints are learned with the whole rate, as in torchvision's tutorial of fine-tuning
 
 Start = Literal["random", "backbone", "model"]
 
@@ -65,7 +67,7 @@ class Facts:
       new_keypoints: whether a model that training starts from has other keypoints.
       anchors: those of the records' matching.
       replicas: that share a batch.
-      batch_size, steps: those that are asked for, if any.
+      batch_size, steps, epochs: those that are asked for, if any; steps or epochs.
     """
 
     images: int
@@ -79,6 +81,7 @@ class Facts:
     replicas: int = 1
     batch_size: int | None = None
     steps: int | None = None
+    epochs: int | None = None
 
 
 def facts_of(record_folder: RecordFolder, split: str, config: Config, start: Start, model: Skeleton | None) -> Facts:
@@ -123,18 +126,18 @@ def choose(facts: Facts, config: Config) -> list[Choice]:
     Args:
       config: the configuration before the recipe, of the preset or of the model that training starts from.
     """
-    batch, epochs = facts.batch_size or _batch_size(facts), _epochs(facts)
+    batch, epochs = facts.batch_size or _batch_size(facts), facts.epochs or _epochs(facts)
     steps = facts.steps or epochs * math.ceil(facts.images / batch)
     images = counted(facts.images, "image")
     few = "small batches make more steps of an epoch" if batch < FULL_BATCH else "as in the published recipes"
     return [
         Choice(f"train.global_batch_size={batch}", f"{images}, {few}"),
         Choice(f"epochs={epochs}", f"{images}, from {_START[facts.start]}: about {counted(steps, 'step')}"),
-        _learning_rate(facts, config, batch),
+        _learning_rate(facts, config, batch, steps),
         Choice("train.schedule=cosine", "the rate falls to zero at the last step, wherever that is"),
         Choice(f"train.warmup_steps={min(1000, max(1, steps // 10))}", f"a tenth of {counted(steps, 'step')}, at most 1,000"),
         *_frozen_stages(facts, config),
-        *_augmentation(facts),
+        *_augmentation(facts, steps * batch / facts.images),
         *_sizes(facts, config, batch),
         *_anchors(facts, config),
     ]
@@ -158,13 +161,18 @@ def _epochs(facts: Facts) -> int:
     return min(most, max(least, round(views / max(1, facts.images))))
 
 
-def _learning_rate(facts: Facts, config: Config, batch: int) -> Choice:
+def _learning_rate(facts: Facts, config: Config, batch: int, steps: int) -> Choice:
     own = config.train.learning_rate * batch / config.train.global_batch_size
     linear = f"the linear rule for batches of {batch}"
     if facts.start != "model":
         return Choice(f"train.learning_rate={own:.3g}", linear)
-    share, why = (0.25, "a quarter, as the keypoints are new") if facts.new_keypoints else (0.1, "a tenth")
-    return Choice(f"train.learning_rate={own * share:.3g}", f"{linear}, and {why}, so that a trained model keeps what it knows")
+    if not facts.new_keypoints:
+        return Choice(
+            f"train.learning_rate={own / 10:.3g}", f"{linear}, and a tenth, so that a trained model keeps what it knows"
+        )
+    share = min(1.0, max(0.25, SHORT / steps))
+    why = f"{share:.0%} of it, as the keypoints are new and must be learned within {counted(steps, 'step')}"
+    return Choice(f"train.learning_rate={own * share:.3g}", f"{linear}, and {why}")
 
 
 def _frozen_stages(facts: Facts, config: Config) -> list[Choice]:
@@ -177,13 +185,14 @@ def _frozen_stages(facts: Facts, config: Config) -> list[Choice]:
     return [Choice("backbone.frozen_stages=2", "the stem and C2 stay as published recipes leave them")]
 
 
-def _augmentation(facts: Facts) -> list[Choice]:
+def _augmentation(facts: Facts, views: float) -> list[Choice]:
+    """The choices for images that are seen `views` times each."""
     choices = []
     if facts.alone:
         names = ", ".join(facts.alone[:3])
         choices.append(Choice("data.flip=false", f"{names}: no mirror twin, so that a mirrored image would have wrong labels"))
-    if facts.images < PLENTY:
-        why = "colours vary little in few images"
+    if facts.images < PLENTY and views >= OFTEN:
+        why = f"colours vary little in few images, which are seen {views:.0f} times each"
         choices += [Choice(f"data.{name}=0.4", why) for name in ("brightness", "contrast", "saturation")]
     return choices
 

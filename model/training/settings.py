@@ -94,6 +94,7 @@ def _fitted(asked: Arguments, start: StartingPoint | None, record_folder: Record
         replicas=replicas,
         batch_size=asked.applied_to(config).train.global_batch_size if asked.chooses("global_batch_size") else None,
         steps=asked.applied_to(config).train.steps if asked.chooses("steps") else None,
+        epochs=asked.epochs,
     )
     return auto_recipe.choose(facts, config)
 

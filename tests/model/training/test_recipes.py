@@ -24,6 +24,7 @@ from model.training.auto_recipe import RECIPE_FILE, Choice, Facts, choose, facts
 from model.training.learning_rate import learning_rate
 from model.training.recipe_files import PRESET_FIGURES, read_recipe
 from model.training.settings import settle
+from model.training.starting_point import open_starting_point
 from pipeline import config_overrides
 from pipeline.anchors import AnchorConfig
 from pipeline.command import UserError
@@ -138,6 +139,14 @@ def test_the_rate_is_that_of_the_start_and_of_the_batch() -> None:
     assert "train.global_batch_size=6" in [choice.set for choice in choose(facts(replicas=3), R50_FPN)]
 
 
+def test_the_length_that_is_asked_for_counts() -> None:
+    assert chosen(facts(epochs=4))["train.warmup_steps"] == chosen(facts(steps=300))["train.warmup_steps"] == "30"
+    own = R50_FPN.train.learning_rate * 4 / 16
+    for epochs, share in ((4, 1.0), (40, 0.5), (100, 0.25)):  # of 75 steps
+        assert float(chosen(facts(epochs=epochs, new_keypoints=True))["train.learning_rate"]) == pytest.approx(own * share)
+    assert "data.brightness" in chosen(facts(epochs=10)) and "data.brightness" not in chosen(facts(epochs=9))
+
+
 def test_sides_without_twins_are_not_mirrored() -> None:
     assert chosen(facts(alone=("left_paw",)))["data.flip"] == "false" and "data.flip" not in chosen(facts())
 
@@ -193,9 +202,13 @@ def test_a_training_with_the_automatic_recipe(
     choices = [Choice(**choice) for choice in note["choices"]]
     assert note["recipe"] == "auto" and all(f"train: --recipe=auto: {choice}" in printed for choice in choices)
     config = config_lib.load(run / "config.json")
-    assert config.train.steps == 1 and config.data.hue == 0.1 and config.data.brightness == 0.4
+    assert config.train.steps == 1 and config.data.hue == 0.1 and config.data.brightness == 0.0
     assert config.train.learning_rate == pytest.approx(small_config.train.learning_rate * 4 / 2 / 10)
     assert not any(choice.set.startswith(("epochs", "train.steps", "data.hue")) for choice in choices)
+
+    asked = Arguments(data_dir=record_folder.path, model_dir=tmp_path / "other", init=before, recipe="auto", epochs=20)
+    other = settle(asked, open_starting_point(before, "newest"), record_folder, 1).config.train
+    assert other.warmup_steps == other.steps // 10 > 1
 
     asked = Arguments(data_dir=record_folder.path, model_dir=run, recipe="auto", steps=2, overrides=["data.hue=0.1"])
     again = settle(asked, None, record_folder, 1)
