@@ -34,7 +34,7 @@ class Validation:
       record_folder, split: the held-out records.
       annotations: COCO JSON of the split, the ground truth.
       loss_of: the configuration of the model that trains, for the losses over the split; None: no losses.
-      share: this worker's part, if several train: all of them call the validation then. The first measures the losses.
+      share: this worker's part, if several train: all of them call the validation then.
 
     Raises:
       UserError: damaged records, or annotations that are none, or those of other keypoints or images.
@@ -49,7 +49,7 @@ class Validation:
         share: Share | None = None,
     ) -> None:
         self._record_folder, self._split, self._share = record_folder, split, share
-        self._loss = None if loss_of is None else ValidationLoss(record_folder, split, loss_of)
+        self._loss = None if loss_of is None else ValidationLoss(record_folder, split, loss_of, share)
         self._truth = ground_truth_of(annotations, record_folder.skeleton)
         check_keypoints(self._truth, record_folder.skeleton)  # now, and not after hours of training
         notes = check_images(self._truth, record_folder, split) + checksum_notes(self._truth, record_folder, split)
@@ -77,9 +77,9 @@ class Validation:
 
         predictors = [hearing(one) for one in self._predictors]
         figures = evaluate(predictors, self._record_folder, self._split, self._truth, share=self._share)
+        losses = {} if self._loss is None else self._loss(model, hear)
         if log is None:
             return
-        losses = {} if self._loss is None else self._loss(model, hear)
         log.evaluation(step, headline(figures) | losses)
         loss = f", validation loss {losses['validation_loss']:.3f}" if losses else ""
         say(f"train: step {step}, {summary(figures)}{loss}")

@@ -332,6 +332,7 @@ def test_two_workers_train_one_model(
         "from model import config\n"
         "from model.inference.predictor import Predictor\n"
         "from model.training import loop, strategies, validation\n"
+        "from model.training.validation_loss import ValidationLoss\n"
         "from pipeline.record_folder import open_record_folder\n"
         "strategy = strategies.make_strategy('multi_worker')\n"
         "looked, predict, evaluate = [], Predictor.predict, validation.evaluate\n"
@@ -342,21 +343,32 @@ def test_two_workers_train_one_model(
         "    figures = evaluate(*arguments, **options)\n"
         "    print('looked at', len(looked), len(set(looked)), json.dumps(figures['counts']))\n"
         "    return figures\n"
-        "Predictor.predict, validation.evaluate = noting, telling\n"
+        "measure = ValidationLoss.__call__\n"
+        "def measuring(self, *arguments):\n"
+        "    losses, alone = measure(self, *arguments), ValidationLoss(folder, 'train', trained)\n"
+        "    alone._sums = self._sums\n"
+        "    print('losses', len(list(self._batches)), len(list(alone._batches)), losses == measure(alone, *arguments))\n"
+        "    return losses\n"
+        "Predictor.predict, validation.evaluate, ValidationLoss.__call__ = noting, telling, measuring\n"
         "folder = open_record_folder(sys.argv[2])\n"
-        "validate = validation.Validation(folder, 'train', sys.argv[4], share=strategies.share_of(strategy))\n"
-        "loop.train(config.load(Path(sys.argv[1])), folder, 'train', loop.Run(Path(sys.argv[3])), strategy, validate)\n"
+        "trained, share = config.load(Path(sys.argv[1])), strategies.share_of(strategy)\n"
+        "validate = validation.Validation(folder, 'train', sys.argv[4], trained, share)\n"
+        "loop.train(trained, folder, 'train', loop.Run(Path(sys.argv[3])), strategy, validate)\n"
     )
     annotations = record_folder.path.parent / "annotations" / "person_keypoints_train.json"
     arguments = ["-c", script, str(tmp_path / "config.json"), str(record_folder.path), str(tmp_path / "two"), str(annotations)]
     statuses, outputs = run_two_workers(arguments, tmp_path)
-    assert statuses == [0, 0], outputs
+    assert statuses == [0, 0] and not any("AutoGraph" in output for output in outputs), outputs
     # Each worker looks at half of the images, and both have the figures of all.
     told = [re.findall(r"^looked at (\d+) (\d+) (.*)$", output, re.MULTILINE) for output in outputs]
     assert [[line[:2] for line in lines] for lines in told] == [[("6", "6")]] * 2 and told[0] == told[1], outputs
     assert json.loads(told[0][0][2])["images"] == len(record_folder.index("train")) == 12
+    # So do they with the batches of the validation loss, which is that of one worker to the bit.
+    batches = [re.findall(r"^losses (\d+) (\d+) (\w+)$", output, re.MULTILINE) for output in outputs]
+    (mine, total, same), (others, _, same_there) = batches[0][0], batches[1][0]
+    assert int(mine) + int(others) == int(total) and abs(int(mine) - int(others)) <= 1 and same == same_there == "True", outputs
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "eval"] == [4]
+    assert [(line["step"], line["validation_loss"] > 0) for line in lines if line["kind"] == "eval"] == [(4, True)]
     expected, found = (model_dir.load_model(path).variables_by_path() for path in (trained_in_one_go, tmp_path / "two"))
     for path, variable in expected.items():
         np.testing.assert_allclose(found[path], variable, rtol=1e-3, atol=1e-5, err_msg=path)
