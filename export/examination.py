@@ -226,8 +226,13 @@ def measure_ap(
     config: AnyConfig,
     skeleton: Skeleton,
     report: Callable[[str], None],
-) -> None:
-    """Sets the AP of each artifact, and reports it. Raises: ConversionError, unless it keeps `bars.ap_kept` of the model's."""
+) -> dict[str, ConversionError]:
+    """Sets the AP of each artifact, and reports it.
+
+    Returns:
+      By format, why those are refused that do not keep `bars.ap_kept` of the model's AP.
+    """
+    refused: dict[str, ConversionError] = {}
     if max(model.keypoints, model.boxes) <= 0:
         report(f"the model's own AP on {split.name} is 0: no artifact can lose any; train longer, or name other records")
     for one in found:
@@ -238,11 +243,12 @@ def measure_ap(
         report(f"{title}: keypoint AP {one.ap.keypoints:.4f}, box AP {one.ap.boxes:.4f}")
         for kind in ("keypoints", "boxes"):
             kept, own = getattr(one.ap, kind), getattr(model, kind)
-            if own > 0 and kept < bars.ap_kept * own:
-                raise ConversionError(
+            if own > 0 and kept < bars.ap_kept * own and one.artifact.name not in refused:
+                refused[one.artifact.name] = ConversionError(
                     f"{title}: keeps {kind} AP {kept:.4f} of the model's {own:.4f}; "
                     f"must be {bars.ap_kept * own:.4f} or more (--min_ap_kept={bars.ap_kept:g})"
                 )
+    return refused
 
 
 def _onnx_predictor(path: Path, config: AnyConfig, skeleton: Skeleton) -> Predictor:

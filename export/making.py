@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export import client_notes, onnx_model, saved_model, tflite
+from export.compare import ConversionError
 from export.formats import FORMATS, Artifact, Format, sha256_of
 from export.sample_images import Fit, Sample
 from export.tflite_quantized import MissingError, quantize
@@ -73,6 +74,7 @@ class Making:
       ranges: images for int8, of the TFLite files' size.
       temporary: a folder to write to.
       missing: the formats that could not be made, and why; filled while they are made.
+      refused: the formats whose artifact fails or is below its bar, and by which number; filled while they are examined.
     """
 
     source: Source
@@ -85,9 +87,10 @@ class Making:
     temporary: Path
     report: Report
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def artifacts(self, wanted: Sequence[str]) -> Iterator[Artifact]:
-        """Makes one format after the other; those that this machine cannot make go to `missing`."""
+        """Makes one format after the other; those that this machine cannot make go to `missing`, failures to `refused`."""
         for kind in wanted:
             form = FORMATS[kind]
             path = self.temporary / f"{self.name}{form.ending or '.' + kind}"
@@ -112,6 +115,13 @@ class Making:
             except MissingError as reason:
                 self.missing[kind] = str(reason)
                 self.report(f"{form.title}: not made: {reason}")
+            except ConversionError as reason:
+                self.refuse(kind, reason)
+
+    def refuse(self, kind: str, reason: ConversionError) -> None:
+        """Notes that an artifact gets no name, and reports it; the others go on."""
+        self.refused[kind] = str(reason)
+        self.report(f"refused: {reason}")
 
     def _tflite(self, form: Format) -> bytes:
         """Raises: MissingError, if a package is missing, or the model is one that has no such form."""

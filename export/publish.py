@@ -1,6 +1,7 @@
 """Exports a model directory: every artifact is made in a temporary place and examined before it gets its name.
 
-Nothing gets a name unless every artifact that could be made has passed; what a machine cannot make does not stop the others.
+An artifact that is not the model, or below its bar, gets none, and fails the export after the others have theirs. What a
+machine cannot make does not stop the others either.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export import model_card, report_page, sample_images, saved_model, tflite
+from export.compare import ConversionError
 from export.examination import (
     Ap,
     Bars,
@@ -30,7 +32,6 @@ from export.sample_images import Fit, Sample
 from model.checkpoint_names import Weights, Which
 from model.config import AnyConfig
 from model.inference.predictor import model_predictor
-from model.inference.serving import ServingModule
 from pipeline.command import UserError
 from pipeline.files import only_writer, publish, read_json, write_file, write_json
 
@@ -87,7 +88,7 @@ def export_model(
     Raises:
       UserError: a wrong argument, a version that is there already, another model's export in `output_dir`, an export by another
         process; or a format that was asked for by name cannot be made on this machine (the others are written then).
-      ConversionError: an artifact that is not the model, or below its bar.
+      ConversionError: an artifact is not the model, or below its bar (the others are written then).
     """
     output_dir, bars, wanted = Path(output_dir), bars or Bars(), chosen(formats)
     _check_arguments(name, eval_data_dir, eval_split, eval_annotations)
@@ -113,6 +114,7 @@ def export_model(
         number = saved_model.choose_version(output_dir / name, version) if in_versions else 0
         making = Making(source, output_dir, name, number, fit, tflite_static_shapes, ranges, temporary, report)
         written = _write_what_passes(making, formats, compared, split, bars)
+    _check_none_refused(formats, making.refused)
     _check_all_made(formats, making.missing)
     return written
 
@@ -125,9 +127,13 @@ def _write_what_passes(
     asked = questions(module, compared.images, several_sizes="tflite_sizes" in chosen(formats))
     found = _examined(making, formats, asked, bars)
     time_them(found, compared.images[0])
-    own = _measured_ap(found, split, bars, module, making.report)
+    own = _measured_ap(found, split, bars, making)
+    if making.refused:
+        found = [one for one in found if one.artifact.name not in making.refused]
+        if not found:
+            raise ConversionError(_refusal(formats, making.refused, "nothing is written"))
     conditions = _conditions(found, compared, making.ranges, split, own)
-    pages = report_page.pages(found, making.missing, asked, conditions, module.model, weights, making.name)
+    pages = report_page.pages(found, making.missing, making.refused, asked, conditions, module.model, weights, making.name)
     card = model_card.card(found, conditions, module.model, weights, making.name)
     return _give_names(found, making.output_dir, pages, card)  # from here on only names are given
 
@@ -154,27 +160,39 @@ def _tflite_fit(config: AnyConfig, height: int | None, width: int | None) -> Fit
 
 
 def _examined(making: Making, formats: Sequence[str], asked: Questions, bars: Bars) -> list[Examined]:
-    """Makes each format and compares it with the model. Raises: UserError, if no format can be made here."""
+    """Makes each format and compares it with the model.
+
+    Raises:
+      UserError: no format can be made here.
+      ConversionError: all that can be made are refused.
+    """
     found: list[Examined] = []
     for artifact in making.artifacts(chosen(formats)):
-        found.append(examine(artifact, asked, bars, making.source.module.model.skeleton, making.temporary))
-        making.report(_checked(found[-1]))
+        try:
+            found.append(examine(artifact, asked, bars, making.source.module.model.skeleton, making.temporary))
+        except ConversionError as reason:
+            making.refuse(artifact.name, reason)
+        else:
+            making.report(_checked(found[-1]))
+    if not found and making.refused:
+        raise ConversionError(_refusal(formats, making.refused, "nothing is written"))
     if not found:
         reasons = "; ".join(f"{FORMATS[kind].title} {reason}" for kind, reason in making.missing.items())
         raise UserError(f"--formats={','.join(formats)}: nothing can be made here: {reasons}")
     return found
 
 
-def _measured_ap(
-    found: Sequence[Examined], split: Split | None, bars: Bars, module: ServingModule, report: Report
-) -> Ap | None:
+def _measured_ap(found: Sequence[Examined], split: Split | None, bars: Bars, making: Making) -> Ap | None:
     """Measures the AP of the model, which is returned, and of each artifact; none without a split."""
     if split is None:
         return None
+    module, report = making.source.module, making.report
     report(f"AP on {split.name}: {len(found) + 1} models, one after the other")
     own = ap_of(model_predictor(module.model), split)
     report(f"the model: keypoint AP {own.keypoints:.4f}, box AP {own.boxes:.4f}")
-    measure_ap(found, own, split, bars, module.model.config, module.model.skeleton, report)
+    refused = measure_ap(found, own, split, bars, module.model.config, module.model.skeleton, report)
+    for kind, reason in refused.items():
+        making.refuse(kind, reason)
     return own
 
 
@@ -186,6 +204,17 @@ def _conditions(found: Sequence[Examined], compared: Sample, ranges: Sample, spl
         split=(split.name, len(split)) if split is not None else None,
         model_ap=own,
     )
+
+
+def _check_none_refused(formats: Sequence[str], refused: Mapping[str, str]) -> None:
+    """Raises: ConversionError, if an artifact was refused, whether its format was asked for by name or by "all"."""
+    if refused:
+        raise ConversionError(_refusal(formats, refused, "the others are written"))
+
+
+def _refusal(formats: Sequence[str], refused: Mapping[str, str], and_so: str) -> str:
+    """One line that says by which number artifacts are refused."""
+    return f"--formats={','.join(formats)}: {'; '.join(refused.values())}; {and_so}"
 
 
 def _check_all_made(formats: Sequence[str], missing: Mapping[str, str]) -> None:

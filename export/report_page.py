@@ -28,6 +28,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 def pages(
     found: Sequence[Examined],
     missing: Mapping[str, str],
+    refused: Mapping[str, str],
     asked: Questions,
     conditions: Conditions,
     model: KeypointRCNN | MaskRCNN,
@@ -39,6 +40,7 @@ def pages(
     Args:
       found: the artifacts and their figures.
       missing: formats that could not be made, and why.
+      refused: formats whose artifact was made and gets no name, and by which number.
       asked: the images of the comparison.
       conditions: what the figures were measured on.
       model, weights, name: what was exported.
@@ -59,7 +61,8 @@ def pages(
         "model_ap": _ap(conditions.model_ap),
         "bars_in_pixels": {"box": BOX_PIXELS, "keypoint": KEYPOINT_PIXELS},
         "artifacts": [_about(one, conditions.model_ap, width, height, model.skeleton) for one in found],
-        "not_made": [{"format": kind, "title": FORMATS[kind].title, "reason": why} for kind, why in missing.items()],
+        "not_made": _reasons(missing),
+        "refused": _reasons(refused),
     }
     page = html_page.render(
         TEMPLATE,
@@ -75,6 +78,10 @@ def pages(
         keypoint_scores=client_notes.keypoint_scores_text(),
     )
     return {"html": page, "json": json.dumps(about, indent=2) + "\n"}
+
+
+def _reasons(formats: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"format": kind, "title": FORMATS[kind].title, "reason": why} for kind, why in formats.items()]
 
 
 def _about(one: Examined, model_ap: Ap | None, width: int, height: int, skeleton: Skeleton) -> dict[str, Any]:

@@ -19,8 +19,11 @@ from export.compare import ConversionError
 
 Pixels = npt.NDArray[np.uint8]
 Kind = Literal["float16", "dynamic", "int8", "int8_all"]
-HEADS = ".*(box_head|keypoint_head).*"  # names of the output tensors of their layers
-EVERYWHERE = ".*"
+EVERYWHERE = ".*"  # names of the output tensors of layers
+KEYPOINT_HEAD = ".*keypoint_head.*"
+# Few weights through which all that follows is seen: stem and first two stages, the pyramid's outputs, RPN, the box head's
+# convolutions. Rounded to int8, they turn the order of nearly equal proposals, and NMS keeps others.
+FINE = r".*(backbone\.conv1|layer[12]\.|fpn\.layer|rpn\.|box\.conv).*"
 
 
 class MissingError(Exception):
@@ -32,10 +35,9 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
 
     Args:
       content: the float file.
-      kind: "float16": weights as float16, computed in float32. "dynamic": weights as int8, activations quantised on the fly,
-        except those of the transposed convolution. "int8": the heads in int8 arithmetic with ranges from `calibration`,
-        backbone, pyramid and RPN with int8 weights alone, since proposals suffer most. "int8_all": int8 arithmetic in every
-        convolution.
+      kind: "float16": weights as float16, computed in float32. "dynamic": weights as int8, activations of
+        convolutions quantised on the fly. "int8": the keypoint head in int8 arithmetic with ranges from `calibration`, weights
+        alone in int8 elsewhere. In both, the weights of `FINE` are float16. "int8_all": int8 arithmetic in every layer.
       calibration: images [H, W, 3] of the file's size.
       signature: whose input `images` they are.
 
@@ -49,22 +51,26 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
         raise MissingError("needs ai-edge-quantizer: pip install 'keypoint-rcnn-tensorflow[quantize]'") from None
     names = qtyping.TFLOperationName
     made = quantizer.Quantizer(bytearray(content))
+    as_float16 = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    casting = algorithm_manager.AlgorithmName.FLOAT_CASTING
     for layer in (names.CONV_2D, names.CONV_2D_TRANSPOSE, names.FULLY_CONNECTED):
         if kind == "float16":
-            weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
-            as_float16 = qtyping.OpQuantizationConfig(
-                weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
-            )
-            made.update_quantization_recipe(EVERYWHERE, layer, as_float16, algorithm_manager.AlgorithmName.FLOAT_CASTING)
-        elif kind == "dynamic" and layer != names.CONV_2D_TRANSPOSE:  # which interpreters of 2023 refuse
+            made.update_quantization_recipe(EVERYWHERE, layer, as_float16, casting)
+        elif kind == "dynamic" and layer == names.CONV_2D:
             made.add_dynamic_config(EVERYWHERE, layer, 8)
-        elif kind == "dynamic":
+        elif kind == "dynamic":  # interpreters of 2023 refuse the transposed one, and answer wrongly of fully connected ones
             made.add_weight_only_config(EVERYWHERE, layer, 8)
         elif kind == "int8":  # of two recipes that fit, the later one holds
             made.add_weight_only_config(EVERYWHERE, layer, 8)
-            made.add_static_config(HEADS, layer, 8, 8)
+            made.add_static_config(KEYPOINT_HEAD, layer, 8, 8)
         else:
             made.add_static_config(EVERYWHERE, layer, 8, 8)
+        if kind in ("dynamic", "int8"):
+            made.update_quantization_recipe(FINE, layer, as_float16, casting)
     with _quiet():
         try:
             ranges = made.calibrate({signature: [{"images": image[None]} for image in calibration]}, num_threads=2)

@@ -163,6 +163,35 @@ def test_files_that_are_not_the_model_are_refused(exported: Path, model_dir: Pat
         examine(artifact, dataclasses.replace(asked, expected=elsewhere), Bars(), model.skeleton, tmp_path)
 
 
+def test_an_artifact_below_its_bar_fails_the_export_and_the_others_are_written(
+    exported: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (exported / "keypoint_rcnn.tflite").read_bytes()
+    monkeypatch.setattr("export.making.tflite.convert", lambda *_, **__: content)  # (it takes seconds)
+    lines: list[str] = []
+    formats, number = (
+        ["tflite", "tflite_dynamic"],
+        r"TFLite dynamic int8: gives \d+ of the model's \d+ detections with IoU and OKS",
+    )
+    with pytest.raises(
+        ConversionError, match=rf"^--formats=tflite,tflite_dynamic: {number} .*; the others are written$"
+    ) as told:
+        export_model(model_dir, tmp_path / "out", formats=formats, bars=Bars(alike=1.01), report=lines.append)
+    assert "\n" not in str(told.value) and any(line.startswith("refused: TFLite dynamic int8") for line in lines)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "keypoint_rcnn.tflite", "keypoint_rcnn.json", "export-report.html", "export-report.json", "model-card.md"
+    }  # fmt: skip
+    report = json.loads((tmp_path / "out" / "export-report.json").read_text())
+    assert [one["format"] for one in report["artifacts"]] == ["tflite"] and report["not_made"] == []
+    (refused,) = report["refused"]
+    assert refused["format"] == "tflite_dynamic" and refused["reason"] in str(told.value)
+    assert "Refused: made, and below its bar" in (tmp_path / "out" / "export-report.html").read_text()
+    with pytest.raises(ConversionError, match=r"must be 1\.01 or more \(--min_equal\); nothing is written$"):
+        export_model(model_dir, tmp_path / "none", formats=["tflite"], bars=Bars(equal=1.01), report=lines.append)
+    assert not (tmp_path / "none").exists()
+
+
 def test_default_sizes_suit_four_by_three() -> None:
     assert default_size(TINY) == (192, 256)  # 192 × 256
     assert default_size(PRESETS["r50_fpn"]) == (800, 1088)  # 800 × 1067
