@@ -35,9 +35,9 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
 
     Args:
       content: the float file.
-      kind: "float16": weights as float16, computed in float32. "dynamic": weights as int8, activations of
-        convolutions quantised on the fly. "int8": the keypoint head in int8 arithmetic with ranges from `calibration`, weights
-        alone in int8 elsewhere. In both, the weights of `FINE` are float16. "int8_all": int8 arithmetic in every layer.
+      kind: "float16": weights as float16, computed in float32. "int8": weights as int8, those of `FINE`
+        as float16, and the keypoint head in int8 arithmetic with ranges from `calibration`. "dynamic": the same weights; what
+        the convolutions of the keypoint head see is quantised on the fly. "int8_all": int8 arithmetic in every layer.
       calibration: images [H, W, 3] of the file's size.
       signature: whose input `images` they are.
 
@@ -60,17 +60,16 @@ def quantize(content: bytes, kind: Kind, calibration: Sequence[Pixels], signatur
     for layer in (names.CONV_2D, names.CONV_2D_TRANSPOSE, names.FULLY_CONNECTED):
         if kind == "float16":
             made.update_quantization_recipe(EVERYWHERE, layer, as_float16, casting)
-        elif kind == "dynamic" and layer == names.CONV_2D:
-            made.add_dynamic_config(EVERYWHERE, layer, 8)
-        elif kind == "dynamic":  # interpreters of 2023 refuse the transposed one, and answer wrongly of fully connected ones
-            made.add_weight_only_config(EVERYWHERE, layer, 8)
-        elif kind == "int8":  # of two recipes that fit, the later one holds
-            made.add_weight_only_config(EVERYWHERE, layer, 8)
-            made.add_static_config(KEYPOINT_HEAD, layer, 8, 8)
-        else:
+        elif kind == "int8_all":
             made.add_static_config(EVERYWHERE, layer, 8, 8)
-        if kind in ("dynamic", "int8"):
+        else:  # of two recipes that fit, the later one holds
+            made.add_weight_only_config(EVERYWHERE, layer, 8)
             made.update_quantization_recipe(FINE, layer, as_float16, casting)
+            if kind == "int8":
+                made.add_static_config(KEYPOINT_HEAD, layer, 8, 8)
+            # (Interpreters of 2023 refuse transposed convolutions of this kind, and answer wrongly of fully connected layers.)
+            elif layer == names.CONV_2D:
+                made.add_dynamic_config(KEYPOINT_HEAD, layer, 8)
     with _quiet():
         try:
             ranges = made.calibrate({signature: [{"images": image[None]} for image in calibration]}, num_threads=2)

@@ -54,13 +54,11 @@ def test_int8_holds_float16_where_detections_depend_on_it(kind: Kind, exported: 
     found = layers_of(quantize(content, kind, list(random_images(96, 128, 1)), SIGNATURE))
     fine, coarse = Layer("float16", "float32", "float32"), Layer("int8", "float32", "float32")
     on_the_fly, arithmetic = Layer("int8", "int8", "float32"), Layer("int8", "int8", "int8")
-    convolution = coarse if kind == "int8" else on_the_fly
     wanted = {
-        fine: "backbone.conv1 layer1 layer2 fpn.layer rpn.conv rpn.deltas rpn.objectness",
-        convolution: "layer3 layer4 fpn.inner",
+        **dict.fromkeys(("backbone.conv1", "layer1", "layer2", "fpn.layer", "rpn.conv", "rpn.deltas"), fine),
+        "rpn.objectness": fine,
+        **dict.fromkeys(("layer3", "layer4", "fpn.inner", "box.fc", "box.class", "box.deltas"), coarse),
+        "keypoint.conv": arithmetic if kind == "int8" else on_the_fly,
+        "keypoint.deconv": arithmetic if kind == "int8" else coarse,
     }
-    of_layers = {name: {how} for how, names in wanted.items() for name in names.split()}
-    of_layers |= {name: {coarse} for name in ("box.fc", "box.class", "box.deltas")}
-    of_layers |= {"keypoint.conv": {arithmetic if kind == "int8" else on_the_fly}}
-    of_layers |= {"keypoint.deconv": {arithmetic if kind == "int8" else coarse}}
-    assert found == of_layers
+    assert found == {name: {how} for name, how in wanted.items()}
