@@ -33,7 +33,6 @@ class Size:
       num_train, num_val: images.
       steps: of training.
       short_edge: pixels of the images as the network sees them; the long edge has at most twice as many.
-      evaluations: while training, for the curve.
       formats: of the export, with commas between.
       most_seconds: what all stages are meant to take on two free cores, after set-up.
     """
@@ -42,15 +41,12 @@ class Size:
     num_val: int
     steps: int
     short_edge: int
-    evaluations: int
     formats: str
     most_seconds: float
 
 
-FULL = Size(
-    num_train=2400, num_val=200, steps=2800, short_edge=192, evaluations=1, formats="saved_model,tflite", most_seconds=600.0
-)
-QUICK = Size(num_train=120, num_val=16, steps=50, short_edge=128, evaluations=0, formats="saved_model", most_seconds=90.0)
+FULL = Size(num_train=2400, num_val=200, steps=2800, short_edge=192, formats="saved_model,tflite", most_seconds=600.0)
+QUICK = Size(num_train=120, num_val=16, steps=50, short_edge=128, formats="saved_model", most_seconds=90.0)
 FORMATS = {"saved_model": "SavedModel", "tflite": "TFLite"}
 SEED = 0
 MOST_BASELINE_AP = 0.20  # of a mean pose in the true boxes: what a model gains without looking at limbs
@@ -178,24 +174,17 @@ def _train(files: DemoFiles) -> Stage:
             ("train.warmup_steps", max(1, wanted.steps // 5)),  # (the preset's would outlast these steps)
         )
     ]  # fmt: skip
-    evaluation = (
-        (
-            "--eval_split=val", f"--eval_annotations={files.annotations('val')}",
-            f"--eval_every={-(-wanted.steps // wanted.evaluations)}",
-        )
-        if wanted.evaluations else ()
-    )  # fmt: skip
     return Stage(
         name="train",
         title=f"Train the preset tiny for {wanted.steps} steps",
         commands=[
             (
                 "-m", "model.train", f"--data_dir={files.records}", f"--model_dir={files.model}", "--preset=tiny",
-                f"--steps={wanted.steps}", f"--seed={FLAGS.seed}", "--save_every=250", *evaluation,
+                f"--steps={wanted.steps}", f"--seed={FLAGS.seed}", "--save_every=250",
                 *(f"--set={assignment}" for assignment in [*smaller, *FLAGS.set]),
             )
         ],
-        reads=(files.records, files.annotations("val")),
+        reads=(files.records,),
         writes=(files.model,),
         resumes=True,
     )  # fmt: skip

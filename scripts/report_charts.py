@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.inspection.svg_chart import COLOURS, INK, chart
+from pipeline.inspection.svg_chart import COLOURS, chart
 
 LOSSES = {
     "rpn_objectness": "RPN objectness",
@@ -33,26 +33,6 @@ def loss_chart(lines: Sequence[dict[str, Any]]) -> Markup:
             axes.plot(steps, smooth([_number(line[name]) for line in train]), color=colour, label=title, linewidth=1.2)
         axes.set(xlabel="step", ylabel="loss", ylim=(0, None), xlim=(0, None))
         axes.legend(ncols=2)
-    return drawn.svg
-
-
-def ap_chart(lines: Sequence[dict[str, Any]], baseline: float) -> Markup:
-    """Keypoint and box AP at the steps at which they were measured, with the AP of a mean pose in the true boxes."""
-    evaluations = [line for line in lines if line["kind"] == "eval"]
-    with chart("ap") as drawn:
-        axes = drawn.axes
-        steps = [line["step"] for line in evaluations]
-        last = max(steps, default=1)
-        for colour, name, title in zip(COLOURS, ("keypoint_ap", "box_ap"), ("keypoint AP", "box AP"), strict=False):
-            values = [_number(line[name]) for line in evaluations]
-            label = f"{title}, {values[-1]:.3f} at last" if values else f"{title}, not measured"
-            axes.plot(steps, values, color=colour, marker="o", markersize=4.5, linewidth=1, label=label)
-        axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
-        axes.annotate(
-            "  guessing: a mean pose in the true boxes", (0, baseline), (4, 4), textcoords="offset points", fontsize=8
-        )
-        axes.set(xlabel="step", ylabel="AP on val", ylim=(0, 1), xlim=(0, last * 1.02))
-        axes.legend(loc="upper left")
     return drawn.svg
 
 
