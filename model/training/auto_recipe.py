@@ -135,7 +135,7 @@ def choose(facts: Facts, config: Config) -> list[Choice]:
         Choice(f"epochs={epochs}", f"{images}, from {_START[facts.start]}: about {counted(steps, 'step')}"),
         _learning_rate(facts, config, batch, steps),
         Choice("train.schedule=cosine", "the rate falls to zero at the last step, wherever that is"),
-        Choice(f"train.warmup_steps={min(1000, max(1, steps // 10))}", f"a tenth of {counted(steps, 'step')}, at most 1,000"),
+        _warmup(facts, steps),
         *_frozen_stages(facts, config),
         *_augmentation(facts, steps * batch / facts.images),
         *_sizes(facts, config, batch),
@@ -173,6 +173,15 @@ def _learning_rate(facts: Facts, config: Config, batch: int, steps: int) -> Choi
     share = min(1.0, max(0.25, SHORT / steps))
     why = f"{share:.0%} of it, as the keypoints are new and must be learned within {counted(steps, 'step')}"
     return Choice(f"train.learning_rate={own * share:.3g}", f"{linear}, and {why}")
+
+
+def _warmup(facts: Facts, steps: int) -> Choice:
+    share, why = 10, "a tenth"
+    if facts.start == "model" and facts.new_keypoints:
+        share, why = 3, "new keypoints disturb what the model knows if the rate rises within less than a third"
+    return Choice(
+        f"train.warmup_steps={min(1000, max(1, steps // share))}", f"{why} of {counted(steps, 'step')}, at most 1,000"
+    )
 
 
 def _frozen_stages(facts: Facts, config: Config) -> list[Choice]:

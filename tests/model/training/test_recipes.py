@@ -141,6 +141,8 @@ def test_the_rate_is_that_of_the_start_and_of_the_batch() -> None:
 
 def test_the_length_that_is_asked_for_counts() -> None:
     assert chosen(facts(epochs=4))["train.warmup_steps"] == chosen(facts(steps=300))["train.warmup_steps"] == "30"
+    assert chosen(facts(steps=300, new_keypoints=True))["train.warmup_steps"] == "100"
+    assert chosen(facts(steps=300, new_keypoints=True, start="backbone"))["train.warmup_steps"] == "30"
     own = R50_FPN.train.learning_rate * 4 / 16
     for epochs, share in ((4, 1.0), (40, 0.5), (100, 0.25)):  # of 75 steps
         assert float(chosen(facts(epochs=epochs, new_keypoints=True))["train.learning_rate"]) == pytest.approx(own * share)
