@@ -77,7 +77,7 @@ class ValidationLoss:
                 losses, _ = model.losses(batch, tf.constant(SEED), training=False)
                 return tf.stack([tf.stack(losses[name]) for name in LOSSES])  # [5, 2]
 
-            self._sums = tf.function(sums, reduce_retracing=True, autograph=False)
+            self._sums = tf.function(sums, autograph=False)
         found = []  # of each batch [5, 2]
         for batch in self._batches:
             hear()

@@ -320,6 +320,7 @@ def run_two_workers(arguments: list[str], folder: Path) -> tuple[list[int], list
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_two_workers_train_one_model(
     record_folder: RecordFolder, small_config: Config, tmp_path: Path, trained_in_one_go: Path
 ) -> None:

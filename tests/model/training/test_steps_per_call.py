@@ -108,6 +108,8 @@ def test_nothing_that_is_to_be_done_falls_between_the_steps_of_a_call(
     assert step == 24 and found[: len(expected)] == expected
 
 
+@pytest.mark.slow
+@pytest.mark.campaign
 def test_several_steps_of_two_replicas_give_the_same_bits(
     record_folder: RecordFolder, small_config: Config, two_replicas: tf.distribute.Strategy
 ) -> None:
