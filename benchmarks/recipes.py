@@ -21,6 +21,7 @@ import numpy.typing as npt
 from absl import flags
 from PIL import Image
 
+from model.config import load
 from pipeline import command
 
 FLAGS = flags.FlagValues()
@@ -116,9 +117,9 @@ def main(_: list[str]) -> None:
     if FLAGS.epochs % 2:
         raise command.UserError(f"--epochs={FLAGS.epochs}: must be even, because --recipe=auto takes half of it")
     model = Path(FLAGS.model).resolve()
-    config = json.loads((model / "config.json").read_text())
-    data, rate = config["data"], config["train"]["learning_rate"]
-    edges = [f"--short_edges={','.join(map(str, data['short_edges']))}", f"--max_edge={data['max_edge']}"]
+    config = load(model / "config.json")
+    data, rate = config.data, config.train.learning_rate
+    edges = [f"--short_edges={','.join(map(str, data.short_edges))}", f"--max_edge={data.max_edge}"]
     folder = fresh_folder(FLAGS.output_dir)
     make_records(folder, {"train": FLAGS.images, "val": FLAGS.eval_images}, edges)
     ways = {

@@ -77,11 +77,9 @@ def taking(learner: Learner, batches: Sequence[dict[str, Any]], steps: int, in_a
                 found = [learner.take_step(share[0], rate, seed, stop)]
             else:
                 found = learner.take_steps(share, rates, seeds, stop)
-            for metrics in before:
-                {name: float(value) for name, value in metrics.items()}
+            _ = [float(value) for metrics in before for value in metrics.values()]
             before = found
-        for metrics in before:
-            {name: float(value) for name, value in metrics.items()}
+        _ = [float(value) for metrics in before for value in metrics.values()]
 
     return take
 
@@ -111,6 +109,10 @@ def main(_: list[str]) -> None:
     from benchmarks.measuring import machine, table
 
     config = config_overrides.override(preset(FLAGS.preset), FLAGS.set)
+    if not all(number.isdecimal() and int(number) for number in FLAGS.steps_per_call) or FLAGS.steps_per_call[:1] != ["1"]:
+        raise command.UserError(
+            f"--steps_per_call={','.join(FLAGS.steps_per_call)}: must be numbers above 0, the first of them 1"
+        )
     numbers = [int(number) for number in FLAGS.steps_per_call]
     command.load_tensorflow()
     from model.training.saver import Saver
